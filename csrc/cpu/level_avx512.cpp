@@ -1,0 +1,27 @@
+// The kernels for x86-64 with AVX-512 (F, BW, DQ, VL).
+#if defined(__x86_64__)
+#include "cpu/level_headers.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2,f16c")
+#endif
+
+#define WEIGHTED_BCE_AVX512
+#define WEIGHTED_BCE_LEVEL avx512
+#define WEIGHTED_BCE_VECTOR_BYTES 64
+#include "cpu/level.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace weighted_bce {
+extern const Level kAvx512;
+const Level kAvx512{"avx512", avx512::kernels<float>(), avx512::kernels<double>()};
+}  // namespace weighted_bce
+#endif

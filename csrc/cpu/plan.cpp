@@ -1,0 +1,193 @@
+#include "cpu/plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace weighted_bce {
+namespace {
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Bool: return Dtype::kBool;
+    case ScalarType::Byte: return Dtype::kUInt8;
+    case ScalarType::Char: return Dtype::kInt8;
+    case ScalarType::UInt16: return Dtype::kUInt16;
+    case ScalarType::Short: return Dtype::kInt16;
+    case ScalarType::UInt32: return Dtype::kUInt32;
+    case ScalarType::Int: return Dtype::kInt32;
+    case ScalarType::UInt64: return Dtype::kUInt64;
+    case ScalarType::Long: return Dtype::kInt64;
+    case ScalarType::Half: return Dtype::kFloat16;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    default: STD_TORCH_CHECK(false, "a dtype that weighted_bce has no kernel for");
+  }
+}
+
+/// The dimensions from the largest stride to the smallest; size-1 dimensions do not matter.
+struct Order {
+  int dims[kMaxDims];
+  explicit Order(const Tensor& t) {
+    const int n = static_cast<int>(t.dim());
+    std::iota(dims, dims + n, 0);
+    std::stable_sort(dims, dims + n, [&](int a, int b) { return t.stride(a) > t.stride(b); });
+  }
+};
+
+bool dense(const Tensor& t, const Order& order) {
+  int64_t expected = 1;
+  for (int i = static_cast<int>(t.dim()) - 1; i >= 0; --i) {
+    const int d = order.dims[i];
+    if (t.size(d) == 1) continue;
+    if (t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+/// A tensor's memory and its strides over the shape of input.
+Operand operand(const Tensor& tensor, const Tensor& input) {
+  Operand o;
+  o.data = tensor.const_data_ptr();
+  o.dtype = dtype_of(tensor);
+  o.element_size = static_cast<int>(tensor.element_size());
+  const int64_t missing = input.dim() - tensor.dim();
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    const bool repeated = d < missing || tensor.size(d - missing) == 1;
+    o.strides[d] = repeated ? 0 : tensor.stride(d - missing);
+  }
+  return o;
+}
+
+struct Operands {
+  Operand* present[6];
+  int count = 0;
+  void add(Operand& o) {
+    if (o.data != nullptr) present[count++] = &o;
+  }
+};
+
+/// Reorders the dimensions, drops those of size 1, and merges neighbours that every operand walks
+/// in one step.
+void collapse(Problem& problem, Operands& operands, const int* order, const Tensor& input) {
+  int64_t strides[6][kMaxDims];
+  int dims = 0;
+  for (int i = 0; i < input.dim(); ++i) {
+    const int d = order[i];
+    const int64_t size = input.size(d);
+    if (size == 1) continue;
+    bool merges = dims > 0;
+    for (int k = 0; k < operands.count; ++k) {
+      merges = merges && strides[k][dims - 1] == operands.present[k]->strides[d] * size;
+    }
+    if (!merges) problem.sizes[dims++] = 1;
+    problem.sizes[dims - 1] *= size;
+    for (int k = 0; k < operands.count; ++k) {
+      strides[k][dims - 1] = operands.present[k]->strides[d];
+    }
+  }
+  if (dims == 0) {
+    problem.sizes[dims++] = 1;
+    for (int k = 0; k < operands.count; ++k) strides[k][0] = 1;
+  }
+  problem.dims = dims;
+  for (int k = 0; k < operands.count; ++k) {
+    Operand& o = *operands.present[k];
+    std::copy(strides[k], strides[k] + dims, o.strides);
+    o.linear = true;
+    int64_t expected = 1;
+    for (int d = dims - 1; d >= 0; --d) {
+      o.linear = o.linear && o.strides[d] == expected;
+      expected *= problem.sizes[d];
+    }
+  }
+}
+
+/// The value of a tensor with one element.
+double only_value(const Tensor& tensor) {
+  const void* data = tensor.const_data_ptr();
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return *static_cast<const float*>(data);
+    case ScalarType::Double: return *static_cast<const double*>(data);
+    case ScalarType::Half: return static_cast<float>(*static_cast<const c10::Half*>(data));
+    case ScalarType::BFloat16: return static_cast<float>(*static_cast<const c10::BFloat16*>(data));
+    default: STD_TORCH_CHECK(false, "a scalar factor must be a floating-point tensor");
+  }
+}
+
+/// ignore_index as a target of this dtype would hold it.
+double rounded_to(double value, ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return static_cast<float>(value);
+    case ScalarType::Half: return static_cast<float>(c10::Half(static_cast<float>(value)));
+    case ScalarType::BFloat16: return static_cast<float>(c10::BFloat16(static_cast<float>(value)));
+    default: return value;
+  }
+}
+
+bool is_floating(const Tensor& t) { return static_cast<int>(dtype_of(t)) >= static_cast<int>(Dtype::kFloat16); }
+
+}  // namespace
+
+bool non_overlapping(const Tensor& tensor) {
+  const Order order(tensor);
+  int64_t reach = 0;  // the highest offset that the dimensions so far touch
+  for (int i = static_cast<int>(tensor.dim()) - 1; i >= 0; --i) {
+    const int d = order.dims[i];
+    if (tensor.size(d) <= 1) continue;
+    if (tensor.stride(d) <= reach) return false;
+    reach += tensor.stride(d) * (tensor.size(d) - 1);
+  }
+  return true;
+}
+
+void output_strides(const Tensor& input, int64_t* strides) {
+  if (dense(input, Order(input))) {
+    for (int64_t d = 0; d < input.dim(); ++d) strides[d] = input.stride(d);
+    return;
+  }
+  int64_t step = 1;
+  for (int64_t d = input.dim() - 1; d >= 0; --d) {
+    strides[d] = step;
+    step *= std::max<int64_t>(input.size(d), 1);
+  }
+}
+
+Problem plan(const Arguments& a, const Tensor* upstream, const Tensor* out) {
+  Problem problem;
+  problem.numel = a.input.numel();
+  problem.x = operand(a.input, a.input);
+  problem.y = operand(a.target, a.input);
+  if (a.weight) problem.w = operand(*a.weight, a.input);
+  problem.pos_weight = a.pos_weight_value;
+  if (a.pos_weight) {
+    if (a.pos_weight->numel() == 1 && is_floating(*a.pos_weight)) {
+      problem.pos_weight = only_value(*a.pos_weight);
+    } else {
+      problem.p = operand(*a.pos_weight, a.input);
+    }
+  }
+  if (upstream != nullptr) {
+    if (upstream->dim() == 0) {
+      problem.scale = only_value(*upstream);
+    } else {
+      problem.upstream = operand(*upstream, a.input);
+    }
+  }
+  if (out != nullptr) problem.out = operand(*out, a.input);
+  problem.label_smoothing = a.label_smoothing;
+  problem.ignores = a.ignore_index.has_value();
+  if (problem.ignores) problem.ignore_index = rounded_to(*a.ignore_index, a.target.scalar_type());
+
+  Operands operands;
+  for (Operand* o : {&problem.x, &problem.y, &problem.w, &problem.p, &problem.upstream, &problem.out}) {
+    operands.add(*o);
+  }
+  Order order(a.input);
+  if (!dense(a.input, order)) std::iota(order.dims, order.dims + a.input.dim(), 0);
+  collapse(problem, operands, order.dims, a.input);
+  return problem;
+}
+
+}  // namespace weighted_bce

@@ -1,0 +1,80 @@
+// The loss and its gradient: the one copy of the formula, for every backend.
+//
+// For logit x, target y, positive weight p, weight w and label smoothing e:
+//
+//     y'     = y (1 - e) + e / 2
+//     a      = w p y'                      coefficient of the positive term
+//     b      = w (1 - y')                  coefficient of the negative term
+//     loss   = a softplus(-x) + b softplus(x)
+//     dloss  = b sigmoid(x) - a sigmoid(-x)
+//
+// Everything follows from z = exp(-|x|), which is in [0, 1] and so never overflows:
+//
+//     softplus(+-x)  = log1p(z) + max(+-x, 0)
+//     sigmoid(|x|)   = 1 / (1 + z),     sigmoid(-|x|) = z / (1 + z)
+//
+// No difference of nearby numbers appears, so each factor keeps its relative accuracy at any x.
+//
+// The arithmetic is a parameter: a scalar, a SIMD vector, or a CUDA thread's float supplies
+// Math::Value with the operators + - * / < > ==, and set, fma, select, abs and log1p_series.
+#pragma once
+
+#if defined(__CUDACC__)
+#define WEIGHTED_BCE_INLINE __host__ __device__ __forceinline__
+#else
+#define WEIGHTED_BCE_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace weighted_bce {
+
+template <class Math>
+struct LossMath {
+  using V = typename Math::Value;
+
+  struct Coefficients {
+    V positive;  // a
+    V negative;  // b
+  };
+
+  /// keep = 1 - e and shift = e / 2 are computed once by the caller. The weight is left out here:
+  /// most calls have none. Soft targets in [0, 1]; the coefficients are exact for 0 and 1 at e = 0.
+  static WEIGHTED_BCE_INLINE Coefficients coefficients(V y, V p, V keep, V shift) {
+    const V smoothed = Math::fma(y, keep, shift);
+    return {p * smoothed, Math::set(1) - smoothed};
+  }
+
+  /// max(-x, 0) a + max(x, 0) b. A coefficient of 0 gives 0 at an infinite x as well. A NaN in x
+  /// may be lost: the log1p term brings it.
+  static WEIGHTED_BCE_INLINE V linear_part(V x, Coefficients c) {
+    const V coefficient = Math::select(x > Math::set(0), c.negative, c.positive);
+    return Math::select(coefficient == Math::set(0), Math::set(0), coefficient * Math::abs(x));
+  }
+
+  /// The loss of one element. At most 3 ulp off where both terms have the same sign, which is
+  /// everywhere for coefficients >= 0. A NaN in x gives NaN.
+  static WEIGHTED_BCE_INLINE V loss(V x, V z, Coefficients c) {
+    return Math::fma(c.positive + c.negative, log1p_unit(z), linear_part(x, c));
+  }
+
+  /// The derivative of `loss` with respect to x. At most 3 ulp off where a or b is 0; for soft
+  /// targets, where the two terms cancel, 3 ulp of the larger term. A NaN in x gives NaN.
+  static WEIGHTED_BCE_INLINE V gradient(V x, V z, Coefficients c) {
+    const V large = Math::set(1) / (Math::set(1) + z);
+    const V small = z * large;
+    const auto positive = x > Math::set(0);
+    const V of_x = Math::select(positive, large, small);
+    const V of_minus_x = Math::select(positive, small, large);
+    return Math::fma(c.negative, of_x, -(c.positive * of_minus_x));
+  }
+
+  /// log(1 + z) for z in [0, 1], by log1p(z) = 2 atanh(s) with s = z / (2 + z) in [0, 1/3].
+  /// At most 2 ulp off, also for denormal z. A NaN gives NaN.
+  static WEIGHTED_BCE_INLINE V log1p_unit(V z) {
+    const V s = z / (Math::set(2) + z);
+    const V twice = s + s;
+    const V square = s * s;
+    return Math::fma(twice * square, Math::log1p_series(square), twice);
+  }
+};
+
+}  // namespace weighted_bce

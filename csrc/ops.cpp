@@ -1,0 +1,28 @@
+// The schemas of all ops. Arguments in this order throughout:
+//
+//   input            logits, any shape
+//   target           the same shape
+//   weight           broadcasts to input
+//   pos_weight       broadcasts to input; where it is None, pos_weight_value is used
+//   label_smoothing  in [0, 1)
+//   ignore_index     targets equal to it do not count; NaN ignores NaN
+//   divisor          divides loss and gradient; None: the number of targets that count
+//
+// Returned losses are sums over all elements, divided by the divisor.
+#include <torch/csrc/stable/library.h>
+
+#define WEIGHTED_BCE_ARGS                                                                       \
+  "Tensor target, Tensor? weight, Tensor? pos_weight, float pos_weight_value, "                 \
+  "float label_smoothing, float? ignore_index"
+
+STABLE_TORCH_LIBRARY(weighted_bce, m) {
+  m.def("loss(Tensor input, " WEIGHTED_BCE_ARGS ", float? divisor) -> Tensor");
+  // The gradient for an upstream gradient of `expected`, a 0-d tensor.
+  m.def("loss_and_grad(Tensor input, " WEIGHTED_BCE_ARGS
+        ", float? divisor, Tensor expected) -> (Tensor, Tensor)");
+  // grad_output: 0-d, or of input's shape for an unreduced loss.
+  m.def("grad(Tensor grad_output, Tensor input, " WEIGHTED_BCE_ARGS ", float? divisor) -> Tensor");
+  m.def("grad_(Tensor grad_output, Tensor(a!) input, " WEIGHTED_BCE_ARGS
+        ", float? divisor) -> ()");
+  m.def("unreduced(Tensor input, " WEIGHTED_BCE_ARGS ") -> Tensor");
+}

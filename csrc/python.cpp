@@ -1,0 +1,41 @@
+// The extension module: importing it registers the ops; what it binds tells how it was built.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cpu/memory.h"
+#include "cpu/problem.h"
+
+namespace {
+
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#else
+  return "gcc " __VERSION__;
+#endif
+}
+
+std::vector<std::pair<std::string, bool>> simd_levels() {
+  weighted_bce::LevelInfo all[weighted_bce::kMaxLevels];
+  const int n = weighted_bce::levels(all);
+  std::vector<std::pair<std::string, bool>> out;
+  for (int i = 0; i < n; ++i) out.emplace_back(all[i].level->name, all[i].supported);
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("version") = WEIGHTED_BCE_VERSION;
+  m.attr("torch_version") = WEIGHTED_BCE_TORCH_VERSION;
+  m.attr("compiler") = compiler();
+  m.def("simd_levels", &simd_levels, "Each level compiled in, and whether this processor runs it.");
+  m.def("simd_level", [] { return std::string(weighted_bce::level().name); });
+  m.def("kept_bytes", &weighted_bce::kept_bytes);
+  m.def("release_kept", &weighted_bce::release_kept);
+}

@@ -1,0 +1,88 @@
+"""Which implementation runs, and how it was built."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ._extension import extension, why_missing
+from ._version import __version__
+
+BACKENDS = ("auto", "fused", "reference")
+
+
+def _checked(name: object, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return str(name)
+
+
+# A plain global, like the flags of torch.backends: torch.compile guards on it.
+current_backend = _checked(
+    os.environ.get("WEIGHTED_BCE_BACKEND") or "auto", "the variable WEIGHTED_BCE_BACKEND"
+)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Chooses the implementation within a `with` block, for the whole process.
+
+    Args:
+        name: "auto" takes the fused kernels where they serve the input and the pure-PyTorch
+            reference elsewhere; "fused" raises RuntimeError where no kernel serves the input;
+            "reference" always takes the reference. The environment variable
+            ``WEIGHTED_BCE_BACKEND`` sets the start value.
+
+    Raises:
+        ValueError: if `name` is none of these.
+
+    Example:
+        >>> import weighted_bce
+        >>> with weighted_bce.backend("reference"):
+        ...     pass
+    """
+    global current_backend
+    checked = _checked(name, "backend")
+    before, current_backend = current_backend, checked
+    try:
+        yield
+    finally:
+        current_backend = before
+
+
+def empty_cache() -> None:
+    """Returns to the operating system the memory that is kept for the next gradients.
+
+    Gradients of 1 MiB or more on the CPU reuse the memory of earlier ones whose tensors are gone;
+    at most 1 GiB is kept while unused. Without the extension there is nothing to do.
+    """
+    if extension is not None:
+        extension.release_kept()
+
+
+def show_config() -> str:
+    """Describes the installation: versions, kernels, instruction set, threads.
+
+    Returns:
+        Text of one fact a line. `print(weighted_bce.show_config())` belongs in a bug report.
+    """
+    facts = {
+        "weighted_bce": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+    }
+    if extension is None:
+        facts["extension"] = f"none: {why_missing}"
+    else:
+        facts["built against torch"] = extension.torch_version
+        facts["compiler"] = extension.compiler
+        compiled = (n + ("" if ok else " (not on this CPU)") for n, ok in extension.simd_levels())
+        facts["SIMD levels compiled in"] = ", ".join(compiled)
+        facts["SIMD level in use"] = extension.simd_level()
+        facts["gradient memory kept"] = f"{extension.kept_bytes() / 2**20:.0f} MiB"
+    facts["CUDA kernels"] = "none: this version has CPU kernels only"
+    facts["threads"] = str(torch.get_num_threads())
+    facts["backend"] = current_backend
+    return "\n".join(f"{name}: {value}" for name, value in facts.items())

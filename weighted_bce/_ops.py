@@ -1,0 +1,115 @@
+"""The registered ops: their shapes for tracing, and their derivatives.
+
+The kernels and schemas are in csrc/. Each op is differentiable in `input` (and `grad` in
+`grad_output`), so that torch.compile, torch.export and those who call torch.ops.weighted_bce
+directly get gradients; the faster eager path is in autograd.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._extension import extension
+from .reference import Options, compute_dtype
+
+# The target dtypes that the kernels read themselves.
+TARGET_DTYPES = frozenset(
+    {
+        torch.bool,
+        *(torch.uint8, torch.int8, torch.uint16, torch.int16),
+        *(torch.uint32, torch.int32, torch.uint64, torch.int64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    }
+)
+
+INPUT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+ops = torch.ops.weighted_bce
+
+
+def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    input, target, weight, pos_weight = inputs[:4]
+    ctx.save_for_backward(input, target, weight, pos_weight)
+    ctx.rest = inputs[4:7]
+    ctx.divisor = inputs[7] if len(inputs) > 7 else 1.0
+    ctx.count = len(inputs)
+
+
+def _loss_backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Any, ...]:
+    input, *tensors = ctx.saved_tensors
+    grad = ops.grad(grad_output, input, *tensors, *ctx.rest, ctx.divisor)
+    return (grad, *(None,) * (ctx.count - 1))
+
+
+def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.rest = inputs[5:8]
+    ctx.divisor = inputs[8]
+
+
+def _grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    grad_output, input, *tensors = ctx.saved_tensors
+    with torch.enable_grad():
+        # Both as they are in the graph, where a third derivative may be wanted.
+        input, grad_output = (
+            t if t.requires_grad else t.detach().requires_grad_() for t in (input, grad_output)
+        )
+        grad = reference.grad(grad_output, input, Options(*tensors, *ctx.rest), ctx.divisor)
+        both = torch.autograd.grad(grad, (grad_output, input), upstream, create_graph=True)
+    return (*both, *(None,) * 7)
+
+
+def _fake_loss(input: Tensor, *_: Any) -> Tensor:
+    return input.new_empty((), dtype=compute_dtype(input.dtype))
+
+
+def _fake_loss_and_grad(input: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _fake_loss(input), torch.empty_like(input)
+
+
+def _fake_grad(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(input)
+
+
+def _fake_grad_in_place(*_: Any) -> None:
+    return None
+
+
+def _fake_unreduced(input: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(input)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "loss": _fake_loss,
+    "loss_and_grad": _fake_loss_and_grad,
+    "grad": _fake_grad,
+    "grad_": _fake_grad_in_place,
+    "unreduced": _fake_unreduced,
+}
+
+
+def _register() -> None:
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"weighted_bce::{name}", fake)
+    for name in ("loss", "loss_and_grad", "unreduced"):
+        torch.library.register_autograd(
+            f"weighted_bce::{name}", _loss_backward, setup_context=_save_loss
+        )
+    torch.library.register_autograd("weighted_bce::grad", _grad_backward, setup_context=_save_grad)
+
+
+if extension is not None:
+    _register()
+
+
+def serves(input: Tensor) -> bool:
+    """Whether a kernel takes these logits."""
+    return (
+        extension is not None
+        and input.device.type == "cpu"
+        and input.dtype in INPUT_DTYPES
+        and input.layout == torch.strided
+    )

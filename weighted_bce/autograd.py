@@ -1,0 +1,107 @@
+"""The fused loss in eager mode: one pass that yields the loss and its gradient.
+
+The gradient written in the forward pass is already multiplied by the upstream gradient that
+backward is expected to bring: 1 at first, then what it brought the last time. Backward compares,
+and recomputes from the logits where the expectation was wrong, so a result never depends on it.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.graph import increment_version
+
+from . import reference
+from ._ops import ops
+from .reference import Options, compute_dtype
+
+_graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
+
+# Upstream gradients by kind of input, as numbers and as the tensors that the op takes. Each entry
+# is replaced as a whole, so threads cannot see half of one.
+_expected: dict[Any, tuple[float, Tensor]] = {}
+_MOST_KINDS = 256
+
+
+def _kind(input: Tensor) -> tuple[Any, ...]:
+    return input.dtype, input.shape[1:]
+
+
+def _expectation(input: Tensor) -> tuple[float, Tensor]:
+    known = _expected.get(_kind(input))
+    return known if known is not None else _expect(input, 1.0)
+
+
+def _expect(input: Tensor, value: float) -> tuple[float, Tensor]:
+    if len(_expected) >= _MOST_KINDS:
+        _expected.clear()
+    entry = (value, torch.tensor(value, dtype=compute_dtype(input.dtype)))
+    _expected[_kind(input)] = entry
+    return entry
+
+
+class FusedLoss(Function):
+    """Loss of `input`: reduced to a sum over `divisor`, or of each element."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        options: Options,
+        divisor: float | None,
+        reduced: bool,
+        inplace: bool,
+    ) -> Tensor:
+        grad = None
+        if reduced and not inplace:
+            ctx.expected, expected = _expectation(input)
+            loss, grad = ops.loss_and_grad.default(input, *options, divisor, expected)
+        elif reduced:
+            loss = ops.loss.default(input, *options, divisor)
+        else:
+            loss = ops.unreduced.default(input, *options)
+        ctx.save_for_backward(input, *options[:3], grad)
+        ctx.rest, ctx.divisor, ctx.inplace = options[3:], divisor, inplace
+        return cast(Tensor, loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        input, target, weight, pos_weight, grad = ctx.saved_tensors
+        options = Options(target, weight, pos_weight, *ctx.rest)
+        if torch.is_grad_enabled():
+            result = reference.grad(grad_output, input, options, ctx.divisor)
+        elif ctx.inplace:
+            result = _write_over(input, grad_output, options, ctx.divisor)
+        else:
+            # A kept graph comes back for the same gradient: what it holds is not given away.
+            if grad is not None and _as_expected(ctx, input, grad_output) and not _graph_is_kept():
+                return grad, None, None, None, None
+            result = ops.grad.default(grad_output, input, *options, ctx.divisor)
+        return result, None, None, None, None
+
+
+def _as_expected(ctx: Any, input: Tensor, grad_output: Tensor) -> bool:
+    value = grad_output.item()
+    if value == ctx.expected and value != 0:  # 0 has two signs
+        return True
+    if value != 0:
+        _expect(input, value)
+    return False
+
+
+def _write_over(
+    input: Tensor, grad_output: Tensor, options: Options, divisor: float | None
+) -> Tensor:
+    logits = input.detach()
+    if any(s == 0 and n > 1 for s, n in zip(logits.stride(), logits.shape, strict=True)):
+        # Elements that share their memory cannot each hold a gradient.
+        return cast(Tensor, ops.grad.default(grad_output, logits, *options, divisor))
+    ops.grad_.default(grad_output, logits, *options, divisor)
+    increment_version(input)
+    return logits
+
+
+# Function.apply binds default arguments in Python first; this one starts in C++.
+apply_fused: Callable[..., Tensor] = super(Function, FusedLoss).apply

@@ -1,0 +1,303 @@
+"""The losses as functions: checks of the arguments, then the choice of an implementation."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _config, reference
+from ._extension import HOW_TO_BUILD, extension
+from ._ops import INPUT_DTYPES, TARGET_DTYPES, ops, serves
+from .autograd import apply_fused
+from .probabilities import unreduced_from_probabilities
+from .reference import Options
+
+Reduction = str | Callable[[Tensor], Tensor]
+REDUCTIONS = ("none", "mean", "sum", "batchmean")
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+
+
+def weighted_bce_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: float | Tensor | None = None,
+    reduction: Reduction = "mean",
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: float | None = None,
+    inplace_backward: bool = False,
+) -> Tensor:
+    r"""Binary cross-entropy of logits in which the positives weigh more, in one pass.
+
+    With :math:`y' = y (1 - e) + e / 2`, label smoothing e, weight w and positive weight p:
+
+    .. math::
+        w [ p y' \log(1 + e^{-x}) + (1 - y') \log(1 + e^{x}) ]
+
+    Equivalent to::
+
+        F.binary_cross_entropy_with_logits(
+            input, target.to(input.dtype), weight, pos_weight=pos_weight, reduction=reduction)
+
+    and for 0/1 targets to multiplying the positives' losses by `pos_weight`, but it accepts any
+    target dtype, infinite logits, and keeps the gradient of confident positives.
+
+    Args:
+        input: logits of any shape; float16, bfloat16, float32 or float64. Half precision is
+            computed and summed in float32.
+        target: labels in [0, 1], of the shape of `input`; bool, any integer or floating dtype.
+        weight: multiplies each element's loss; broadcasts to `input`.
+        pos_weight: multiplies the positive term; a number >= 0, or a tensor that broadcasts to
+            `input`: (labels,) for one weight a label. Default: 1.
+        reduction: "none", "mean", "sum", "batchmean" (sum over all but the first dimension, mean
+            over it), or a callable that is given the unreduced loss. Default: "mean".
+        label_smoothing: e in [0, 1). Default: 0.
+        ignore_index: targets equal to it add nothing to the loss, the gradient or the count behind
+            "mean"; ``float("nan")`` ignores NaN. Default: None.
+        inplace_backward: backward writes the gradient over `input`, which then needs no memory of
+            its own. Using the logits in autograd afterwards raises. Default: False.
+
+    Returns:
+        "none": of the shape and dtype of `input`. Otherwise 0-d, float64 for float64 logits and
+        float32 for all others.
+
+    Raises:
+        TypeError: an argument or a dtype of the wrong type.
+        ValueError: a wrong shape or value, or tensors on different devices.
+        RuntimeError: under ``backend("fused")``, where no kernel serves the input.
+
+    Note:
+        The same input gives the same bits on every run and with any number of threads. Beyond its
+        inputs a training step needs the memory of one gradient. Gradients with respect to
+        `target`, `weight` and `pos_weight` are right, by the slower reference.
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import weighted_bce_with_logits
+        >>> logits = torch.zeros(2, 3, requires_grad=True)
+        >>> labels = torch.tensor([[True, False, False], [False, False, True]])
+        >>> loss = weighted_bce_with_logits(logits, labels, pos_weight=7.0)
+        >>> print(f"{loss.item():.4f}")
+        2.0794
+    """
+    _check_tensors(input, target, INPUT_DTYPES)
+    value = 1.0
+    if pos_weight is not None:
+        if isinstance(pos_weight, Tensor):
+            _check_factor("pos_weight", pos_weight, input)
+        else:
+            value, pos_weight = _checked_number(pos_weight), None
+    if weight is not None:
+        _check_factor("weight", weight, input)
+    if label_smoothing != 0:
+        _check_smoothing(label_smoothing)
+    if ignore_index is not None:
+        ignore_index = _checked_ignore_index(ignore_index)
+    options = Options(target, weight, pos_weight, value, float(label_smoothing), ignore_index)
+
+    if reduction == "mean":
+        divisor = None if ignore_index is not None else float(input.numel())
+    elif reduction == "sum":
+        divisor = 1.0
+    else:
+        _check_reduction(reduction, input)
+        if reduction != "batchmean":
+            loss = _unreduced(input, options, inplace_backward)
+            return loss if isinstance(reduction, str) else reduction(loss)
+        divisor = float(input.shape[0])
+    return _reduced(input, options, divisor, inplace_backward)
+
+
+def weighted_bce(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: float | Tensor | None = None,
+    reduction: Reduction = "mean",
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: float | None = None,
+) -> Tensor:
+    """Binary cross-entropy of probabilities in which the positives weigh more.
+
+    Equivalent to ``F.binary_cross_entropy(input, target)`` for `pos_weight` 1: logarithms are
+    limited to -100, and their derivatives to 1e12, as there. Prefer `weighted_bce_with_logits`,
+    which is more accurate and runs fused; this one is made of torch operations on every device.
+
+    Args:
+        input: probabilities in [0, 1], of any shape; float16, bfloat16, float32 or float64.
+        target: as for `weighted_bce_with_logits`, like all that follow.
+        weight: multiplies each element's loss; broadcasts to `input`.
+        pos_weight: multiplies the positive term; a number >= 0 or a tensor that broadcasts.
+        reduction: "none", "mean", "sum", "batchmean" or a callable.
+        label_smoothing: in [0, 1).
+        ignore_index: targets equal to it do not count.
+
+    Returns:
+        As `weighted_bce_with_logits`.
+
+    Raises:
+        TypeError: an argument or a dtype of the wrong type.
+        ValueError: a wrong shape or value; on the CPU also probabilities outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import weighted_bce
+        >>> print(f"{weighted_bce(torch.tensor([0.5]), torch.tensor([1]), pos_weight=3.0):.4f}")
+        2.0794
+    """
+    _check_tensors(input, target, INPUT_DTYPES)
+    value = 1.0
+    if pos_weight is not None:
+        if isinstance(pos_weight, Tensor):
+            _check_factor("pos_weight", pos_weight, input)
+        else:
+            value, pos_weight = _checked_number(pos_weight), None
+    if weight is not None:
+        _check_factor("weight", weight, input)
+    _check_smoothing(label_smoothing)
+    if ignore_index is not None:
+        ignore_index = _checked_ignore_index(ignore_index)
+    _check_reduction(reduction, input)
+    options = Options(target, weight, pos_weight, value, float(label_smoothing), ignore_index)
+    loss = unreduced_from_probabilities(input, options)
+    if not isinstance(reduction, str):
+        return reduction(loss.to(input.dtype))
+    if reduction == "none":
+        return loss.to(input.dtype)
+    divisor = {"mean": None, "sum": 1.0, "batchmean": float(max(input.dim(), 1) and len(input))}
+    return reference.divided(loss.sum(), divisor[reduction], options)
+
+
+def _fused(input: Tensor) -> bool:
+    """Whether the kernels take these logits, by their kind and by the chosen backend."""
+    chosen = _config.current_backend
+    if chosen == "reference":
+        return False
+    if serves(input):
+        return True
+    if chosen == "fused":
+        reason = (
+            f"input is on {input.device.type}" if extension else f"none is built; {HOW_TO_BUILD}"
+        )
+        raise RuntimeError(f"backend 'fused' has no kernel for this input: {reason}")
+    return False
+
+
+def _differentiable_elsewhere(options: Options) -> bool:
+    """Whether a gradient is wanted that the kernels do not give, or a transform is active."""
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in options[:3])
+    return wanted or _transforms_active() or forward_ad._current_level >= 0
+
+
+def _for_kernels(options: Options) -> Options:
+    target = options.target
+    return options if target.dtype in TARGET_DTYPES else options._replace(target=target.float())
+
+
+def _through_dispatcher(input: Tensor) -> bool:
+    """Whether tracing, a tensor subclass or a mode needs to see the op itself."""
+    return torch.compiler.is_compiling() or type(input) not in _PLAIN or _dispatch_modes() > 0
+
+
+def _reduced(input: Tensor, options: Options, divisor: float | None, inplace: bool) -> Tensor:
+    if not _fused(input) or _differentiable_elsewhere(options):
+        return reference.loss(input, options, divisor)
+    options = _for_kernels(options)
+    if not _through_dispatcher(input) and input.requires_grad and torch.is_grad_enabled():
+        return apply_fused(input, options, divisor, True, inplace)
+    loss: Tensor = ops.loss.default(input, *options, divisor)
+    return loss
+
+
+def _unreduced(input: Tensor, options: Options, inplace: bool) -> Tensor:
+    if not _fused(input) or _differentiable_elsewhere(options):
+        return reference.unreduced(input, options).to(input.dtype)
+    options = _for_kernels(options)
+    if not _through_dispatcher(input) and input.requires_grad and torch.is_grad_enabled():
+        return apply_fused(input, options, 1.0, False, inplace)
+    loss: Tensor = ops.unreduced.default(input, *options)
+    return loss
+
+
+def _check_tensors(input: Tensor, target: Tensor, dtypes: frozenset[torch.dtype]) -> None:
+    for name, tensor in (("input", input), ("target", target)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if input.dtype not in dtypes:
+        raise TypeError(
+            f"input must be float16, bfloat16, float32 or float64, got {_name(input.dtype)}"
+        )
+    if target.dtype.is_complex:
+        raise TypeError(
+            f"target must be bool, integer or floating point, got {_name(target.dtype)}"
+        )
+    if target.shape != input.shape:
+        raise ValueError(
+            f"target must have shape {tuple(input.shape)} to match input, got {tuple(target.shape)}"
+        )
+    if target.device != input.device:
+        raise ValueError(f"target must be on {input.device} like input, got {target.device}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_factor(name: str, factor: Tensor, input: Tensor) -> None:
+    if not isinstance(factor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(factor).__name__}")
+    if factor.dtype.is_complex or factor.dtype == torch.bool:
+        raise TypeError(f"{name} must be real numbers, got {_name(factor.dtype)}")
+    shape, missing = factor.shape, input.dim() - factor.dim()
+    fits = missing >= 0 and all(
+        n in (1, m) for n, m in zip(shape, input.shape[missing:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} must broadcast to shape {tuple(input.shape)} of input, got {tuple(shape)}"
+        )
+    if factor.dim() > 0 and factor.device != input.device:
+        raise ValueError(f"{name} must be on {input.device} like input, got {factor.device}")
+
+
+def _checked_number(pos_weight: object) -> float:
+    if isinstance(pos_weight, bool) or not isinstance(pos_weight, (int, float)):
+        raise TypeError(
+            f"pos_weight must be a number or a torch.Tensor, got {type(pos_weight).__name__}"
+        )
+    if not 0 <= pos_weight < math.inf:
+        raise ValueError(f"pos_weight must be a finite number >= 0, got {pos_weight}")
+    return float(pos_weight)
+
+
+def _check_smoothing(label_smoothing: object) -> None:
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
+        raise TypeError(f"label_smoothing must be a number, got {type(label_smoothing).__name__}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+
+
+def _checked_ignore_index(ignore_index: object) -> float:
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, float)):
+        raise TypeError(f"ignore_index must be a number or None, got {type(ignore_index).__name__}")
+    return float(ignore_index)
+
+
+def _check_reduction(reduction: object, input: Tensor) -> None:
+    if callable(reduction):
+        return
+    if not isinstance(reduction, str):
+        raise TypeError(f"reduction must be a string or a callable, got {type(reduction).__name__}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"reduction must be one of {', '.join(REDUCTIONS)} or a callable, got {reduction!r}"
+        )
+    if reduction == "batchmean" and input.dim() == 0:
+        raise ValueError("reduction 'batchmean' needs an input with a first dimension, got 0-d")

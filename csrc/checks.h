@@ -42,9 +42,9 @@ inline bool broadcasts(const Tensor& from, const Tensor& to) {
 }
 
 inline void check_same_device(const Tensor& tensor, const Tensor& input, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() == input.is_cpu() &&
-                      tensor.get_device_index() == input.get_device_index(),
-                  name, " must be on the device of input");
+  STD_TORCH_CHECK(
+      tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(),
+      name, " must be on the device of input");
 }
 
 inline void check(const Arguments& a) {

@@ -16,7 +16,8 @@
 // No difference of nearby numbers appears, so each factor keeps its relative accuracy at any x.
 //
 // The arithmetic is a parameter: a scalar, a SIMD vector, or a CUDA thread's float supplies
-// Math::Value with the operators + - * / < > ==, and set, fma, select, abs and log1p_series.
+// Math::Value with the operators + - * / > ==, and set, fma, select, abs, max, reciprocal and
+// log1p_series.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -37,10 +38,30 @@ struct LossMath {
   };
 
   /// keep = 1 - e and shift = e / 2 are computed once by the caller. The weight is left out here:
-  /// most calls have none. Soft targets in [0, 1]; the coefficients are exact for 0 and 1 at e = 0.
+  /// most calls have none. 1 - y' is (1 - y) keep + shift, which does not cancel where e is small.
+  /// Soft targets in [0, 1]; the coefficients are exact for 0 and 1 at e = 0.
   static WEIGHTED_BCE_INLINE Coefficients coefficients(V y, V p, V keep, V shift) {
     const V smoothed = Math::fma(y, keep, shift);
-    return {p * smoothed, Math::set(1) - smoothed};
+    return {p * smoothed, Math::fma(Math::set(1) - y, keep, shift)};
+  }
+
+  /// Both coefficients times high + low, a factor that is more exact than V: rounded once. 0 stays
+  /// 0 under an infinite factor.
+  static WEIGHTED_BCE_INLINE Coefficients scaled(Coefficients c, V high, V low) {
+    return {scaled(c.positive, high, low), scaled(c.negative, high, low)};
+  }
+  static WEIGHTED_BCE_INLINE V scaled(V c, V high, V low) {
+    return Math::select(c == Math::set(0), c, Math::fma(high, c, low * c));
+  }
+
+  /// sigmoid(|x|) and sigmoid(-|x|). At most 2 and 3 ulp off. A NaN in z gives NaN.
+  struct Sigmoids {
+    V large;  // 1 / (1 + z)
+    V small;  // z / (1 + z)
+  };
+  static WEIGHTED_BCE_INLINE Sigmoids sigmoids(V z) {
+    const V large = Math::reciprocal(Math::set(1) + z);
+    return {large, z * large};
   }
 
   /// max(-x, 0) a + max(x, 0) b. A coefficient of 0 gives 0 at an infinite x as well. A NaN in x
@@ -50,21 +71,27 @@ struct LossMath {
     return Math::select(coefficient == Math::set(0), Math::set(0), coefficient * Math::abs(x));
   }
 
-  /// The loss of one element. At most 3 ulp off where both terms have the same sign, which is
-  /// everywhere for coefficients >= 0. A NaN in x gives NaN.
+  /// The loss of one element. At most 4 ulp off for coefficients >= 0. A NaN in x gives NaN.
   static WEIGHTED_BCE_INLINE V loss(V x, V z, Coefficients c) {
     return Math::fma(c.positive + c.negative, log1p_unit(z), linear_part(x, c));
   }
 
-  /// The derivative of `loss` with respect to x. At most 3 ulp off where a or b is 0; for soft
-  /// targets, where the two terms cancel, 3 ulp of the larger term. A NaN in x gives NaN.
+  /// The derivative of `loss` with respect to x. At most 4 ulp off where a or b is 0; for soft
+  /// targets, where the two terms cancel, 4 ulp of the larger term. A NaN in x gives NaN.
   static WEIGHTED_BCE_INLINE V gradient(V x, V z, Coefficients c) {
-    const V large = Math::set(1) / (Math::set(1) + z);
-    const V small = z * large;
-    const auto positive = x > Math::set(0);
-    const V of_x = Math::select(positive, large, small);
-    const V of_minus_x = Math::select(positive, small, large);
+    const Sigmoids s = sigmoids(z);
+    const auto above = x > Math::set(0);
+    const V of_x = Math::select(above, s.large, s.small);
+    const V of_minus_x = Math::select(above, s.small, s.large);
     return Math::fma(c.negative, of_x, -(c.positive * of_minus_x));
+  }
+
+  /// The same for a plain negative, a = 0 and b = 1, of which sparse labels are made: what is left
+  /// of `linear_part` and, bit for bit, of `gradient`.
+  static WEIGHTED_BCE_INLINE V linear_part_of_negative(V x) { return Math::max(x, Math::set(0)); }
+  static WEIGHTED_BCE_INLINE V gradient_of_negative(V x, V z) {
+    const Sigmoids s = sigmoids(z);
+    return Math::select(x > Math::set(0), s.large, s.small);
   }
 
   /// log(1 + z) for z in [0, 1], by log1p(z) = 2 atanh(s) with s = z / (2 + z) in [0, 1/3].

@@ -11,8 +11,8 @@
 // Returned losses are sums over all elements, divided by the divisor.
 #include <torch/csrc/stable/library.h>
 
-#define WEIGHTED_BCE_ARGS                                                                       \
-  "Tensor target, Tensor? weight, Tensor? pos_weight, float pos_weight_value, "                 \
+#define WEIGHTED_BCE_ARGS                                                       \
+  "Tensor target, Tensor? weight, Tensor? pos_weight, float pos_weight_value, " \
   "float label_smoothing, float? ignore_index"
 
 STABLE_TORCH_LIBRARY(weighted_bce, m) {
@@ -22,7 +22,6 @@ STABLE_TORCH_LIBRARY(weighted_bce, m) {
         ", float? divisor, Tensor expected) -> (Tensor, Tensor)");
   // grad_output: 0-d, or of input's shape for an unreduced loss.
   m.def("grad(Tensor grad_output, Tensor input, " WEIGHTED_BCE_ARGS ", float? divisor) -> Tensor");
-  m.def("grad_(Tensor grad_output, Tensor(a!) input, " WEIGHTED_BCE_ARGS
-        ", float? divisor) -> ()");
+  m.def("grad_(Tensor grad_output, Tensor(a!) input, " WEIGHTED_BCE_ARGS ", float? divisor) -> ()");
   m.def("unreduced(Tensor input, " WEIGHTED_BCE_ARGS ") -> Tensor");
 }

@@ -11,7 +11,6 @@
 
 namespace {
 
-
 std::string compiler() {
 #if defined(__clang__)
   return "clang " __clang_version__;

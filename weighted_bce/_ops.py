@@ -1,8 +1,9 @@
 """The registered ops: their shapes for tracing, and their derivatives.
 
-The kernels and schemas are in csrc/. Each op is differentiable in `input` (and `grad` in
-`grad_output`), so that torch.compile, torch.export and those who call torch.ops.weighted_bce
-directly get gradients; the faster eager path is in autograd.py.
+The kernels and schemas are in csrc/. `loss` and `unreduced` are differentiable in `input`, `grad`
+in `grad_output` as well, so that torch.compile, torch.export and those who call
+torch.ops.weighted_bce directly get gradients. `loss_and_grad` is not: it is the forward pass of
+the eager path in autograd.py, and an autograd kernel in Python would double the cost of the call.
 """
 
 from collections.abc import Callable
@@ -94,7 +95,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
 def _register() -> None:
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"weighted_bce::{name}", fake)
-    for name in ("loss", "loss_and_grad", "unreduced"):
+    for name in ("loss", "unreduced"):
         torch.library.register_autograd(
             f"weighted_bce::{name}", _loss_backward, setup_context=_save_loss
         )

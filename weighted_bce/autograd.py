@@ -18,6 +18,8 @@ from ._ops import ops
 from .reference import Options, compute_dtype
 
 _graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
+_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 
 # Upstream gradients by kind of input, as numbers and as the tensors that the op takes. Each entry
 # is replaced as a whole, so threads cannot see half of one.
@@ -70,7 +72,7 @@ class FusedLoss(Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         input, target, weight, pos_weight, grad = ctx.saved_tensors
         options = Options(target, weight, pos_weight, *ctx.rest)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or _transforms_active() or _is_batched(grad_output):
             result = reference.grad(grad_output, input, options, ctx.divisor)
         elif ctx.inplace:
             result = _write_over(input, grad_output, options, ctx.divisor)
@@ -78,15 +80,18 @@ class FusedLoss(Function):
             # A kept graph comes back for the same gradient: what it holds is not given away.
             if grad is not None and _as_expected(ctx, input, grad_output) and not _graph_is_kept():
                 return grad, None, None, None, None
+            # Otherwise its memory is free for the right one.
+            ctx.maybe_clear_saved_tensors()
+            del grad
             result = ops.grad.default(grad_output, input, *options, ctx.divisor)
         return result, None, None, None, None
 
 
 def _as_expected(ctx: Any, input: Tensor, grad_output: Tensor) -> bool:
     value = grad_output.item()
-    if value == ctx.expected and value != 0:  # 0 has two signs
+    if value == ctx.expected:
         return True
-    if value != 0:
+    if value != 0:  # which has two signs, and needs no gradient in advance
         _expect(input, value)
     return False
 
@@ -95,12 +100,21 @@ def _write_over(
     input: Tensor, grad_output: Tensor, options: Options, divisor: float | None
 ) -> Tensor:
     logits = input.detach()
-    if any(s == 0 and n > 1 for s, n in zip(logits.stride(), logits.shape, strict=True)):
-        # Elements that share their memory cannot each hold a gradient.
+    if _overlaps(logits):  # elements that share their memory cannot each hold a gradient
         return cast(Tensor, ops.grad.default(grad_output, logits, *options, divisor))
     ops.grad_.default(grad_output, logits, *options, divisor)
     increment_version(input)
     return logits
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 # Function.apply binds default arguments in Python first; this one starts in C++.

@@ -44,11 +44,7 @@ def unreduced_from_probabilities(input: Tensor, options: Options) -> Tensor:
     Raises:
         ValueError: on the CPU, where an element that counts is outside [0, 1].
     """
-    x = input.to(reference.compute_dtype(input.dtype))
-    skip = reference.ignored(options)
-    if skip is not None:
-        x = x.masked_fill(skip, 0)
-        options = options._replace(target=options.target.masked_fill(skip, 0))
+    x, options, skip = reference.without_ignored(input, options)
     _check_range(x)
     positive, negative = reference.coefficients(options, x.dtype)
     loss: Tensor = -(

@@ -36,14 +36,24 @@ def ignored(options: Options) -> Tensor | None:
     return options.target == options.ignore_index
 
 
+def without_ignored(input: Tensor, options: Options) -> tuple[Tensor, Options, Tensor | None]:
+    """Logits and targets in the compute dtype, 0 where ignored, and the mask of these."""
+    x = input.to(compute_dtype(input.dtype))
+    skip = ignored(options)
+    if skip is None:
+        return x, options, None
+    target = options.target.to(x.dtype).masked_fill(skip, 0)
+    return x.masked_fill(skip, 0), options._replace(target=target), skip
+
+
 def coefficients(options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The coefficients of softplus(-x) and of softplus(x)."""
     y = options.target.to(dtype)
-    y = y * (1 - options.label_smoothing) + options.label_smoothing / 2
-    positive = y * (
+    keep, shift = 1 - options.label_smoothing, options.label_smoothing / 2
+    positive = (y * keep + shift) * (
         options.pos_weight_value if options.pos_weight is None else options.pos_weight.to(dtype)
     )
-    negative = 1 - y
+    negative = (1 - y) * keep + shift
     if options.weight is not None:
         weight = options.weight.to(dtype)
         positive, negative = weight * positive, weight * negative
@@ -57,11 +67,7 @@ def _finite_where_unused(x: Tensor, coefficient: Tensor) -> Tensor:
 
 def unreduced(input: Tensor, options: Options) -> Tensor:
     """The loss of each element, in the compute dtype."""
-    x = input.to(compute_dtype(input.dtype))
-    skip = ignored(options)
-    if skip is not None:
-        x = x.masked_fill(skip, 0)
-        options = options._replace(target=options.target.masked_fill(skip, 0))
+    x, options, skip = without_ignored(input, options)
     positive, negative = coefficients(options, x.dtype)
     loss = -(
         positive * logsigmoid(_finite_where_unused(x, positive))
@@ -87,11 +93,7 @@ def loss(input: Tensor, options: Options, divisor: float | None) -> Tensor:
 
 def grad(grad_output: Tensor, input: Tensor, options: Options, divisor: float | None) -> Tensor:
     """The gradient with respect to `input`, itself differentiable."""
-    x = input.to(compute_dtype(input.dtype))
-    skip = ignored(options)
-    if skip is not None:
-        x = x.masked_fill(skip, 0)
-        options = options._replace(target=options.target.masked_fill(skip, 0))
+    x, options, skip = without_ignored(input, options)
     positive, negative = coefficients(options, x.dtype)
     slope = negative * torch.sigmoid(x) - positive * torch.sigmoid(-x)
     if skip is not None:

@@ -87,6 +87,30 @@ void store_run(const T* __restrict src, int64_t stride, int64_t n, void* to) {
   }
 }
 
+#if defined(WEIGHTED_BCE_AVX2) || defined(WEIGHTED_BCE_AVX512)
+// These processors convert half precision themselves, which no compiler finds out by itself.
+template <>
+void load_run<Half, float>(const void* from, int64_t stride, int64_t n, float* __restrict dst) {
+  const Half* src = static_cast<const Half*>(from);
+  int64_t i = 0;
+  for (; stride == 1 && i + 8 <= n; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i));
+    _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(halves));
+  }
+  for (; i < n; ++i) dst[i] = widen<float>(src[i * stride]);
+}
+template <>
+void store_run<Half, float>(const float* __restrict src, int64_t stride, int64_t n, void* to) {
+  Half* dst = static_cast<Half*>(to);
+  int64_t i = 0;
+  for (; stride == 1 && i + 8 <= n; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i), halves);
+  }
+  for (; i < n; ++i) dst[i * stride] = narrow<Half>(src[i]);
+}
+#endif
+
 template <class T>
 using Load = void (*)(const void*, int64_t, int64_t, T* __restrict);
 template <class T>
@@ -96,9 +120,9 @@ using Store = void (*)(const T* __restrict, int64_t, int64_t, void*);
 template <class T>
 Load<T> loader(Dtype dtype) {
   static constexpr Load<T> kTable[kDtypes] = {
-      load_run<Bool, T>,     load_run<uint8_t, T>, load_run<int8_t, T>,   load_run<uint16_t, T>,
-      load_run<int16_t, T>,  load_run<uint32_t, T>, load_run<int32_t, T>, load_run<uint64_t, T>,
-      load_run<int64_t, T>,  load_run<Half, T>,    load_run<BFloat16, T>, load_run<float, T>,
+      load_run<Bool, T>,    load_run<uint8_t, T>,  load_run<int8_t, T>,   load_run<uint16_t, T>,
+      load_run<int16_t, T>, load_run<uint32_t, T>, load_run<int32_t, T>,  load_run<uint64_t, T>,
+      load_run<int64_t, T>, load_run<Half, T>,     load_run<BFloat16, T>, load_run<float, T>,
       load_run<double, T>};
   return kTable[static_cast<int>(dtype)];
 }

@@ -42,7 +42,8 @@ struct Buffer {
 /// Elements [begin, begin + n) as a line of T that may be read up to a whole vector: in place where
 /// memory has it so, otherwise in the buffer, the rest of its last vector filled with zeros.
 template <class T>
-const T* read(const Problem& problem, const Operand& o, int64_t begin, int64_t n, Buffer<T>& buffer) {
+const T* read(const Problem& problem, const Operand& o, int64_t begin, int64_t n,
+              Buffer<T>& buffer) {
   if (o.data == nullptr) return nullptr;
   constexpr Dtype kSame = sizeof(T) == 4 ? Dtype::kFloat32 : Dtype::kFloat64;
   constexpr int64_t kLanes = Simd<T>::kLanes;
@@ -60,11 +61,14 @@ const T* read(const Problem& problem, const Operand& o, int64_t begin, int64_t n
 inline void stream_lines(char* to, const char* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += kBytes) {
 #if defined(WEIGHTED_BCE_AVX512)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), bits<__m512i>(*reinterpret_cast<const VecI*>(from + i)));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i),
+                        bits<__m512i>(*reinterpret_cast<const VecI*>(from + i)));
 #elif defined(WEIGHTED_BCE_AVX2)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), bits<__m256i>(*reinterpret_cast<const VecI*>(from + i)));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i),
+                        bits<__m256i>(*reinterpret_cast<const VecI*>(from + i)));
 #elif defined(__SSE2__)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), bits<__m128i>(*reinterpret_cast<const VecI*>(from + i)));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
+                     bits<__m128i>(*reinterpret_cast<const VecI*>(from + i)));
 #else
     __builtin_memcpy(to + i, from + i, kBytes);
 #endif
@@ -99,24 +103,29 @@ struct Uniform {
   using V = typename S::Value;
   using Formula = LossMath<S>;
 
-  V pos_weight, keep, shift, scale;
+  V pos_weight, keep, shift;
+  V scale, scale_low;  // the scale is their sum
   bool ignores, ignores_nan;
   V ignore_index;
-  typename Formula::Coefficients negative;  // of an element with y = 0
-  bool negatives_alike;                     // those coefficients hold for each of them
+  bool plain_negatives;  // an element with y = 0 has the coefficients 0 and 1
 
   explicit Uniform(const Problem& problem)
       : pos_weight(S::set(static_cast<T>(problem.pos_weight))),
         keep(S::set(static_cast<T>(1 - problem.label_smoothing))),
         shift(S::set(static_cast<T>(problem.label_smoothing / 2))),
         scale(S::set(static_cast<T>(problem.scale))),
+        scale_low(S::set(remainder_of(problem.scale))),
         ignores(problem.ignores),
         ignores_nan(problem.ignore_index != problem.ignore_index),
         ignore_index(S::set(static_cast<T>(problem.ignore_index))),
-        negative(Formula::coefficients(S::set(0), pos_weight, keep, shift)),
-        negatives_alike(problem.w.data == nullptr &&
-                        (problem.p.data == nullptr || problem.label_smoothing == 0) &&
+        plain_negatives(problem.w.data == nullptr && problem.label_smoothing == 0 &&
                         !(problem.ignores && problem.ignore_index == 0)) {}
+
+  /// What the scale loses in T.
+  static T remainder_of(double scale) {
+    const T rounded = static_cast<T>(scale);
+    return std::isfinite(rounded) ? static_cast<T>(scale - static_cast<double>(rounded)) : T(0);
+  }
 
   WEIGHTED_BCE_INLINE typename S::Mask ignored(V y) const {
     return ignores_nan ? y != y : y == ignore_index;
@@ -125,20 +134,45 @@ struct Uniform {
 
 enum class Mode { kLoss, kLossAndGrad, kGrad, kUnreduced };
 
-/// A block of operands as lines of T.
+/// A block of operands as lines of T; targets of one byte stay bytes, in y8.
 template <class T>
 struct Lines {
-  const T *x, *y, *w, *p, *upstream;
+  const T* x;
+  const T* y;
+  const uint8_t* y8;
+  const T *w, *p, *upstream;
 };
+
+/// Whether any of the targets of the vector at i is not 0.
+template <class T>
+WEIGHTED_BCE_INLINE bool any_positive(const Lines<T>& in, int64_t i) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  if (in.y8 == nullptr) return any_nonzero(Simd<T>::load(in.y + i));
+  uint64_t words[(kLanes + 7) / 8] = {};
+  __builtin_memcpy(words, in.y8 + i, kLanes);
+  return kLanes > 8 ? (words[0] | words[kLanes / 8 - 1]) != 0 : words[0] != 0;
+}
+
+template <class T>
+WEIGHTED_BCE_INLINE typename Simd<T>::Value load_targets(const Lines<T>& in, int64_t i, int64_t n) {
+  if (in.y8 == nullptr) return Simd<T>::load(in.y + i);
+  alignas(64) T values[Simd<T>::kLanes] = {};
+  if (n == Simd<T>::kLanes) {
+    for (int k = 0; k < Simd<T>::kLanes; ++k) values[k] = static_cast<T>(in.y8[i + k]);
+  } else {
+    for (int64_t k = 0; k < n; ++k) values[k] = static_cast<T>(in.y8[i + k]);
+  }
+  return Simd<T>::load(values);
+}
 
 /// Any element: the coefficients are made anew. Adds to `sum`, writes to `out`, as the mode wants.
 template <class T, Mode mode>
-WEIGHTED_BCE_INLINE void general(const Lines<T>& in, const Uniform<T>& u, int64_t i,
+WEIGHTED_BCE_INLINE void general(const Lines<T>& in, const Uniform<T>& u, int64_t i, int64_t n,
                                  typename Simd<T>::Mask valid, typename Simd<T>::Value& sum,
                                  T* out) {
   using S = Simd<T>;
   using Formula = LossMath<S>;
-  const auto x = S::load(in.x + i), y = S::load(in.y + i);
+  const auto x = S::load(in.x + i), y = load_targets(in, i, n);
   if (u.ignores) valid &= ~u.ignored(y);
   auto c = Formula::coefficients(y, in.p ? S::load(in.p + i) : u.pos_weight, u.keep, u.shift);
   if (in.w) {
@@ -152,8 +186,14 @@ WEIGHTED_BCE_INLINE void general(const Lines<T>& in, const Uniform<T>& u, int64_
     if (mode == Mode::kUnreduced) S::store(out + i, loss);
   }
   if (mode == Mode::kLossAndGrad || mode == Mode::kGrad) {
-    const auto factor = in.upstream ? u.scale * S::load(in.upstream + i) : u.scale;
-    S::store(out + i, S::select(valid, factor * Formula::gradient(x, z, c), S::set(0)));
+    if (in.upstream) {
+      const auto upstream = S::load(in.upstream + i);
+      c = Formula::scaled(c, u.scale * upstream, u.scale_low * upstream);
+    } else {
+      c = Formula::scaled(c, u.scale, u.scale_low);
+    }
+    const auto gradient = Formula::gradient(x, z, c);
+    S::store(out + i, S::select(valid, gradient, S::set(0)));
   }
 }
 
@@ -168,23 +208,23 @@ double block(const Lines<T>& in, const Uniform<T>& u, int64_t n, T* out) {
   V product = S::set(0), sum = S::set(0);
   int64_t i = 0;
   for (; i + S::kLanes <= n; i += S::kLanes) {
-    if (mode == Mode::kUnreduced || mode == Mode::kGrad || !u.negatives_alike ||
-        any_nonzero(S::load(in.y + i))) {
-      general<T, mode>(in, u, i, ~typename S::Mask{}, sum, out);
+    if (mode == Mode::kUnreduced || mode == Mode::kGrad || !u.plain_negatives ||
+        any_positive(in, i)) {
+      general<T, mode>(in, u, i, S::kLanes, ~typename S::Mask{}, sum, out);
       continue;
     }
     const V x = S::load(in.x + i);
     const V z = S::exp_minus_abs(x);
     product += S::fma(z, product, z);
-    sum += Formula::linear_part(x, u.negative);
+    sum += Formula::linear_part_of_negative(x);
     if (mode == Mode::kLossAndGrad) {
-      S::store(out + i, u.scale * Formula::gradient(x, z, u.negative));
+      S::store(out + i, u.scale * Formula::gradient_of_negative(x, z));
     }
   }
   if (i < n) {
     typename S::Mask valid{};
     for (int lane = 0; lane < n - i; ++lane) valid[lane] = -1;
-    general<T, mode>(in, u, i, valid, sum, out);
+    general<T, mode>(in, u, i, n - i, valid, sum, out);
   }
   if (mode == Mode::kGrad || mode == Mode::kUnreduced) return 0;
   double products[S::kLanes], sums[S::kLanes];
@@ -198,20 +238,26 @@ double block(const Lines<T>& in, const Uniform<T>& u, int64_t n, T* out) {
       sums[lane] += sums[lane + half];
     }
   }
-  const double each = static_cast<double>(u.negative.positive[0] + u.negative.negative[0]);
-  return sums[0] + (products[0] != 0 ? each * std::log1p(products[0]) : 0);
+  return sums[0] + std::log1p(products[0]);
 }
 
 template <class T, Mode mode>
 double run(const Problem& problem, int64_t begin, int64_t end) {
   const Uniform<T> u(problem);
   Buffer<T> x, y, w, p, upstream, out;
+  // Bytes are tested as they are, and converted only where there is a positive among them.
+  const bool byte_targets = problem.y.dtype == Dtype::kBool || problem.y.dtype == Dtype::kUInt8;
+  const bool tested = (mode == Mode::kLoss || mode == Mode::kLossAndGrad) && u.plain_negatives;
+  const auto* bytes = byte_targets && tested && problem.y.linear
+                          ? static_cast<const uint8_t*>(problem.y.data)
+                          : nullptr;
   double sum = 0;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t n = std::min(kBlock, end - at);
-    const Lines<T> in{read(problem, problem.x, at, n, x), read(problem, problem.y, at, n, y),
-                      read(problem, problem.w, at, n, w), read(problem, problem.p, at, n, p),
-                      read(problem, problem.upstream, at, n, upstream)};
+    const Lines<T> in{
+        read(problem, problem.x, at, n, x), bytes ? nullptr : read(problem, problem.y, at, n, y),
+        bytes ? bytes + at : nullptr,       read(problem, problem.w, at, n, w),
+        read(problem, problem.p, at, n, p), read(problem, problem.upstream, at, n, upstream)};
     sum += block<T, mode>(in, u, n, out.values);
     if (mode != Mode::kLoss) write(problem, at, n, out);
   }

@@ -25,7 +25,8 @@ Range map(int64_t bytes) {
   if (whole == MAP_FAILED) throw std::bad_alloc();
   char* const begin = static_cast<char*>(whole);
   const int64_t before =
-      (kHugePage - static_cast<int64_t>(reinterpret_cast<uintptr_t>(begin) % kHugePage)) % kHugePage;
+      (kHugePage - static_cast<int64_t>(reinterpret_cast<uintptr_t>(begin) % kHugePage)) %
+      kHugePage;
   if (before > 0) munmap(begin, before);
   munmap(begin + before + bytes, kHugePage - before);
 #if defined(MADV_HUGEPAGE)

@@ -1,7 +1,6 @@
 #include "cpu/plan.h"
 
 #include <algorithm>
-#include <numeric>
 
 namespace weighted_bce {
 namespace {
@@ -25,26 +24,30 @@ Dtype dtype_of(const Tensor& tensor) {
   }
 }
 
-/// The dimensions from the largest stride to the smallest; size-1 dimensions do not matter.
+/// The dimensions from the innermost to the outermost in memory, as torch.empty_like orders them:
+/// by stride; among equal ones the smaller size first; a stride of 0 stays where it is.
 struct Order {
   int dims[kMaxDims];
-  explicit Order(const Tensor& t) {
-    const int n = static_cast<int>(t.dim());
-    std::iota(dims, dims + n, 0);
-    std::stable_sort(dims, dims + n, [&](int a, int b) { return t.stride(a) > t.stride(b); });
+  int count;
+  explicit Order(const Tensor& t) : count(static_cast<int>(t.dim())) {
+    for (int i = 0; i < count; ++i) dims[i] = count - 1 - i;
+    for (int i = 1; i < count; ++i) {
+      for (int at = i, before = i - 1; before >= 0; --before) {
+        const int64_t side = compared(t, dims[before], dims[at]);
+        if (side < 0) break;
+        if (side == 0) continue;
+        std::swap(dims[before], dims[at]);
+        at = before;
+      }
+    }
+  }
+  /// Above 0 where a belongs outside of b, below 0 where inside, 0 where either may be.
+  static int64_t compared(const Tensor& t, int a, int b) {
+    if (t.stride(a) == 0 || t.stride(b) == 0) return 0;
+    if (t.stride(a) != t.stride(b)) return t.stride(a) - t.stride(b);
+    return t.size(a) > t.size(b) ? 1 : 0;
   }
 };
-
-bool dense(const Tensor& t, const Order& order) {
-  int64_t expected = 1;
-  for (int i = static_cast<int>(t.dim()) - 1; i >= 0; --i) {
-    const int d = order.dims[i];
-    if (t.size(d) == 1) continue;
-    if (t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
 
 /// A tensor's memory and its strides over the shape of input.
 Operand operand(const Tensor& tensor, const Tensor& input) {
@@ -70,11 +73,12 @@ struct Operands {
 
 /// Reorders the dimensions, drops those of size 1, and merges neighbours that every operand walks
 /// in one step.
-void collapse(Problem& problem, Operands& operands, const int* order, const Tensor& input) {
+void collapse(Problem& problem, Operands& operands, const Tensor& input) {
+  const Order order(input);
   int64_t strides[6][kMaxDims];
   int dims = 0;
-  for (int i = 0; i < input.dim(); ++i) {
-    const int d = order[i];
+  for (int i = order.count - 1; i >= 0; --i) {
+    const int d = order.dims[i];
     const int64_t size = input.size(d);
     if (size == 1) continue;
     bool merges = dims > 0;
@@ -126,14 +130,16 @@ double rounded_to(double value, ScalarType dtype) {
   }
 }
 
-bool is_floating(const Tensor& t) { return static_cast<int>(dtype_of(t)) >= static_cast<int>(Dtype::kFloat16); }
+bool is_floating(const Tensor& t) {
+  return static_cast<int>(dtype_of(t)) >= static_cast<int>(Dtype::kFloat16);
+}
 
 }  // namespace
 
 bool non_overlapping(const Tensor& tensor) {
   const Order order(tensor);
   int64_t reach = 0;  // the highest offset that the dimensions so far touch
-  for (int i = static_cast<int>(tensor.dim()) - 1; i >= 0; --i) {
+  for (int i = 0; i < order.count; ++i) {
     const int d = order.dims[i];
     if (tensor.size(d) <= 1) continue;
     if (tensor.stride(d) <= reach) return false;
@@ -143,14 +149,11 @@ bool non_overlapping(const Tensor& tensor) {
 }
 
 void output_strides(const Tensor& input, int64_t* strides) {
-  if (dense(input, Order(input))) {
-    for (int64_t d = 0; d < input.dim(); ++d) strides[d] = input.stride(d);
-    return;
-  }
+  const Order order(input);
   int64_t step = 1;
-  for (int64_t d = input.dim() - 1; d >= 0; --d) {
-    strides[d] = step;
-    step *= std::max<int64_t>(input.size(d), 1);
+  for (int i = 0; i < order.count; ++i) {
+    strides[order.dims[i]] = step;
+    step *= std::max<int64_t>(input.size(order.dims[i]), 1);
   }
 }
 
@@ -181,12 +184,11 @@ Problem plan(const Arguments& a, const Tensor* upstream, const Tensor* out) {
   if (problem.ignores) problem.ignore_index = rounded_to(*a.ignore_index, a.target.scalar_type());
 
   Operands operands;
-  for (Operand* o : {&problem.x, &problem.y, &problem.w, &problem.p, &problem.upstream, &problem.out}) {
+  for (Operand* o :
+       {&problem.x, &problem.y, &problem.w, &problem.p, &problem.upstream, &problem.out}) {
     operands.add(*o);
   }
-  Order order(a.input);
-  if (!dense(a.input, order)) std::iota(order.dims, order.dims + a.input.dim(), 0);
-  collapse(problem, operands, order.dims, a.input);
+  collapse(problem, operands, a.input);
   return problem;
 }
 

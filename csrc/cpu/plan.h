@@ -6,13 +6,13 @@
 
 namespace weighted_bce {
 
-/// The iteration follows the memory of `input` where that is dense in any order of its dimensions
-/// (channels_last, a transpose), and is row-major otherwise; `out`, when not null, shares it.
-/// `upstream` is null or has the shape of input. Dimensions that no operand tells apart are merged.
+/// The iteration follows the memory of `input`, whatever the order of its dimensions
+/// (channels_last, a transpose). `out`, when not null, has its shape, and `upstream` is null or has
+/// the shape of input. Dimensions that no operand tells apart are merged.
 Problem plan(const Arguments& arguments, const Tensor* upstream, const Tensor* out);
 
-/// The strides of a new tensor for the gradient or the unreduced loss: input's own where it is
-/// dense, row-major otherwise. `strides` has room for input.dim().
+/// The strides of a new tensor for the gradient or the unreduced loss, those of torch.empty_like:
+/// the order of input's dimensions without its gaps. `strides` has room for input.dim().
 void output_strides(const Tensor& input, int64_t* strides);
 
 /// True where no two elements of the tensor can share memory, by its sizes and strides.

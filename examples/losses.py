@@ -1,0 +1,131 @@
+"""The losses that are compared, and what one step of each costs."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weighted_bce import weighted_bce_with_logits
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+PROC = Path("/proc/self")
+
+
+def plain_bce(logits: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, target.float())
+
+
+def categorical(logits: Tensor, target: Tensor) -> Tensor:
+    """Softmax cross-entropy against a target that shares 1 among the positives of a row."""
+    return F.cross_entropy(logits, target / target.sum(1, keepdim=True).clamp(min=1))
+
+
+def masked_multiply(logits: Tensor, target: Tensor, weight: float) -> Tensor:
+    loss = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
+    loss[target] *= weight
+    return loss.mean()
+
+
+class Loss(NamedTuple):
+    """One line of the comparison."""
+
+    name: str
+    kind: str  # losses of one kind differ in the weight alone, so they cost the same memory
+    function: LossFunction
+    pos_weight: float | None = None
+
+
+KINDS: dict[str, LossFunction] = {
+    "plain": plain_bce,
+    "categorical": categorical,
+    "masked": partial(masked_multiply, weight=7.0),
+    "ours": partial(weighted_bce_with_logits, pos_weight=7.0),
+}
+LOSSES = (
+    Loss("plain BCE", "plain", plain_bce, 1.0),
+    Loss("categorical CE", "categorical", categorical),
+    Loss("masked multiply, 7", "masked", KINDS["masked"], 7.0),
+    *(
+        Loss(f"ours, weight {w:g}", "ours", partial(weighted_bce_with_logits, pos_weight=w), w)
+        for w in (3.0, 7.0, 30.0, 300.0)
+    ),
+)
+
+
+def _step(function: LossFunction, logits: Tensor, target: Tensor) -> None:
+    """Loss and gradient with respect to the logits; nothing is kept."""
+    torch.autograd.grad(function(logits, target), logits)
+
+
+def _sample(rows: int, labels: int, positives: float) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, labels, generator=generator).requires_grad_()
+    return logits, torch.rand(rows, labels, generator=generator) < positives / labels
+
+
+def step_milliseconds(
+    losses: Sequence[Loss], rows: int, labels: int, positives: float, rounds: int = 15
+) -> list[float]:
+    """The median time of a step of each loss, over rounds in which all take turns."""
+    logits, target = _sample(rows, labels, positives)
+    times: list[list[float]] = [[] for _ in losses]
+    for _ in range(rounds):
+        for loss, spent in zip(losses, times, strict=True):
+            _step(loss.function, logits, target)  # caches hold what the last loss left
+            start = time.perf_counter()
+            _step(loss.function, logits, target)
+            spent.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(spent) for spent in times]
+
+
+def peak_bytes(kind: str, rows: int, labels: int, positives: float) -> int | None:
+    """How far a step raises the resident set of a fresh process; None where that is not known.
+
+    What the kernel counts sees every allocation, whoever made it; torch's profiler would miss
+    those that do not come from torch's allocator.
+    """
+    child = subprocess.run(
+        [sys.executable, "-m", __spec__.name, kind, str(rows), str(labels), str(positives)],
+        cwd=Path(__file__).parents[1],
+        # Large blocks go back to the system when freed, so that the inputs' temporary memory is
+        # not silently used again; glibc's own threshold moves, and with it the peak.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+    )
+    return int(child.stdout) if child.returncode == 0 and child.stdout.strip() else None
+
+
+def _resident(field: str) -> int:
+    for line in (PROC / "status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"no {field} in {PROC / 'status'}")
+
+
+def _measure_peak(kind: str, rows: int, labels: int, positives: float) -> int:
+    function = KINDS[kind]
+    # Code, threads and pools come into memory on first use, by a step that is too small to leave
+    # memory behind that the measured one could use.
+    few = max(1, min(rows, 2**16 // labels))
+    for _ in range(3):
+        _step(function, *_sample(few, labels, positives))
+    logits, target = _sample(rows, labels, positives)
+    (PROC / "clear_refs").write_text("5")  # resets the high-water mark
+    before = _resident("VmRSS")
+    _step(function, logits, target)
+    return max(0, _resident("VmHWM") - before)
+
+
+if __name__ == "__main__":
+    _kind, _rows, _labels, _positives = sys.argv[1:]
+    print(_measure_peak(_kind, int(_rows), int(_labels), float(_positives)))

@@ -1,0 +1,42 @@
+"""Fixtures that all tests share."""
+
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from weighted_bce import _config, autograd
+from weighted_bce._ops import serves
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return str(request.param)
+
+
+@pytest.fixture
+def kernel_device(device: str) -> str:
+    """A device that has kernels: for promises that the reference does not make."""
+    if not serves(torch.empty(0, device=device)):
+        pytest.skip(f"no kernels for {device}")
+    return device
+
+
+@pytest.fixture(autouse=True)
+def _seed(request: pytest.FixtureRequest) -> None:
+    seed = zlib.crc32(request.node.nodeid.encode())
+    torch.manual_seed(seed)
+    print(f"torch.manual_seed({seed})")  # pytest shows it when the test fails
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> Iterator[None]:
+    """No test sees the backend, the expectations or the threads that another one left."""
+    autograd._expected.clear()
+    chosen, threads = _config.current_backend, torch.get_num_threads()
+    yield
+    _config.current_backend = chosen
+    torch.set_num_threads(threads)

@@ -1,0 +1,196 @@
+"""Infinities, NaN, ignored elements, nothing at all, zero weights, tiny scales."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from weighted_bce import backend, weighted_bce_with_logits
+
+from .truth import INPUT_DTYPES, TARGET_DTYPES, Case, backends, check, compute_dtype
+
+INF, NAN = math.inf, math.nan
+
+
+def both(x: Tensor, y: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+    """The unreduced loss and the gradient of its sum."""
+    leaf = x.clone().requires_grad_()
+    loss = weighted_bce_with_logits(leaf, y, reduction="none", **options)  # type: ignore[arg-type]
+    loss.sum().backward()
+    assert leaf.grad is not None
+    return loss.detach(), leaf.grad
+
+
+def equal(actual: Tensor, expected: list[float]) -> bool:
+    wanted = torch.tensor(expected, dtype=actual.dtype, device=actual.device)
+    return torch.allclose(actual, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+def test_infinite_logits(device: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([INF, -INF, INF, -INF], dtype=dtype, device=device)
+    for target_dtype in TARGET_DTYPES:
+        y = torch.tensor([1, 0, 0, 1], device=device).to(target_dtype)
+        for chosen in backends(device):
+            with backend(chosen):
+                loss, grad = both(x, y, pos_weight=3.0)
+                assert equal(loss, [0, 0, INF, INF]), (chosen, target_dtype)
+                assert equal(grad, [0, 0, 1, -3]), (chosen, target_dtype)
+                loss, grad = both(x, y, weight=torch.tensor(2.0))
+                assert equal(loss, [0, 0, INF, INF]), (chosen, target_dtype)
+                assert equal(grad, [0, 0, 2, -2]), (chosen, target_dtype)
+                for reduction in ("mean", "sum"):
+                    check(Case(x[:2], y[:2], None, 3.0, reduction), chosen)
+                    check(Case(x, y, None, 3.0, reduction), chosen)
+
+
+@pytest.mark.parametrize("n", [1, 16, 100, 33000])
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+def test_one_special_logit_among_many(device: str, n: int, value: float) -> None:
+    """In each place of a vector, among negatives and beside a positive, in loss and mean."""
+    for position in {0, n - 1}:
+        for neighbour in (False, True):
+            x = torch.randn(n, device=device)
+            x[position] = value
+            y = torch.zeros(n, dtype=torch.bool, device=device)
+            y[(position + 1) % n] = neighbour
+            for chosen in backends(device):
+                for reduction in ("none", "mean"):
+                    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+                        check(Case(x.to(dtype), y, None, 5.0, reduction), chosen)
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+def test_soft_targets_of_infinite_logits(device: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([INF, -INF], dtype=dtype, device=device)
+    y = torch.tensor([0.25, 0.25], device=device)
+    for chosen in backends(device):
+        with backend(chosen):
+            loss, grad = both(x, y, pos_weight=2.0)
+            assert equal(loss, [INF, INF])
+            assert equal(grad, [0.75, -0.5])
+            hard = torch.tensor([1, 0], device=device)
+            loss, grad = both(x, hard, label_smoothing=0.5)
+            assert equal(loss, [INF, INF])
+            assert equal(grad, [0.25, -0.25])
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+def test_nan_logits_and_targets_are_nan(device: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([NAN, NAN, 1.0, 2.0], dtype=dtype, device=device)
+    y = torch.tensor([1.0, 0.0, NAN, 0.0], device=device)
+    for chosen in backends(device):
+        with backend(chosen):
+            for outcome in both(x, y):
+                assert outcome.isnan().tolist() == [True, True, True, False], chosen
+            assert weighted_bce_with_logits(x, y).isnan()
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+@pytest.mark.parametrize("mark", [-1.0, NAN, 0.5])
+def test_ignored_elements_may_hold_anything(device: str, dtype: torch.dtype, mark: float) -> None:
+    x = torch.tensor([NAN, INF, -INF, 3.0, 1.0, -2.0], dtype=dtype, device=device)
+    y = torch.tensor([mark, mark, mark, mark, 1.0, 0.0], device=device)
+    for reduction in ("none", "mean", "sum", "batchmean"):
+        for chosen in backends(device):
+            check(Case(x, y, None, 3.0, reduction, 0.0, mark), chosen)
+            check(Case(x, y, x.abs(), x.abs(), reduction, 0.0, mark), chosen)
+            # Many more, for the vector loops.
+            check(Case(x.repeat(999), y.repeat(999), None, 3.0, reduction, 0.0, mark), chosen)
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+def test_all_ignored_is_zero(device: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([1.0, NAN, INF], dtype=dtype, device=device)
+    for mark, target_dtype in ((-1, torch.int64), (-1, torch.int8), (NAN, torch.float32)):
+        y = torch.full((3,), mark, dtype=target_dtype, device=device)
+        for reduction in ("none", "mean", "sum", "batchmean"):
+            for chosen in backends(device):
+                with backend(chosen):
+                    leaf = x.clone().requires_grad_()
+                    loss = weighted_bce_with_logits(
+                        leaf, y, None, 2.0, reduction, ignore_index=mark
+                    )
+                    loss.sum().backward()
+                assert leaf.grad is not None
+                assert not loss.any(), (chosen, reduction)
+                assert not leaf.grad.any(), (chosen, reduction)
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (2, 0, 3)])
+def test_empty(device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    y = torch.zeros(shape, dtype=torch.bool, device=device)
+    for chosen in backends(device):
+        for ignore in (None, -1):
+            with backend(chosen):
+                for reduction in ("none", "mean", "sum"):
+                    leaf = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+                    loss = weighted_bce_with_logits(
+                        leaf, y, None, 2.0, reduction, ignore_index=ignore
+                    )
+                    loss.sum().backward()
+                    assert leaf.grad is not None
+                    assert leaf.grad.shape == shape
+                    if reduction == "none":
+                        assert loss.shape == shape
+                        continue
+                    assert loss.dtype == compute_dtype(dtype)
+                    assert loss.isnan() if reduction == "mean" else loss == 0, (chosen, ignore)
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+def test_0d(device: str, dtype: torch.dtype) -> None:
+    x = torch.tensor(1.5, dtype=dtype, device=device)
+    for target_dtype in TARGET_DTYPES:
+        y = torch.tensor(1, device=device).to(target_dtype)
+        for reduction in ("none", "mean", "sum"):
+            for chosen in backends(device):
+                check(Case(x, y, None, 3.0, reduction), chosen)
+                check(Case(x, y, x, x, reduction, 0.1, 0), chosen)
+
+
+def test_zero_weights_silence_infinite_logits(device: str) -> None:
+    x = torch.tensor([INF, -INF, INF, -INF], device=device)
+    y = torch.tensor([1, 0, 0, 1], device=device)
+    zero, no_second_half = torch.zeros((), device=device), torch.tensor([1.0, 1, 0, 0]).to(device)
+    for chosen in backends(device):
+        with backend(chosen):
+            for outcome in both(x, y, weight=zero) + both(x, y, weight=no_second_half):
+                assert equal(outcome, [0, 0, 0, 0])
+            for pos_weight in (0.0, 0, zero, zero.expand(4)):
+                loss, grad = both(x, y, pos_weight=pos_weight)
+                assert equal(loss, [0, 0, INF, 0])
+                assert equal(grad, [0, 0, 1, 0])
+
+
+def test_half_gradient_survives_a_loss_scale(device: str) -> None:
+    """1/N is below the smallest float16; times the loss scale it is not."""
+    n = 1 << 26
+    x = torch.zeros(n, dtype=torch.float16, device=device, requires_grad=True)
+    y = torch.zeros(1, dtype=torch.bool, device=device).expand(n)
+    for _ in range(2):  # recomputed at first, then as expected
+        x.grad = None
+        (weighted_bce_with_logits(x, y) * 65536).backward()
+        assert x.grad is not None
+        low, high = x.grad.aminmax()
+        assert low == high == 0.5 * 65536 / n
+
+
+def test_half_gradient_survives_a_tiny_divisor(kernel_device: str) -> None:
+    x = torch.zeros(5, dtype=torch.float16, device=kernel_device)
+    args = Case(x, x.bool()).op_args(128 * 2.8e6)
+    grad = torch.ops.weighted_bce.grad(torch.tensor(65536.0, device=kernel_device), x, *args)
+    wanted = torch.tensor(0.5 * 65536 / (128 * 2.8e6)).half()
+    assert (grad.cpu() == wanted).all()
+
+
+def test_large_integers_are_not_truncated(device: str) -> None:
+    """An ignore_index is compared in the target's dtype."""
+    marks = ((torch.int64, -(2**40)), (torch.int32, -(2**31)), (torch.uint32, 2**32 - 1))
+    for dtype, mark in marks:
+        y = torch.tensor([0, 1, mark], device=device).to(dtype)
+        x = torch.tensor([1.0, 2.0, 3.0], device=device)
+        for chosen in backends(device):
+            check(Case(x, y, ignore_index=mark), chosen)

@@ -1,0 +1,299 @@
+"""Bad arguments: the type of each error, its words, and that nothing is half-done."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from weighted_bce import (
+    WeightBCEWithLogitsLoss,
+    WeightedBCELoss,
+    WeightedBCEWithLogitsLoss,
+    backend,
+    pos_weight_from_labels,
+    weighted_bce,
+    weighted_bce_with_logits,
+)
+from weighted_bce._extension import extension
+
+X = torch.full((8, 5), 0.5)
+Y = torch.zeros(8, 5, dtype=torch.bool)
+BOTH = (weighted_bce_with_logits, weighted_bce)
+
+# Keyword arguments in place of the right ones, then the error.
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "input integer": (
+        {"input": X.long()},
+        TypeError,
+        "input must be float16, bfloat16, float32 or float64, got int64",
+    ),
+    "input bool": ({"input": Y}, TypeError, "input must be float16.*, got bool"),
+    "input complex": ({"input": X + 1j}, TypeError, "input must be float16.*, got complex64"),
+    "input numpy": ({"input": X.numpy()}, TypeError, "input must be a torch.Tensor, got ndarray"),
+    "input list": ({"input": [0.5]}, TypeError, "input must be a torch.Tensor, got list"),
+    "target numpy": (
+        {"target": np.zeros((8, 5))},
+        TypeError,
+        "target must be a torch.Tensor, got ndarray",
+    ),
+    "target complex": (
+        {"target": X + 1j},
+        TypeError,
+        "target must be bool, integer or floating point, got complex64",
+    ),
+    "target shape": (
+        {"target": Y[:, :4]},
+        ValueError,
+        r"target must have shape \(8, 5\) to match input, got \(8, 4\)",
+    ),
+    "target broadcasts": (
+        {"target": Y[:1]},
+        ValueError,
+        r"target must have shape \(8, 5\) to match input, got \(1, 5\)",
+    ),
+    "target more dimensions": (
+        {"target": Y[None]},
+        ValueError,
+        r"target must have shape \(8, 5\) to match input, got \(1, 8, 5\)",
+    ),
+    "target device": (
+        {"target": Y.to("meta")},
+        ValueError,
+        "target must be on cpu like input, got meta",
+    ),
+    "weight number": ({"weight": 2.0}, TypeError, "weight must be a torch.Tensor, got float"),
+    "weight numpy": ({"weight": np.ones(5)}, TypeError, "weight must be a torch.Tensor, got nda"),
+    "weight complex": (
+        {"weight": torch.ones(5) + 1j},
+        TypeError,
+        "weight must be real numbers, got complex64",
+    ),
+    "weight shape": (
+        {"weight": torch.ones(8)},
+        ValueError,
+        r"weight must broadcast to shape \(8, 5\) of input, got \(8,\)",
+    ),
+    "weight larger": (
+        {"weight": torch.ones(2, 8, 5)},
+        ValueError,
+        r"weight must broadcast to shape \(8, 5\) of input, got \(2, 8, 5\)",
+    ),
+    "weight device": (
+        {"weight": torch.ones(5, device="meta")},
+        ValueError,
+        "weight must be on cpu like input, got meta",
+    ),
+    "pos_weight shape": (
+        {"pos_weight": torch.ones(4)},
+        ValueError,
+        r"pos_weight must broadcast to shape \(8, 5\) of input, got \(4,\)",
+    ),
+    "pos_weight device": (
+        {"pos_weight": torch.ones(5, device="meta")},
+        ValueError,
+        "pos_weight must be on cpu like input, got meta",
+    ),
+    "pos_weight bool tensor": (
+        {"pos_weight": torch.ones(5, dtype=torch.bool)},
+        TypeError,
+        "pos_weight must be real numbers, got bool",
+    ),
+    "pos_weight bool": (
+        {"pos_weight": True},
+        TypeError,
+        "pos_weight must be a number or a torch.Tensor, got bool",
+    ),
+    "pos_weight text": (
+        {"pos_weight": "7"},
+        TypeError,
+        "pos_weight must be a number or a torch.Tensor, got str",
+    ),
+    "pos_weight list": ({"pos_weight": [7.0]}, TypeError, "pos_weight must be a number or .* list"),
+    "pos_weight negative": (
+        {"pos_weight": -1.0},
+        ValueError,
+        r"pos_weight must be a finite number >= 0, got -1\.0",
+    ),
+    "pos_weight nan": (
+        {"pos_weight": float("nan")},
+        ValueError,
+        "pos_weight must be a finite number >= 0, got nan",
+    ),
+    "pos_weight inf": ({"pos_weight": float("inf")}, ValueError, "pos_weight must be .* got inf"),
+    "smoothing 1": (
+        {"label_smoothing": 1.0},
+        ValueError,
+        r"label_smoothing must be in \[0, 1\), got 1\.0",
+    ),
+    "smoothing negative": (
+        {"label_smoothing": -0.1},
+        ValueError,
+        r"label_smoothing must be in \[0, 1\), got -0\.1",
+    ),
+    "smoothing nan": (
+        {"label_smoothing": float("nan")},
+        ValueError,
+        r"label_smoothing must be in \[0, 1\), got nan",
+    ),
+    "smoothing text": (
+        {"label_smoothing": "0"},
+        TypeError,
+        "label_smoothing must be a number, got str",
+    ),
+    "smoothing None": (
+        {"label_smoothing": None},
+        TypeError,
+        "label_smoothing must be a number, got NoneType",
+    ),
+    "ignore_index text": (
+        {"ignore_index": "-1"},
+        TypeError,
+        "ignore_index must be a number or None, got str",
+    ),
+    "reduction unknown": (
+        {"reduction": "average"},
+        ValueError,
+        "reduction must be one of none, mean, sum, batchmean or a callable, got 'average'",
+    ),
+    "reduction None": (
+        {"reduction": None},
+        TypeError,
+        "reduction must be a string or a callable, got NoneType",
+    ),
+    "batchmean 0-d": (
+        {"input": X[0, 0], "target": Y[0, 0], "reduction": "batchmean"},
+        ValueError,
+        "reduction 'batchmean' needs an input with a first dimension, got 0-d",
+    ),
+}
+
+
+@pytest.mark.parametrize("function", BOTH)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_arguments(function: Callable[..., Any], wrong: str) -> None:
+    arguments, error, words = WRONG[wrong]
+    for chosen in ("auto", "reference"):
+        with backend(chosen), pytest.raises(error, match=f"^{words}"):
+            function(**{"input": X, "target": Y, **arguments})
+
+
+@pytest.mark.parametrize(
+    "module", [WeightedBCEWithLogitsLoss, WeightedBCELoss, WeightBCEWithLogitsLoss]
+)
+def test_modules_raise_the_same(module: type[torch.nn.Module]) -> None:
+    loss = module(torch.ones(4)) if module is not WeightBCEWithLogitsLoss else module(-1.0)
+    with pytest.raises(ValueError, match=r"weight must b"):
+        loss(X, Y)
+    with pytest.raises(ValueError, match=r"target must have shape \(8, 5\)"):
+        loss(X, Y[1:])
+
+
+def test_probabilities_must_be_in_range() -> None:
+    for value in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"input must be in \[0, 1\], got values from"):
+            weighted_bce(torch.tensor([0.5, value]), torch.tensor([1, 0]))
+
+
+def test_nothing_is_half_done() -> None:
+    """After an error in the call the logits, their gradient and the graph are as before."""
+    hidden = X.clone().requires_grad_() * 1.0
+    before, version = hidden.detach().clone(), hidden._version
+    for wrong, (arguments, error, _) in WRONG.items():
+        if "input" not in arguments:
+            with pytest.raises(error):
+                weighted_bce_with_logits(
+                    **{"input": hidden, "target": Y, "inplace_backward": True, **arguments}
+                )
+            assert torch.equal(hidden, before), wrong
+            assert hidden._version == version, wrong
+    weighted_bce_with_logits(hidden, Y).backward()
+
+
+@pytest.mark.skipif(extension is None, reason="no extension")
+def test_ops_check_for_themselves() -> None:
+    ops, one = torch.ops.weighted_bce, torch.tensor(1.0)
+    good: dict[str, Any] = {
+        "input": X.clone(),
+        "target": Y,
+        "weight": None,
+        "pos_weight": None,
+        "pos_weight_value": 1.0,
+        "label_smoothing": 0.0,
+        "ignore_index": None,
+    }
+    calls: list[Callable[[dict[str, Any]], Any]] = [
+        lambda a: ops.loss(*a.values(), 1.0),
+        lambda a: ops.loss_and_grad(*a.values(), 1.0, one),
+        lambda a: ops.grad(one, *a.values(), 1.0),
+        lambda a: ops.grad_(one, *a.values(), 1.0),
+        lambda a: ops.unreduced(*a.values()),
+    ]
+    wrong: dict[str, tuple[Any, str]] = {
+        "input": (X.long(), "input must be float16, bfloat16, float32 or float64"),
+        "target": (Y[:1], "target must have the shape of input"),
+        "weight": (torch.ones(4), "weight must broadcast to the shape of input"),
+        "pos_weight": (torch.ones(2, 8, 5), "pos_weight must broadcast to the shape of input"),
+        "pos_weight_value": (-1.0, "pos_weight must be at least 0"),
+        "label_smoothing": (1.0, r"label_smoothing must be in \[0, 1\)"),
+    }
+    for call in calls:
+        for name, (value, words) in wrong.items():
+            with pytest.raises(RuntimeError, match=words):
+                call({**good, name: value})
+        for name, value in (("pos_weight_value", float("nan")), ("target", X + 1j)):
+            with pytest.raises(RuntimeError):
+                call({**good, name: value})
+        assert torch.equal(good["input"], X)
+    for upstream in (torch.ones(8), torch.ones(5), torch.ones(1, 5)):
+        with pytest.raises(RuntimeError, match="grad_output must be 0-d or have the shape"):
+            ops.grad(upstream, *good.values(), 1.0)
+    with pytest.raises(RuntimeError, match="expected must be 0-d"):
+        ops.loss_and_grad(*good.values(), 1.0, torch.ones(1))
+    overlapping = {**good, "input": torch.zeros(1, 5).expand(8, 5)}
+    with pytest.raises(RuntimeError, match="must not overlap itself"):
+        ops.grad_(one, *overlapping.values(), 1.0)
+
+
+def test_backend() -> None:
+    words = "backend must be one of auto, fused, reference, got 'c'"
+    with pytest.raises(ValueError, match=words), backend("c"):
+        pass
+    meta = X.to("meta")
+    words = r"backend 'fused' has no kernel .*meta"
+    with backend("fused"), pytest.raises(RuntimeError, match=words):
+        weighted_bce_with_logits(meta, Y.to("meta"))
+    assert weighted_bce_with_logits(meta, Y.to("meta")).device.type == "meta"
+
+
+def test_backend_variable() -> None:
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        code = "import weighted_bce; print(weighted_bce.show_config().split('backend: ')[1])"
+        variables = {**os.environ, "WEIGHTED_BCE_BACKEND": name}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=variables, capture_output=True, text=True
+        )
+
+    assert run("reference").stdout.strip() == "reference"
+    assert run("").stdout.strip() == "auto"
+    words = "the variable WEIGHTED_BCE_BACKEND must be one of auto, fused, reference, got 'fast'"
+    assert words in run("fast").stderr
+
+
+def test_pos_weight_from_labels() -> None:
+    labels: Any
+    for labels, options, error, words in (
+        ([[1]], {}, TypeError, "labels must be a torch.Tensor, got list"),
+        (X + 1j, {}, TypeError, "labels must be bool, integer or floating point"),
+        (X[0], {}, ValueError, r"labels must have shape \(rows, labels\)"),
+        (X[:0], {}, ValueError, "labels must have shape .* at least one row"),
+        (X, {"num_labels": 4}, ValueError, "num_labels must be 5 like labels, got 4"),
+        (X, {"max_weight": 0}, ValueError, "max_weight must be above 0, got 0"),
+        (X, {"max_weight": float("nan")}, ValueError, "max_weight must be above 0, got nan"),
+    ):
+        with pytest.raises(error, match=f"^{words}"):
+            pos_weight_from_labels(labels, **options)

@@ -1,0 +1,247 @@
+"""The example reads its data right, counts right, and runs from end to end."""
+
+import ast
+import gzip
+import json
+import random
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("rich")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+
+from examples import imports_data, losses, report, sparse_labels, training
+from examples.imports_data import BUCKETS, DataError, Facts
+
+ROWS, FEATURES, LABELS = 80, 40, 12
+
+
+def svmlight_rows() -> list[str]:
+    """Each label has a feature that gives it away; one row has no label."""
+    chosen = random.Random(0)
+    rows = [" 3:1.5 7:0.25"]
+    while len(rows) < ROWS:
+        labels = sorted(chosen.sample(range(LABELS), chosen.randint(1, 3)))
+        features = sorted({*labels, *chosen.sample(range(LABELS, FEATURES), 4)})
+        rows.append(",".join(map(str, labels)) + "".join(f" {i}:1" for i in features))
+    return rows
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.txt"
+    path.write_text("\n".join([f"{ROWS} {FEATURES} {LABELS}", *svmlight_rows()]) + "\n")
+    return path
+
+
+def buckets(*names: str) -> list[int]:
+    return sorted(zlib.crc32(name.encode()) % BUCKETS for name in names)
+
+
+def test_names_are_features_and_import_lines_are_not() -> None:
+    source = "import os.path as p, sys\nfrom json import loads\n\ndef f(a):\n    return p.join(a)\n"
+    assert imports_data.facts_of_source(source) == Facts(
+        buckets("p", "join", "a"), ["json", "os.path", "sys"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("from . import x", "top.sub"),
+        ("from .near import x", "top.sub.near"),
+        ("from ..far import x", "top.far"),
+        ("from ... import x", None),
+    ],
+)
+def test_relative_imports_are_resolved(line: str, module: str | None) -> None:
+    found = imports_data.facts_of_source(line, ("top", "sub")).modules
+    assert found == ([] if module is None else [module])
+
+
+def test_unreadable_and_unparsable_files_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def (:")
+    (tmp_path / "zero.py").write_bytes(b"x = 1\0")
+    (tmp_path / "latin.py").write_bytes(b"x = '\xe9'\n")
+    (tmp_path / "good.py").write_text("import os\nos.getcwd()\n")
+    names = [path for _, path in imports_data.python_files([str(tmp_path)])]
+    assert names == ["broken.py", "good.py", "latin.py", "zero.py"]
+    facts = [imports_data._facts_of_file((str(tmp_path), name)) for name in (*names, "none.py")]
+    assert [one is not None for one in facts] == [False, True, False, False, False]
+    with pytest.raises(SyntaxError):
+        ast.parse((tmp_path / "broken.py").read_text())
+
+
+def test_rare_modules_are_no_labels() -> None:
+    facts = [Facts([i, i + 1], ["often"] + ["rare"] * (i == 0)) for i in range(12)]
+    facts += [Facts([], ["often"]), Facts([1], ["rare"])]
+    data = imports_data.dataset_of_facts(facts, "made up", min_count=5)
+    assert data.labels.shape == (12, 1)
+    assert data.features.shape == (12, BUCKETS)
+    np.testing.assert_allclose(data.features.sum(1), 1, rtol=1e-6)
+    with pytest.raises(DataError, match="only 0 files import"):
+        imports_data.dataset_of_facts(facts, "made up", min_count=50)
+
+
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_svmlight_files_with_and_without_header(tmp_path: Path, header: bool, packed: bool) -> None:
+    lines = [f"{ROWS} {FEATURES} {LABELS}"] * header + svmlight_rows()
+    path = tmp_path / ("rows.txt.gz" if packed else "rows.txt")
+    with (gzip.open if packed else open)(path, "wt") as file:
+        file.write("\n".join(lines) + "\n")
+    data = imports_data.dataset_of_file(path)
+    assert data.features.shape == (ROWS, FEATURES)
+    assert data.labels.shape == (ROWS, LABELS)
+    assert data.labels[0].nnz == 0
+    expected = [int(label) for label in svmlight_rows()[5].split()[0].split(",")]
+    assert data.labels[5].indices.tolist() == expected
+    assert imports_data.dataset_of_file(path, rows=20).labels.shape[0] == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "has 0 rows"),
+        ("hello: world\n", "is not svmlight multilabel data"),
+        ("3 4 5\n0 1:1\n", "announces 3 rows and has 1"),
+        ("12 4 2\n" + "5 1:1\n" * 12, "announces 2 labels and has the label 5"),
+        ("0.5 1:1\n" * 12, "whole numbers"),
+        ("-1 1:1\n" * 12, "whole numbers"),
+        (" 1:1\n" * 12, "has no labels"),
+    ],
+)
+def test_malformed_files_are_one_line_and_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_text(text)
+    assert sparse_labels.main(["--data", str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_missing_file_and_ctrl_c(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--data", str(tmp_path / "none"), "--out", str(tmp_path)]
+    assert sparse_labels.main(arguments) == 2
+    assert "No such file" in capsys.readouterr().err
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sparse_labels, "_load", interrupt)
+    assert sparse_labels.main(arguments) == 130
+    assert capsys.readouterr().err == "sparse_labels: interrupted\n"
+
+
+def test_split_is_seeded_and_keeps_every_row(data_file: Path) -> None:
+    data = imports_data.dataset_of_file(data_file)
+    train, test = data.split(1)
+    assert (train.labels.shape[0], test.labels.shape[0]) == (64, 16)
+    assert train.labels.nnz + test.labels.nnz == data.labels.nnz
+    assert (data.split(1)[1].labels != test.labels).nnz == 0
+
+
+def test_every_row_is_trained_on_once_an_epoch() -> None:
+    rows = 2 * training.BATCH + 7
+    found = list(training.batches(rows, 3, seed=0))
+    assert len(found) == training.steps(rows, 3)
+    assert np.bincount(np.concatenate(found)).tolist() == [3] * rows
+
+
+def test_counts_are_sklearns_micro_averages() -> None:
+    scores = torch.randn(30, 9)
+    target = torch.rand(30, 9) < 0.2
+    target[3] = False
+    predicted = scores > 1
+    counts = training.Counts()
+    for block in (slice(0, 11), slice(11, 30)):
+        counts.add(scores[block], predicted[block], target[block])
+    quality = counts.quality()
+    micro = precision_recall_fscore_support(target, predicted, average="micro")[:3]
+    assert quality[:3] == pytest.approx(micro)
+    some = target.any(1)
+    ranking = average_precision_score(target[some], scores[some], average="samples")
+    assert quality.mean_average_precision == pytest.approx(ranking)
+    assert quality.predicted_per_row == pytest.approx(predicted.sum().item() / 30)
+    assert quality.true_per_row == pytest.approx(target.sum().item() / 30)
+    assert quality.empty_rows == pytest.approx((~predicted.any(1)).float().mean().item())
+
+
+def test_nothing_predicted_is_no_division_by_zero() -> None:
+    counts = training.Counts()
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    counts.add(torch.zeros(2, 3), nothing, nothing)
+    assert counts.quality() == (0, 0, 0, 0, 0, 0, 1)
+
+
+def test_training_repeats_itself_and_ours_is_the_masked_multiply(data_file: Path) -> None:
+    train, test = imports_data.dataset_of_file(data_file).split(0)
+    by_name = {loss.name: loss for loss in losses.LOSSES}
+
+    def quality(name: str) -> training.Quality:
+        model = training.train(train, by_name[name], 10, 0, lambda: None)
+        return training.evaluate(model, test, by_name[name], train.positives_per_row)
+
+    ours = quality("ours, weight 7")
+    assert quality("ours, weight 7") == ours
+    assert quality("masked multiply, 7") == pytest.approx(ours, abs=0.02)
+    assert ours.recall > 0.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+def test_peak_of_ours_is_one_gradient() -> None:
+    rows, labels = 1024, 4096
+    peak = losses.peak_bytes("ours", rows, labels, 6.0)
+    if peak is None:
+        pytest.skip("the high-water mark cannot be reset here")
+    assert 0.9 * 4 * rows * labels < peak < 1.6 * 4 * rows * labels
+
+
+def made_up(name: str, kind: str, weight: float, predicted: float, empty: float) -> report.Result:
+    quality = training.Quality(0.5, 0.5, 0.5, 0.5, predicted, 4.0, empty)
+    return report.Result(losses.Loss(name, kind, losses.plain_bce, weight), quality, 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("empty", "heavy", "verdicts"),
+    [(1.0, 90.0, ("Yes", "Yes")), (0.7, 9.0, ("Mostly", "No")), (0.1, 9.0, ("No", "No"))],
+)
+def test_answers_follow_from_the_results(
+    empty: float, heavy: float, verdicts: tuple[str, str]
+) -> None:
+    results = [
+        made_up(report.PLAIN, "plain", 1.0, 1 - empty, empty),
+        made_up("ours", "ours", 300.0, heavy, 0.0),
+    ]
+    for sentence, verdict in zip(report.answers(results, 100), verdicts, strict=True):
+        assert f"? {verdict}: " in sentence
+
+
+def test_end_to_end(
+    data_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(losses, "peak_bytes", lambda *_: 2**20)  # saves four processes
+    out = tmp_path / "new" / "out"
+    arguments = ["--data", str(data_file), "--epochs", "2", "--out", str(out)]
+    assert sparse_labels.main(arguments) == 0
+    printed = capsys.readouterr().out
+    for words in ("80 rows, 12 labels", "ours, weight 300", "collapse to zeros?", "to ones?"):
+        assert words in printed
+    assert (out / "sparse_labels.png").read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in (out / "sparse_labels.svg").read_text()
+    found = json.loads((out / "sparse_labels.json").read_text())
+    assert [row["loss"] for row in found["losses"]] == [loss.name for loss in losses.LOSSES]

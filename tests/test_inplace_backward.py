@@ -1,0 +1,141 @@
+"""inplace_backward: the gradient takes the place of the logits, and nothing is silently wrong."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from weighted_bce import weighted_bce_with_logits
+
+from .truth import INPUT_DTYPES, Case, assert_close, divisor, labels, logits, truth
+
+
+def run(case: Case, hidden: Tensor, factor: float = 1.0) -> Tensor:
+    """The gradient that arrives at `hidden`, which is no leaf."""
+    received: list[Tensor] = []
+    hidden.register_hook(received.append)
+    loss = case(hidden, inplace_backward=True)
+    loss.backward(torch.full_like(loss, factor))
+    return received[0]
+
+
+def assert_right(grad: Tensor, case: Case, factor: float = 1.0) -> None:
+    found = truth(case)
+    scale = factor / divisor(case, found.count)
+    assert_close(grad, found.grad * scale, found.terms * abs(scale), case.reduction)
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+def test_gradient_lies_in_the_memory_of_the_logits(kernel_device: str, dtype: torch.dtype) -> None:
+    for shape in ((), (7,), (6, 9), (300, 400)):
+        for reduction in ("mean", "sum", "none"):
+            for factor in (1.0, -2.5, 65536.0 if dtype != torch.float16 else 8.0):
+                x = logits(*shape, dtype=dtype, device=kernel_device)
+                case = Case(x, labels(*shape, device=kernel_device), None, 3.0, reduction)
+                hidden = x.clone().requires_grad_() * 1.0
+                pointer = hidden.data_ptr()
+                grad = run(case, hidden, factor)
+                assert grad.data_ptr() == pointer
+                assert_right(grad, case, factor)
+
+
+def test_ignored_and_smoothed(device: str) -> None:
+    x, y = logits(50, 9, device=device), labels(50, 9, dtype=torch.int64, device=device)
+    y[::3] = -1
+    case = Case(x, y, None, 3.0, "mean", 0.1, -1)
+    assert_right(run(case, x.clone().requires_grad_() * 1.0), case)
+
+
+def test_leaf_logits(device: str) -> None:
+    x = logits(6, 9, device=device)
+    case = Case(x, labels(6, 9, device=device))
+    leaf = x.clone().requires_grad_()
+    case(leaf, inplace_backward=True).backward()
+    assert leaf.grad is not None
+    assert_right(leaf.grad, case)
+
+
+def test_logits_stay_until_backward(device: str) -> None:
+    x = logits(6, 9, device=device)
+    y = labels(6, 9, device=device)
+    hidden = x.clone().requires_grad_() * 1.0
+    loss = weighted_bce_with_logits(hidden, y, inplace_backward=True)
+    assert torch.equal(loss, weighted_bce_with_logits(x, y))
+    assert torch.equal(hidden, x)
+    with torch.no_grad():
+        weighted_bce_with_logits(hidden, y, inplace_backward=True)
+    assert torch.equal(hidden, x)
+
+
+def test_second_backward_raises(kernel_device: str) -> None:
+    hidden = logits(6, 9, device=kernel_device).requires_grad_() * 1.0
+    y = labels(6, 9, device=kernel_device)
+    loss = weighted_bce_with_logits(hidden, y, inplace_backward=True)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_other_use_of_the_logits_raises_or_is_right(kernel_device: str, first: bool) -> None:
+    """Autograd runs the younger node first: only a use older than the loss finds them changed."""
+    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
+    leaf = x.clone().requires_grad_()
+    hidden = leaf * 1.0
+    square = hidden.square().sum() if first else None
+    loss = weighted_bce_with_logits(hidden, y, inplace_backward=True)
+    square = hidden.square().sum() if square is None else square
+    if first:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            (loss + square).backward()
+        return
+    (loss + square).backward()
+    torch.testing.assert_close(leaf.grad, (truth(Case(x, y)).grad / 54 + 2 * x.double()).float())
+
+
+def test_two_losses_of_the_same_logits(kernel_device: str) -> None:
+    hidden = logits(6, 9, device=kernel_device).requires_grad_() * 1.0
+    y = labels(6, 9, device=kernel_device)
+    losses = [weighted_bce_with_logits(hidden, y, inplace_backward=True) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        sum(losses).backward()  # type: ignore[union-attr]
+
+
+def test_strided_logits_keep_what_lies_between(kernel_device: str) -> None:
+    for view in (lambda t: t[:, ::2], lambda t: t.t()[1:-1], lambda t: t[::3, 2:7]):
+        base = logits(12, 10, device=kernel_device)
+        whole = base.clone().requires_grad_() * 1.0
+        x = view(base)
+        case = Case(x, labels(*x.shape, device=kernel_device))
+        outside = torch.ones_like(base, dtype=torch.bool)
+        view(outside).fill_(False)
+        hidden = view(whole)
+        grad = run(case, hidden)
+        assert_right(grad, case)
+        assert grad.data_ptr() == hidden.data_ptr()
+        assert torch.equal(whole.detach()[outside], base[outside])
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda t: t[:1].expand(20, 9), lambda t: t.flatten().unfold(0, 9, 4)],
+    ids=["expanded", "sliding window"],
+)
+def test_logits_that_overlap_get_memory_of_their_own(device: str, view: object) -> None:
+    base = logits(12, 9, device=device)
+    x = view(base)  # type: ignore[operator]
+    case = Case(x, labels(*x.shape, device=device))
+    before = base.clone()
+    grad = run(case, view(base.requires_grad_() * 1.0))  # type: ignore[operator]
+    assert_right(grad, case)
+    assert torch.equal(base.detach(), before)
+
+
+def test_double_backward_is_right(device: str) -> None:
+    x, y = logits(4, 5, dtype=torch.float64, device=device), labels(4, 5, device=device)
+    results = []
+    for inplace in (True, False):
+        leaf = x.clone().requires_grad_()
+        loss = weighted_bce_with_logits(leaf * 1.0, y, inplace_backward=inplace)
+        (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        results += torch.autograd.grad(grad.square().sum(), leaf)
+    torch.testing.assert_close(*results)

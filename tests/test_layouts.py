@@ -1,0 +1,173 @@
+"""Any strides of any argument give what contiguous copies give."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from .truth import Case, assert_close, backends, check, labels, logits, truth
+
+SHAPE = (4, 6, 5, 8)
+
+
+def _inside(t: Tensor, *margins: slice) -> Tensor:
+    """The same values as a slice of something larger, filled with NaN or 1 outside."""
+    larger = [n * (m.step or 1) + (m.start or 0) + 3 for n, m in zip(t.shape, margins, strict=True)]
+    base = torch.ones(larger, dtype=t.dtype, device=t.device)
+    if t.is_floating_point():
+        base.fill_(torch.nan)
+    cuts = (
+        slice(m.start or 0, (m.start or 0) + n * (m.step or 1), m.step or 1)
+        for n, m in zip(t.shape, margins, strict=True)
+    )
+    view = base[tuple(cuts)]
+    return view.copy_(t)
+
+
+ALL, STEP, OFFSET = slice(None), slice(0, None, 2), slice(1, None)
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t.clone(),
+    "channels_last": lambda t: t.clone(memory_format=torch.channels_last),
+    "transposed": lambda t: t.mT.contiguous().mT,
+    "reversed": lambda t: t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+    "rows apart": lambda t: _inside(t, ALL, ALL, ALL, OFFSET),
+    "every second": lambda t: _inside(t, ALL, ALL, ALL, STEP),
+    "every second row": lambda t: _inside(t, STEP, ALL, STEP, ALL),
+    "slice of a transpose": lambda t: _inside(t.mT.contiguous(), ALL, ALL, ALL, STEP).mT,
+    "misaligned": lambda t: _misaligned(t),
+}
+
+
+def _misaligned(t: Tensor) -> Tensor:
+    base = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)
+    return base[1:].view(t.shape).copy_(t)
+
+
+def _arguments(device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    x = logits(*SHAPE, dtype=dtype, device=device)
+    return x, labels(*SHAPE, device=device), torch.rand(SHAPE, device=device) + 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_pair_of_layouts(device: str, dtype: torch.dtype, layout: str) -> None:
+    x, y, w = _arguments(device, dtype)
+    for name, other in LAYOUTS.items():
+        assert torch.equal(other(y), y)
+        for target in (other(y), other(y.float()), other(y.long())):
+            for reduction in ("none", "mean"):
+                check(Case(LAYOUTS[layout](x), target, None, 3.0, reduction, name=name))
+        case = Case(LAYOUTS[layout](x), other(y), other(w), w, name=name)
+        check(case, backends(device)[1])
+        check(case)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_of_a_layout(device: str, layout: str) -> None:
+    x, y, w = _arguments(device, torch.float32)
+    w = LAYOUTS[layout](w)
+    for part in (w, w[0], w[:, :1], w[..., :1], w[0, :, :1, :1], w[0, 0, 0], w[:, :, :1]):
+        check(Case(x, y, part, part, "sum"))
+        check(Case(x, y, None, part, "none"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_a_layout_come_in(device: str, layout: str) -> None:
+    """As an upstream gradient of the unreduced loss."""
+    x, y, upstream = _arguments(device, torch.float32)
+    for own in LAYOUTS.values():
+        leaf = own(x).requires_grad_()
+        case = Case(leaf, y, None, 3.0, "none")
+        expected = truth(case)
+        case(leaf).backward(LAYOUTS[layout](upstream))
+        assert leaf.grad is not None
+        size = expected.terms * upstream.double()
+        assert_close(leaf.grad, expected.grad * upstream.double(), size, layout)
+
+
+def test_expanded_gradients_come_in(device: str) -> None:
+    x, y, _ = _arguments(device, torch.float32)
+    for upstream in (torch.tensor(2.0), torch.rand(1, 6, 1, 1), torch.rand(4, 1, 1, 1)):
+        upstream = upstream.to(device)
+        leaf = x.clone().requires_grad_()
+        case = Case(leaf, y, None, 3.0, "none")
+        case(leaf).backward(upstream.expand(SHAPE))
+        assert leaf.grad is not None
+        expected, factor = truth(case), upstream.double().expand(SHAPE)
+        assert_close(leaf.grad, expected.grad * factor, expected.terms * factor, "expanded")
+
+
+def test_expanded_arguments(device: str) -> None:
+    """Zero strides: of logits, targets and weights."""
+    x, y, w = _arguments(device, torch.float32)
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 3), (3, 3, 3)):
+        few, some, weights = (t.narrow(d, 0, 1).expand(SHAPE) for t, d in ((x, i), (y, j), (w, k)))
+        for case in (Case(few, y), Case(x, some), Case(x, y, weights), Case(few, some, weights)):
+            check(case)
+    one = torch.zeros((), device=device)
+    check(Case(one.expand(1000, 7), one.bool().expand(1000, 7), one.expand(7) + 1))
+    base = x[:1].clone().requires_grad_()
+    case = Case(base.expand(SHAPE), y)
+    case(base.expand(SHAPE)).backward()
+    assert base.grad is not None
+    expected = truth(case)
+    total, size = (t.sum(0, keepdim=True) / y.numel() for t in (expected.grad, expected.terms))
+    assert_close(base.grad, total, size * 10, "sum over the expanded dimension")
+
+
+def test_overlapping_logits(device: str) -> None:
+    """A sliding window: elements share memory at strides that are not 0."""
+    x = logits(500, device=device).unfold(0, 20, 3)
+    check(Case(x, labels(*x.shape, device=device), None, 3.0))
+
+
+def test_six_dimensions(device: str) -> None:
+    x = logits(2, 3, 2, 5, 3, 4, device=device)
+    y = labels(*x.shape, device=device)
+    for order in ((0, 1, 2, 3, 4, 5), (5, 3, 1, 0, 2, 4), (2, 0, 1, 5, 3, 4)):
+        moved = x.permute(order)
+        w = torch.rand(moved.shape[-3], 1, 1, device=device) + 0.5
+        check(Case(moved, y.permute(order), w, w[:, 0, 0].view(-1, 1, 1)))
+        check(Case(moved[:, 1:, :, ::2], y.permute(order)[:, 1:, :, ::2], reduction="none"))
+
+
+@pytest.mark.parametrize("n", [1, 15, 33, 40000])
+def test_views_at_any_offset(device: str, n: int) -> None:
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        base, targets = logits(n + 9, dtype=dtype, device=device), labels(n + 9, device=device)
+        for start in range(9):
+            window = slice(start, start + n)
+            for reduction in ("mean", "none"):
+                check(Case(base[window], targets[9 - start :][:n], None, 3.0, reduction))
+                check(Case(base[window], targets.float()[window], None, 3.0, reduction))
+
+
+def _strided(device: str) -> Iterator[tuple[str, Tensor]]:
+    x = logits(*SHAPE, device=device)
+    yield from ((name, layout(x)) for name, layout in LAYOUTS.items())
+    yield "expanded", x[:1].expand(SHAPE)
+    yield "size 1", x[:, :1].transpose(0, 1)
+    yield "empty", x[:0].transpose(0, 1)
+
+
+def _strides(t: Tensor) -> list[int]:
+    """Where they mean something."""
+    return [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1]
+
+
+def test_results_have_the_strides_of_torch(device: str) -> None:
+    """As torch.empty_like says, which is also what the fake ops tell torch.compile."""
+    wrong = []
+    for name, x in _strided(device):
+        y = torch.zeros_like(x, dtype=torch.bool)
+        leaf = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(Case(leaf, y)(leaf), leaf)
+        unreduced = Case(leaf, y, reduction="none")(leaf)
+        (again,) = torch.autograd.grad(unreduced, leaf, torch.ones_like(unreduced))
+        like = _strides(torch.empty_like(x))
+        for result in (grad, unreduced, again):
+            if _strides(result) != like:
+                wrong.append((name, x.stride(), result.stride(), like))
+    assert not wrong

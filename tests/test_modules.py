@@ -1,0 +1,257 @@
+"""The public names besides the function itself, and the package without its extension."""
+
+import copy
+import doctest
+import importlib
+import io
+import os
+import pickle
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import weighted_bce as package
+from weighted_bce import (
+    WeightBCEWithLogitsLoss,
+    WeightedBCELoss,
+    WeightedBCEWithLogitsLoss,
+    backend,
+    pos_weight_from_labels,
+    weighted_bce,
+    weighted_bce_with_logits,
+)
+from weighted_bce._extension import extension
+
+from .truth import REDUCTIONS, TARGET_DTYPES, labels, logits
+
+
+def masked_multiply(x: Tensor, y: Tensor, weight: float) -> Tensor:
+    """The usual way to write the loss, which this package replaces."""
+    loss = F.binary_cross_entropy_with_logits(x, y.to(x.dtype), reduction="none")
+    factor = torch.ones_like(loss)
+    factor[y.bool() if y.dtype != torch.bool else y] *= weight
+    return loss * factor
+
+
+@pytest.mark.parametrize("target_dtype", TARGET_DTYPES)
+def test_weight_bce_is_the_masked_multiply(device: str, target_dtype: torch.dtype) -> None:
+    y = (torch.rand(9, 13, device=device) < 0.3).to(target_dtype)
+    reductions = {
+        None: torch.mean,
+        torch.mean: torch.mean,
+        torch.sum: torch.sum,
+        "sum": torch.sum,
+        "none": lambda loss: loss,
+        (lambda loss: loss.square().mean()): lambda loss: loss.square().mean(),
+    }
+    for reduction, same in reductions.items():
+        x = logits(9, 13, device=device)
+        grads, losses = [], []
+        for ours in (True, False):
+            leaf = x.clone().requires_grad_()
+            if ours:
+                loss = WeightBCEWithLogitsLoss(7.0, reduction)(leaf, y)  # type: ignore[arg-type]
+            else:
+                loss = same(masked_multiply(leaf, y, 7.0))
+            loss.sum().backward()
+            losses.append(loss.detach())
+            grads.append(leaf.grad)
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*grads)
+
+
+def test_weight_bce_with_halves(device: str) -> None:
+    """torch.mean of half logits is float32, as by name."""
+    x, y = logits(9, 13, dtype=torch.float16, device=device), labels(9, 13, device=device)
+    for reduction in (None, torch.mean, "mean"):
+        loss = WeightBCEWithLogitsLoss(7.0, reduction)(x, y)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, masked_multiply(x.float(), y, 7.0).mean())
+
+
+def test_drop_in_for_torch(device: str) -> None:
+    x, y = logits(9, 13, device=device), labels(9, 13, dtype=torch.float32, device=device)
+    w, p = torch.rand(9, 13, device=device), torch.rand(13, device=device) * 5
+    for weight in (None, w, w[0]):
+        for pos_weight in (None, p, p[0]):
+            for reduction in ("none", "mean", "sum"):
+                args = {"weight": weight, "pos_weight": pos_weight, "reduction": reduction}
+                expected = nn.BCEWithLogitsLoss(**args)(x, y)
+                torch.testing.assert_close(WeightedBCEWithLogitsLoss(**args)(x, y), expected)
+
+
+def test_options_reach_the_function(device: str) -> None:
+    x, y = logits(9, 13, device=device) / 8, labels(9, 13, dtype=torch.int64, device=device)
+    y[0] = -1
+    for reduction in REDUCTIONS:
+        options = {"label_smoothing": 0.1, "ignore_index": -1}
+        expected = weighted_bce_with_logits(x, y, None, 3.0, reduction, **options)  # type: ignore[arg-type]
+        module = WeightedBCEWithLogitsLoss(None, 3.0, reduction, **options)  # type: ignore[arg-type]
+        assert torch.equal(module(x, y), expected)
+        of_p = WeightedBCELoss(None, 3.0, reduction, **options)  # type: ignore[arg-type]
+        torch.testing.assert_close(of_p(x.sigmoid(), y), expected, rtol=1e-3, atol=1e-5)
+    hidden = x.clone().requires_grad_() * 1.0
+    WeightedBCEWithLogitsLoss(inplace_backward=True)(hidden, y.clamp(min=0)).backward()
+    assert not torch.equal(hidden, x) or device != "cpu"
+
+
+@pytest.mark.parametrize("module", [WeightedBCEWithLogitsLoss, WeightedBCELoss])
+def test_weights_are_buffers_and_floats_stay(module: type[nn.Module]) -> None:
+    loss = module(torch.ones(5), torch.full((5,), 3.0), "sum", label_smoothing=0.1)
+    assert set(loss.state_dict()) == {"weight", "pos_weight"}
+    assert set(module(pos_weight=3.0).state_dict()) == set()
+    assert loss.to(torch.float64).pos_weight.dtype == torch.float64
+    assert loss.to("meta").pos_weight.device.type == "meta"
+    loss = module(torch.rand(5), torch.rand(5) * 7, "sum", label_smoothing=0.1, ignore_index=-1)
+    other = module(torch.zeros(5), torch.zeros(5), "sum", label_smoothing=0.1, ignore_index=-1)
+    other.load_state_dict(loss.state_dict())
+    x, y = torch.rand(4, 5), labels(4, 5)
+    copies = [copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), other]
+    saved = io.BytesIO()
+    torch.save(loss, saved)
+    saved.seek(0)
+    copies.append(torch.load(saved, weights_only=False))
+    for again in copies:
+        assert torch.equal(again(x, y), loss(x, y))
+        assert repr(again) == repr(loss)
+    floats = module(pos_weight=3.0)
+    assert torch.equal(pickle.loads(pickle.dumps(floats))(x, y), floats(x, y))
+
+
+def test_repr() -> None:
+    loss = WeightedBCEWithLogitsLoss(pos_weight=torch.ones(5), label_smoothing=0.1, ignore_index=-1)
+    for words in ("WeightedBCEWithLogitsLoss", "tensor(5,)", "'mean'", "0.1", "ignore_index=-1"):
+        assert words in repr(loss)
+    assert "pos_weight=7.0" in repr(WeightedBCELoss(pos_weight=7.0))
+    assert "weight=7.0" in repr(WeightBCEWithLogitsLoss(7.0, torch.sum))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_probabilities(device: str, reduction: str) -> None:
+    """As F.binary_cross_entropy, at 0 and 1 too."""
+    p = torch.cat([torch.rand(50), torch.tensor([0.0, 1.0, 1e-30, 1 - 2**-24])]).to(device)
+    for y in (torch.zeros(54), torch.ones(54), torch.rand(54)):
+        y, grads, losses = y.to(device), [], []
+        for function in (weighted_bce, F.binary_cross_entropy):
+            leaf = p.clone().requires_grad_()
+            loss = function(leaf, y, reduction=reduction)
+            loss.sum().backward()
+            losses.append(loss.detach())
+            grads.append(leaf.grad)
+        torch.testing.assert_close(*losses)
+        # Where a label is met (nearly) exactly torch says 0; the derivative is 1 or -1.
+        exact = (p - y).abs() < 1e-12
+        n = 54 if reduction == "mean" else 1
+        assert torch.equal(grads[0][exact], (1 - 2 * y[exact]) / n)
+        torch.testing.assert_close(*(g[~exact] for g in grads), rtol=1e-4, atol=1e-5)
+
+
+def test_probabilities_and_logits_agree(device: str) -> None:
+    x, y = torch.randn(9, 13, dtype=torch.float64, device=device), labels(9, 13, device=device)
+    w, p = torch.rand(9, 1, device=device).double(), torch.rand(13, device=device).double() * 5
+    for reduction in REDUCTIONS:
+        for options in ({}, {"label_smoothing": 0.2}, {"ignore_index": 0}):
+            torch.testing.assert_close(
+                weighted_bce(x.sigmoid(), y, w, p, reduction, **options),  # type: ignore[arg-type]
+                weighted_bce_with_logits(x, y, w, p, reduction, **options),  # type: ignore[arg-type]
+            )
+    leaf = x.sigmoid().requires_grad_()
+    assert torch.autograd.gradcheck(lambda q: weighted_bce(q, y, w, p), leaf)
+
+
+@pytest.mark.parametrize("dtype", TARGET_DTYPES)
+def test_pos_weight_from_labels(device: str, dtype: torch.dtype) -> None:
+    y = torch.tensor([[1, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 0]], device=device).to(dtype)
+    weights = pos_weight_from_labels(y)
+    assert isinstance(weights, Tensor)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights.cpu(), torch.tensor([1 / 3, 3.0, 3.0]))
+    limited = pos_weight_from_labels(y, 3, max_weight=2)
+    assert isinstance(limited, Tensor)
+    torch.testing.assert_close(limited.cpu(), torch.tensor([1 / 3, 2.0, 2.0]))
+    assert pos_weight_from_labels(y, per_class=False) == 2.0
+    assert pos_weight_from_labels(y, per_class=False, max_weight=1.5) == 1.5
+    none = torch.zeros_like(y)
+    assert torch.equal(pos_weight_from_labels(none), torch.ones(3, device=device))  # type: ignore[arg-type]
+    assert pos_weight_from_labels(none, per_class=False, max_weight=9) == 9.0
+    assert weighted_bce_with_logits(torch.zeros(4, 3, device=device), y, None, weights).isfinite()
+
+
+def test_show_config() -> None:
+    text = package.show_config()
+    for fact in (f"weighted_bce: {package.__version__}", torch.__version__, "threads", "backend"):
+        assert fact in text
+    assert ("SIMD level in use: " in text) == (extension is not None)
+    with backend("reference"):
+        assert "backend: reference" in package.show_config()
+
+
+def test_backend_is_restored() -> None:
+    with backend("reference"):
+        with pytest.raises(KeyError), backend("fused"):
+            raise KeyError
+        assert "backend: reference" in package.show_config()
+    assert "backend: reference" not in package.show_config()
+
+
+def test_all_names_exist_and_are_documented() -> None:
+    for name in package.__all__:
+        assert getattr(package, name).__doc__, name
+
+
+@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(package.__path__)])
+def test_docstring_examples(name: str) -> None:
+    if name == "_C":
+        pytest.skip("compiled")
+    found = doctest.testmod(importlib.import_module(f"weighted_bce.{name}"))
+    assert found.failed == 0
+
+
+WITHOUT_EXTENSION = """
+import sys, warnings
+sys.modules["weighted_bce._C"] = None
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import weighted_bce
+    import torch
+    x = torch.zeros(4, 10, requires_grad=True)
+    y = torch.zeros(4, 10, dtype=torch.bool)
+    for _ in range(2):
+        loss = weighted_bce.weighted_bce_with_logits(x, y, pos_weight=7.0)
+        loss.backward()
+        weighted_bce.weighted_bce_with_logits(x, y, inplace_backward=True).backward()
+        weighted_bce.WeightBCEWithLogitsLoss(7.0, torch.sum)(x, y).backward()
+        weighted_bce.weighted_bce(torch.rand(3), torch.ones(3))
+        weighted_bce.pos_weight_from_labels(y)
+        weighted_bce.empty_cache()
+ours = [w for w in caught if "weighted_bce" in str(w.message)]
+assert len(ours) == 1, ours
+print(ours[0].message, ours[0].filename)
+assert abs(loss.item() - 0.6931) < 1e-4
+assert "extension: none" in weighted_bce.show_config()
+try:
+    with weighted_bce.backend("fused"):
+        weighted_bce.weighted_bce_with_logits(x, y)
+except RuntimeError as error:
+    print(error)
+else:
+    raise AssertionError("backend fused without an extension")
+"""
+
+
+def test_without_the_extension() -> None:
+    """Everything works, by the reference, with one warning that says how to build it."""
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTENSION], capture_output=True, text=True, env=os.environ
+    )
+    assert ran.returncode == 0, ran.stderr
+    warning, error = ran.stdout.strip().splitlines()
+    for words in ("reference", "pip install", "ninja"):
+        assert words in warning
+    assert "backend 'fused' has no kernel" in error
+    assert "pip install" in error

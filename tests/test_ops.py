@@ -1,0 +1,91 @@
+"""The registered ops: schemas, fakes and derivatives, by torch.library.opcheck and by number."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from weighted_bce._extension import extension
+
+from .truth import Case, assert_close, compute_dtype, sample_inputs, truth
+
+pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
+
+OPS = ("loss", "loss_and_grad", "grad", "grad_", "unreduced")
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def arguments(op: str, case: Case, needs_grad: bool) -> tuple[Any, ...]:
+    x = case.input.clone().requires_grad_(needs_grad)
+    one = torch.tensor(1.5, dtype=compute_dtype(x.dtype), device=x.device)
+    if op == "unreduced":
+        return (x, *case.op_args()[:-1])
+    if op in ("grad", "grad_"):
+        return (one, x, *case.op_args(3.0))
+    return (x, *case.op_args(3.0), *((one,) if op == "loss_and_grad" else ()))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck(kernel_device: str, op: str, dtype: torch.dtype) -> None:
+    overload = getattr(torch.ops.weighted_bce, op).default
+    for case in sample_inputs(kernel_device, (dtype,)):
+        torch.library.opcheck(overload, arguments(op, case, False))
+        if op not in ("loss_and_grad", "grad_"):
+            torch.library.opcheck(overload, arguments(op, case, True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_derivatives_of_the_ops(kernel_device: str, dtype: torch.dtype) -> None:
+    for case in sample_inputs(kernel_device, (dtype,)):
+        for op, by in (("loss", 3.0), ("unreduced", 1.0)):
+            args = arguments(op, case, True)
+            result = getattr(torch.ops.weighted_bce, op)(*args)
+            (grad,) = torch.autograd.grad(result, args[0], torch.full_like(result, -2.5))
+            found = truth(case)
+            assert_close(grad, found.grad * (-2.5 / by), found.terms * (2.5 / by), case.name)
+
+
+def test_results_are_new_tensors(kernel_device: str) -> None:
+    for case in sample_inputs(kernel_device, (torch.float32,)):
+        args = arguments("loss_and_grad", case, False)
+        _, grad = torch.ops.weighted_bce.loss_and_grad(*args)
+        if grad.numel():
+            assert grad.data_ptr() not in (args[0].data_ptr(), case.target.data_ptr())
+
+
+def test_fakes_match(kernel_device: str) -> None:
+    """Shapes, dtypes and strides on the meta device, also of layouts that opcheck does not see."""
+    base = torch.randn(6, 8, 10, device=kernel_device)
+    views: list[Tensor] = [
+        base,
+        base.mT,
+        base[:, ::2],
+        base.mT[:, :, 1:5],
+        base[:1].expand(6, 8, 10),
+    ]
+    for x in views:
+        case = Case(x, torch.zeros_like(x, dtype=torch.bool))
+        for op in ("loss", "loss_and_grad", "grad", "unreduced"):
+            overload = getattr(torch.ops.weighted_bce, op)
+            args = tuple(x if _is(a, x) else a for a in arguments(op, case, False))  # no clone
+            fake = overload(*(_meta(a) for a in args))
+            real = overload(*args)
+            pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (real, fake)), strict=True)
+            for one, other in pairs:
+                assert (one.shape, one.dtype) == (other.shape, other.dtype), op
+                assert one.stride() == other.stride(), (op, x.shape, x.stride())
+
+
+def _is(argument: Any, x: Tensor) -> bool:
+    return isinstance(argument, Tensor) and argument.shape == x.shape and argument.dtype == x.dtype
+
+
+def _meta(argument: Any) -> Any:
+    """On the meta device with the same strides, which .to() does not keep."""
+    if not isinstance(argument, Tensor):
+        return argument
+    return torch.empty_strided(
+        argument.shape, argument.stride(), dtype=argument.dtype, device="meta"
+    )

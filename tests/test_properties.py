@@ -1,0 +1,143 @@
+"""Whatever shape, dtype, layout and options hypothesis thinks of."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from weighted_bce import backend, weighted_bce_with_logits
+
+from .truth import INPUT_DTYPES, REDUCTIONS, TARGET_DTYPES, Case, check
+
+often = settings(
+    max_examples=120,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+SHAPES = st.one_of(
+    st.lists(st.integers(1, 9), max_size=5),
+    st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    st.tuples(st.integers(1, 3), st.integers(1, 1100)),
+)
+SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-30, -1e-30, 88.0, -104.0, 3e4, -3e4)
+
+
+def rearranged(draw: st.DrawFn, t: Tensor) -> Tensor:
+    """The same values with other strides."""
+    how = draw(st.sampled_from(("as it is", "permuted", "sliced", "expanded")))
+    if how == "permuted" and t.dim() > 1:
+        order = draw(st.permutations(range(t.dim())))
+        back = sorted(range(t.dim()), key=lambda d: order[d])
+        return t.permute(order).contiguous().permute(back)
+    if how == "sliced" and t.dim():
+        return torch.stack([t, t], -1)[..., draw(st.integers(0, 1))]
+    if how == "expanded" and t.dim() and t.shape[0]:
+        return t[:1].expand(t.shape)
+    return t
+
+
+@st.composite
+def factors(draw: st.DrawFn, shape: tuple[int, ...]) -> Tensor | None:
+    """Something that broadcasts to the shape, or nothing."""
+    if draw(st.booleans()):
+        return None
+    kept = shape[draw(st.integers(0, len(shape))) :]
+    sizes = [n if draw(st.booleans()) else 1 for n in kept]
+    dtype = draw(st.sampled_from((*INPUT_DTYPES, torch.int64)))
+    values = torch.rand(sizes) * 4
+    if draw(st.booleans()):
+        values[torch.rand(sizes) < 0.3] = 0
+    return values.to(dtype)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    shape = tuple(draw(SHAPES))
+    x = torch.randn(shape) * draw(st.sampled_from((0.1, 4.0, 30.0)))
+    if draw(st.booleans()):
+        chosen = torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), shape)]
+        x = torch.where(torch.rand(shape) < 0.1, chosen, x)
+    target_dtype = draw(st.sampled_from(TARGET_DTYPES))
+    soft = target_dtype.is_floating_point and draw(st.booleans())
+    rate = draw(st.sampled_from((0.0, 0.01, 0.5, 1.0)))
+    y = (torch.rand(shape) if soft else (torch.rand(shape) < rate).float()).to(target_dtype)
+    ignore = draw(st.sampled_from((None, None, 0.0, 1.0, -1.0, 100.0, math.nan)))
+    holds = ignore is not None and target_dtype != torch.bool
+    if holds and not target_dtype.is_floating_point:
+        holds = ignore >= 0 or target_dtype.is_signed  # type: ignore[operator]
+    if holds:
+        mark = torch.tensor(ignore)
+        y = torch.where(torch.rand(shape) < 0.3, mark.to(target_dtype), y)
+    p = draw(st.one_of(st.none(), st.sampled_from((0.0, 0.5, 7.0, 7)), factors(shape)))
+    x = rearranged(draw, x.to(draw(st.sampled_from(INPUT_DTYPES))))
+    return Case(
+        x,
+        rearranged(draw, y),
+        draw(factors(shape)),
+        p,
+        draw(st.sampled_from(REDUCTIONS if shape and shape[0] else REDUCTIONS[:3])),
+        draw(st.sampled_from((0.0, 0.0, 0.1, 0.9))),
+        ignore,
+    )
+
+
+@pytest.mark.parametrize("chosen", ["fused", "reference"])
+@often
+@given(case=cases(), upstream=st.sampled_from((1.0, 0.25, -2.5, 0.0)))
+def test_any_case(chosen: str, case: Case, upstream: float) -> None:
+    # NaN in an integer target would be compared after a cast: only floats hold it.
+    if case.ignore_index is not None and math.isnan(case.ignore_index):
+        case.target = case.target.float()
+    check(case, chosen, upstream)
+
+
+@often
+@given(case=cases(), scale=st.floats(2.0**-10, 2.0**10))
+def test_loss_is_linear_in_the_weight(case: Case, scale: float) -> None:
+    """Twice the weight is twice the loss, to the bit for powers of two."""
+    power = 2.0 ** round(math.log2(scale))
+    case.input = case.input.double()
+    case.weight = (torch.ones(()) if case.weight is None else case.weight).double()
+    loss = case()
+    case.weight = case.weight * power
+    torch.testing.assert_close(case(), loss * power, equal_nan=True)
+
+
+@often
+@given(case=cases())
+def test_reductions_reduce_the_unreduced(case: Case) -> None:
+    case.input, case.reduction, case.ignore_index = case.input.double(), "none", None
+    case.target = case.target.nan_to_num() if case.target.is_floating_point() else case.target
+    whole = case()
+    for reduction, same in (("mean", whole.mean()), ("sum", whole.sum())):
+        case.reduction = reduction
+        torch.testing.assert_close(case(), same, equal_nan=True)
+    with backend("reference"):
+        torch.testing.assert_close(case(), whole.sum(), equal_nan=True)
+
+
+@often
+@given(
+    x=st.floats(-100, 100, width=32),
+    p=st.floats(2.0**-10, 2.0**10, width=32),
+    y=st.floats(0, 1, width=32),
+)
+def test_one_number_against_python(x: float, p: float, y: float) -> None:
+    """The formula once more, by math alone."""
+    softplus = math.log1p(math.exp(-abs(x))) + max(x, 0)
+    expected = p * y * (softplus - x) + (1 - y) * softplus
+    leaf = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    loss = weighted_bce_with_logits(leaf, torch.tensor(y, dtype=torch.float64), pos_weight=p)
+    assert math.isclose(loss.item(), expected, rel_tol=1e-12, abs_tol=1e-12 * p)
+    loss.backward()
+    up = 1 / (1 + math.exp(-x))
+    slope = (1 - y) * up - p * y / (1 + math.exp(x))
+    assert leaf.grad is not None
+    assert math.isclose(leaf.grad.item(), slope, rel_tol=1e-12, abs_tol=1e-13 * p)

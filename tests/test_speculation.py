@@ -1,0 +1,133 @@
+"""The upstream gradient that the forward pass expects never changes a bit of the result."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from weighted_bce import WeightedBCEWithLogitsLoss, autograd, weighted_bce_with_logits
+
+from .truth import INPUT_DTYPES, Case, compute_dtype, labels, logits
+
+SCALES = (1.0, 65536.0, 65536.0, 1.0, -2.5, 0.0, 0.0, -0.0, 1.0, 3.7, 3.7, math.inf, 32768.0)
+
+
+def as_bits(t: Tensor) -> Tensor:
+    return t.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+
+
+def same_bits(a: Tensor | None, b: Tensor) -> bool:
+    assert a is not None
+    numbers = ~b.isnan()
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(
+        as_bits(a)[numbers], as_bits(b)[numbers]
+    )
+
+
+def recomputed(case: Case, scale: float) -> Tensor:
+    """By the op itself, which expects nothing."""
+    by = {"mean": float(case.input.numel()), "sum": 1.0, "batchmean": float(len(case.input))}
+    upstream = torch.tensor(scale, dtype=compute_dtype(case.input.dtype))
+    args = case.op_args(None if case.ignore_index is not None else by[case.reduction])
+    grad: Tensor = torch.ops.weighted_bce.grad(upstream, case.input, *args)
+    return grad
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+@pytest.mark.parametrize("n", [16, 4100, 70001])
+def test_any_order_of_scales_gives_the_same_bits(dtype: torch.dtype, n: int) -> None:
+    x, y = logits(n, dtype=dtype), labels(n, dtype=torch.float32)
+    marked = torch.where(torch.rand(n) < 0.2, -1, y)
+    for case in (
+        Case(x, y),
+        Case(x, y > 0, None, 7.0, "sum"),
+        Case(x, y, torch.rand(n), torch.rand(n), "batchmean", 0.1),
+        Case(x, marked, None, 3.0, ignore_index=-1),
+    ):
+        for scale in SCALES:
+            leaf = x.clone().requires_grad_()
+            loss = case(leaf)
+            loss.backward(torch.tensor(scale, dtype=loss.dtype))
+            assert same_bits(leaf.grad, recomputed(case, scale)), (case.reduction, scale)
+
+
+def test_the_loss_does_not_depend_on_what_is_expected() -> None:
+    x, y = logits(70001), labels(70001)
+    case = Case(x, y, None, 7.0)
+    alone = case()
+    for scale in SCALES:
+        leaf = x.clone().requires_grad_()
+        loss = case(leaf)
+        assert torch.equal(loss.detach(), alone)
+        loss.backward(torch.tensor(scale))
+
+
+def test_expected_gradients_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step may guess wrong; from the second on the forward pass did the work."""
+    recomputations = []
+    real = autograd.ops.grad.default
+
+    def counted(*args: object) -> Tensor:
+        recomputations.append(args)
+        return real(*args)  # type: ignore[no-any-return]
+
+    class Ops:
+        grad = type("grad", (), {"default": staticmethod(counted)})
+        loss_and_grad, loss = autograd.ops.loss_and_grad, autograd.ops.loss
+
+    monkeypatch.setattr(autograd, "ops", Ops)
+    x, y = logits(50, 60).requires_grad_(), labels(50, 60)
+    for scale, wrong in ((1.0, 0), (1.0, 0), (1024.0, 1), (1024.0, 1), (1024.0, 1), (512.0, 2)):
+        weighted_bce_with_logits(x, y).backward(torch.tensor(scale))
+        assert len(recomputations) == wrong, scale
+    # A last, shorter batch is of the same kind.
+    weighted_bce_with_logits(x[:3], y[:3]).backward(torch.tensor(512.0))
+    assert len(recomputations) == 2
+
+
+def test_interleaved_modules_with_scales_of_their_own() -> None:
+    modules = [WeightedBCEWithLogitsLoss(pos_weight=p) for p in (1.0, 7.0, 30.0)]
+    x, y = logits(8, 33), labels(8, 33)
+    for step in range(6):
+        leaves = [x.clone().requires_grad_() for _ in modules]
+        losses = [module(leaf, y) for module, leaf in zip(modules, leaves, strict=True)]
+        for i, loss in enumerate(losses):
+            loss.backward(torch.tensor(4.0 ** (i + step // 3)))
+        for i, leaf in enumerate(leaves):
+            case = Case(x, y, None, modules[i].pos_weight)
+            assert same_bits(leaf.grad, recomputed(case, 4.0 ** (i + step // 3)))
+
+
+def test_one_backward_pass_of_a_sum_of_losses() -> None:
+    """Gradients of two losses of the same logits meet in one buffer."""
+    x, y = logits(8, 33), labels(8, 33)
+    case = Case(x, y)
+    for _ in range(3):
+        leaf = x.clone().requires_grad_()
+        (case(leaf) + 3 * case(leaf)).backward()
+        total = recomputed(case, 1) + recomputed(case, 3)
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad, total)
+
+
+def test_expectations_are_bounded() -> None:
+    for n in range(1, 600):
+        x = torch.zeros(2, n, requires_grad=True)
+        weighted_bce_with_logits(x, x.detach().bool()).backward(torch.tensor(2.0))
+    assert len(autograd._expected) <= autograd._MOST_KINDS
+
+
+def test_grad_scaler_is_learned() -> None:
+    """Skips a step on overflow, halves its scale, and always unscales to the same gradient."""
+    x = torch.nn.Parameter(logits(16, 40))
+    y = labels(16, 40)
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0, growth_interval=2)
+    optimizer = torch.optim.SGD([x], lr=0.0)
+    for _ in range(6):
+        optimizer.zero_grad()
+        scaler.scale(weighted_bce_with_logits(x, y, pos_weight=7.0)).backward()
+        scaler.unscale_(optimizer)
+        assert same_bits(x.grad, recomputed(Case(x.detach(), y, None, 7.0), 1.0))
+        scaler.step(optimizer)
+        scaler.update()

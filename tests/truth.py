@@ -1,0 +1,228 @@
+"""What the loss must be: in float64 by torch, and again by NumPy with other formulas.
+
+Also the samples that feed correctness, gradients and opcheck, and the one table of tolerances.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weighted_bce import backend, weighted_bce_with_logits
+
+INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (
+    *(torch.uint8, torch.int8, torch.uint16, torch.int16),
+    *(torch.uint32, torch.int32, torch.uint64, torch.int64),
+)
+TARGET_DTYPES = (torch.bool, *INTEGERS, *INPUT_DTYPES)
+REDUCTIONS = ("none", "mean", "sum", "batchmean")
+
+# By dtype of the logits. `compute`: relative error of the arithmetic, a few roundings of float32
+# (eps 1.2e-7) or float64 (2.2e-16). `rounding`: of the one last rounding to the dtype itself.
+# `least`: the distance of its smallest numbers. `absolute`: where exp(-|x|) is that small and is
+# then multiplied by a weight. `digits`: of its significand.
+TOLERANCES: dict[torch.dtype, dict[str, float]] = {
+    torch.float16: dict(
+        compute=1e-6, rounding=2.0**-11, least=2.0**-24, absolute=2.0**-24, digits=11
+    ),
+    torch.bfloat16: dict(
+        compute=1e-6, rounding=2.0**-8, least=2.0**-133, absolute=2.0**-133, digits=8
+    ),
+    torch.float32: dict(
+        compute=1e-6, rounding=2.0**-24, least=2.0**-149, absolute=2.0**-139, digits=24
+    ),
+    torch.float64: dict(
+        compute=4e-15, rounding=2.0**-53, least=2.0**-1074, absolute=2.0**-1064, digits=53
+    ),
+}
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between the numbers of `dtype` around each value, in float64."""
+    known = TOLERANCES[dtype]
+    exponent = torch.frexp(values.double())[1].double()
+    return torch.exp2(exponent - known["digits"]).clamp(min=known["least"])
+
+
+def ulps_off(actual: Tensor, expected: Tensor) -> float:
+    """The largest error in units of the last place of actual's dtype; inf where one is NaN."""
+    error = (actual.double() - expected).abs()
+    error = torch.where(actual.double() == expected, 0, error)  # infinities that agree
+    return float((error / ulp(expected, actual.dtype)).nan_to_num(nan=math.inf).max())
+
+
+@dataclass
+class Case:
+    """One call of the loss."""
+
+    input: Tensor
+    target: Tensor
+    weight: Tensor | None = None
+    pos_weight: Tensor | float | None = None
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    ignore_index: float | None = None
+    name: str = ""
+
+    def __call__(self, input: Tensor | None = None, **options: Any) -> Tensor:
+        return weighted_bce_with_logits(
+            self.input if input is None else input,
+            self.target,
+            self.weight,
+            self.pos_weight,
+            self.reduction,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            **options,
+        )
+
+    def op_args(self, divisor: float | None = 1.0) -> tuple[Any, ...]:
+        """The arguments of the ops that follow `input`."""
+        tensor = self.pos_weight if isinstance(self.pos_weight, Tensor) else None
+        value = self.pos_weight if isinstance(self.pos_weight, float) else 1.0
+        options = (value, self.label_smoothing, self.ignore_index)
+        return (self.target, self.weight, tensor, *options, divisor)
+
+
+@dataclass
+class Truth:
+    """All in float64. `terms` is what rounding errors of `grad` are measured against."""
+
+    loss: Tensor
+    grad: Tensor
+    terms: Tensor
+    count: int
+
+
+def _coefficients(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    y = case.target.double()
+    kept = torch.ones(y.shape, dtype=torch.bool, device=y.device)
+    if case.ignore_index is not None:
+        kept = ~y.isnan() if math.isnan(case.ignore_index) else y != case.ignore_index
+    y, e = y.masked_fill(~kept, 0), case.label_smoothing
+    # 1 - y' with as few roundings as y': float64 is the truth of float64 as well.
+    positive, negative = y * (1 - e) + e / 2, (1 - y) * (1 - e) + e / 2
+    p = 1.0 if case.pos_weight is None else case.pos_weight
+    w = torch.ones_like(y) if case.weight is None else case.weight.double()
+    p = p.double() if isinstance(p, Tensor) else p
+    return w * p * positive, w * negative, kept
+
+
+def truth(case: Case) -> Truth:
+    """Loss of each element, its derivative, the size of the derivative's terms, the count."""
+    a, b, kept = _coefficients(case)
+    x = case.input.detach().double().masked_fill(~kept, 0)
+    zero = torch.zeros((), dtype=torch.float64, device=x.device)
+
+    def term(coefficient: Tensor, factor: Tensor) -> Tensor:
+        return torch.where((coefficient == 0) & ~factor.isnan(), zero, coefficient * factor)
+
+    loss = term(a, torch.logaddexp(zero, -x)) + term(b, torch.logaddexp(zero, x))
+    up, down = term(b, torch.sigmoid(x)), term(a, torch.sigmoid(-x))
+    fill = [t.masked_fill(~kept, 0) for t in (loss, up - down, up.abs() + down.abs())]
+    return Truth(*fill, int(kept.sum()))
+
+
+def numpy_truth(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and derivative of each element by exp and logaddexp, for finite cases."""
+    a, b, kept = (t.cpu().numpy() for t in _coefficients(case))
+    x = np.where(kept, case.input.detach().double().cpu().numpy(), 0)
+    log_up, log_down = -np.logaddexp(0, -x), -np.logaddexp(0, x)  # of sigmoid(x), sigmoid(-x)
+    loss = np.where(kept, -a * log_up - b * log_down, 0)
+    return loss, np.where(kept, b * np.exp(log_up) - a * np.exp(log_down), 0)
+
+
+def divisor(case: Case, count: int) -> float:
+    if case.reduction == "mean":
+        # Nothing that counts among something gives 0, the mean of nothing at all NaN.
+        return max(count, 1) if case.input.numel() else 0
+    return len(case.input) if case.reduction == "batchmean" else 1
+
+
+def assert_close(actual: Tensor, expected: Tensor, size: Tensor, what: str) -> None:
+    """`size` is what the errors of the arithmetic are relative to."""
+    known = TOLERANCES[actual.dtype]
+    bound = known["compute"] * size + known["rounding"] * expected.abs() + known["absolute"]
+    error = (actual.double() - expected).abs()
+    same = (actual.double() == expected) | (actual.isnan() & expected.isnan())
+    excess = torch.where(same, -1, (error - bound).nan_to_num(nan=math.inf))
+    if excess.numel() and float(excess.max()) > 0:
+        i = int(excess.argmax())
+        values = (float(t.expand(expected.shape).flatten()[i]) for t in (actual, expected, size))
+        got, wanted, scale = values
+        raise AssertionError(f"{what}: at {i} got {got}, expected {wanted}, size {scale}")
+
+
+def check(case: Case, chosen: str = "auto", upstream: float = 1.0) -> None:
+    """Loss, dtype and gradient of a case against the truth, by one backend."""
+    expected = truth(case)
+    by = divisor(case, expected.count)
+    x = case.input.detach().requires_grad_()
+    what = f"{case.name} {chosen} {x.dtype} {case.target.dtype} {case.reduction} {tuple(x.shape)}"
+    with backend(chosen):
+        loss = case(x)
+        with torch.no_grad():
+            unneeded = case(x)
+    loss.backward(torch.full_like(loss, upstream))
+    assert x.grad is not None
+    if case.reduction == "none":
+        assert loss.dtype == x.dtype, what
+        assert loss.shape == x.shape, what
+        assert_close(loss.detach(), expected.loss, expected.loss.abs(), f"loss: {what}")
+    else:
+        assert loss.dtype == compute_dtype(x.dtype), what
+        assert loss.shape == (), what
+        total, size = expected.loss.sum() / by, expected.loss.abs().sum() / by
+        assert_close(loss.detach(), total, size, f"loss: {what}")
+    assert torch.equal(loss.detach().nan_to_num(), unneeded.nan_to_num()), what
+    assert x.grad.dtype == x.dtype, what
+    factor = upstream / by if by else 1.0
+    size = expected.terms * abs(factor)
+    assert_close(x.grad, expected.grad * factor, size, f"gradient: {what}")
+
+
+def backends(device: str) -> tuple[str, str]:
+    return ("fused" if device == "cpu" else "auto", "reference")
+
+
+def logits(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    """Mostly moderate, some in the tails."""
+    x = torch.randn(shape) * 4
+    return torch.where(torch.rand(shape) < 0.1, x * 5, x).to(device, dtype)
+
+
+def labels(*shape: int, dtype: torch.dtype = torch.bool, device: str = "cpu") -> Tensor:
+    """Few positives; soft for floating dtypes, with exact 0 and 1 among them."""
+    hard = torch.rand(shape) < 0.1
+    if not dtype.is_floating_point:
+        return hard.to(device, dtype)
+    return torch.where(torch.rand(shape) < 0.2, torch.rand(shape), hard.float()).to(device, dtype)
+
+
+def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -> Iterator[Case]:
+    """A small case of each kind: dtypes, weight forms, options, layouts, sizes."""
+    for dtype in dtypes:
+        x, wide = (logits(*s, dtype=dtype, device=device) for s in ((6, 9), (2, 3, 4, 5)))
+        hard, soft = (labels(6, 9, dtype=t, device=device) for t in (torch.bool, torch.float32))
+        w = torch.rand(6, 9, device=device) + 0.5
+        marked = torch.where(torch.rand(6, 9, device=device) < 0.2, -1, hard.long())
+        yield Case(x, hard, name="plain")
+        yield Case(x, soft, None, 7.0, "sum", name="soft")
+        yield Case(x, hard.long(), w, w[0], "batchmean", name="weights")
+        yield Case(x, soft.double(), w[:, :1], w[0, 0], label_smoothing=0.1, name="column")
+        yield Case(x, marked, pos_weight=w[0], ignore_index=-1, name="ignored")
+        yield Case(x.t(), soft.t(), None, w.t()[:, :1], name="transposed")
+        per_label = torch.rand(3, 1, 1, device=device) + 0.5
+        four = labels(2, 3, 4, 5, dtype=torch.uint8, device=device)
+        yield Case(wide, four, per_label, per_label * 5, name="4-d")
+        yield Case(x[:0], hard[:0], reduction="sum", name="empty")
+        yield Case(x[0, 0], hard[0, 0], name="0-d")

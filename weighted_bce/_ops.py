@@ -7,6 +7,7 @@ the eager path in autograd.py, and an autograd kernel in Python would double the
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +26,6 @@ TARGET_DTYPES = frozenset(
         *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     }
 )
-
-INPUT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 ops = torch.ops.weighted_bce
 
@@ -106,11 +105,18 @@ if extension is not None:
     _register()
 
 
-def serves(input: Tensor) -> bool:
-    """Whether a kernel takes these logits."""
-    return (
-        extension is not None
-        and input.device.type == "cpu"
-        and input.dtype in INPUT_DTYPES
-        and input.layout == torch.strided
-    )
+class _Kernels:
+    """The ops without the dispatcher's way to them, which costs as much as a small loss.
+
+    For those who have seen that the inputs are plain CPU tensors, that no mode, transform or
+    compiler needs to see the op, and that no gradient is recorded.
+    """
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        on_cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+        kernel = partial(getattr(ops, name).default._handle.redispatch_boxed, on_cpu)
+        setattr(self, name, kernel)
+        return kernel
+
+
+kernels = _Kernels()

@@ -14,7 +14,7 @@ from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
 from . import reference
-from ._ops import ops
+from ._ops import kernels, ops
 from .reference import Options, compute_dtype
 
 _graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
@@ -59,11 +59,11 @@ class FusedLoss(Function):
         grad = None
         if reduced and not inplace:
             ctx.expected, expected = _expectation(input)
-            loss, grad = ops.loss_and_grad.default(input, *options, divisor, expected)
+            loss, grad = kernels.loss_and_grad(input, *options, divisor, expected)
         elif reduced:
-            loss = ops.loss.default(input, *options, divisor)
+            loss = kernels.loss(input, *options, divisor)
         else:
-            loss = ops.unreduced.default(input, *options)
+            loss = kernels.unreduced(input, *options)
         ctx.save_for_backward(input, *options[:3], grad)
         ctx.rest, ctx.divisor, ctx.inplace = options[3:], divisor, inplace
         return cast(Tensor, loss)
@@ -71,25 +71,27 @@ class FusedLoss(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         input, target, weight, pos_weight, grad = ctx.saved_tensors
-        options = Options(target, weight, pos_weight, *ctx.rest)
-        if torch.is_grad_enabled() or _transforms_active() or _is_batched(grad_output):
-            result = reference.grad(grad_output, input, options, ctx.divisor)
-        elif ctx.inplace:
-            result = _write_over(input, grad_output, options, ctx.divisor)
-        else:
+        plain = not (torch.is_grad_enabled() or _transforms_active() or _is_batched(grad_output))
+        if grad is not None and plain:
             # A kept graph comes back for the same gradient: what it holds is not given away.
-            if grad is not None and _as_expected(ctx, input, grad_output) and not _graph_is_kept():
+            if _as_expected(ctx.expected, input, grad_output) and not _graph_is_kept():
                 return grad, None, None, None, None
             # Otherwise its memory is free for the right one.
             ctx.maybe_clear_saved_tensors()
             del grad
+        options = Options(target, weight, pos_weight, *ctx.rest)
+        if not plain:
+            result = reference.grad(grad_output, input, options, ctx.divisor)
+        elif ctx.inplace:
+            result = _write_over(input, grad_output, options, ctx.divisor)
+        else:
             result = ops.grad.default(grad_output, input, *options, ctx.divisor)
         return result, None, None, None, None
 
 
-def _as_expected(ctx: Any, input: Tensor, grad_output: Tensor) -> bool:
+def _as_expected(expected: float, input: Tensor, grad_output: Tensor) -> bool:
     value = grad_output.item()
-    if value == ctx.expected:
+    if value == expected:
         return True
     if value != 0:  # which has two signs, and needs no gradient in advance
         _expect(input, value)

@@ -1,21 +1,21 @@
 """The losses as functions: checks of the arguments, then the choice of an implementation."""
 
-import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _config, reference
+from ._checks import check_reduction, checked_options
 from ._extension import HOW_TO_BUILD, extension
-from ._ops import INPUT_DTYPES, TARGET_DTYPES, ops, serves
+from ._ops import TARGET_DTYPES, kernels, ops
 from .autograd import apply_fused
 from .probabilities import unreduced_from_probabilities
 from .reference import Options
 
 Reduction = str | Callable[[Tensor], Tensor]
-REDUCTIONS = ("none", "mean", "sum", "batchmean")
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -86,27 +86,13 @@ def weighted_bce_with_logits(
         >>> print(f"{loss.item():.4f}")
         2.0794
     """
-    _check_tensors(input, target, INPUT_DTYPES)
-    value = 1.0
-    if pos_weight is not None:
-        if isinstance(pos_weight, Tensor):
-            _check_factor("pos_weight", pos_weight, input)
-        else:
-            value, pos_weight = _checked_number(pos_weight), None
-    if weight is not None:
-        _check_factor("weight", weight, input)
-    if label_smoothing != 0:
-        _check_smoothing(label_smoothing)
-    if ignore_index is not None:
-        ignore_index = _checked_ignore_index(ignore_index)
-    options = Options(target, weight, pos_weight, value, float(label_smoothing), ignore_index)
-
+    options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
     if reduction == "mean":
         divisor = None if ignore_index is not None else float(input.numel())
     elif reduction == "sum":
         divisor = 1.0
     else:
-        _check_reduction(reduction, input)
+        check_reduction(reduction, input)
         if reduction != "batchmean":
             loss = _unreduced(input, options, inplace_backward)
             return loss if isinstance(reduction, str) else reduction(loss)
@@ -152,20 +138,8 @@ def weighted_bce(
         >>> print(f"{weighted_bce(torch.tensor([0.5]), torch.tensor([1]), pos_weight=3.0):.4f}")
         2.0794
     """
-    _check_tensors(input, target, INPUT_DTYPES)
-    value = 1.0
-    if pos_weight is not None:
-        if isinstance(pos_weight, Tensor):
-            _check_factor("pos_weight", pos_weight, input)
-        else:
-            value, pos_weight = _checked_number(pos_weight), None
-    if weight is not None:
-        _check_factor("weight", weight, input)
-    _check_smoothing(label_smoothing)
-    if ignore_index is not None:
-        ignore_index = _checked_ignore_index(ignore_index)
-    _check_reduction(reduction, input)
-    options = Options(target, weight, pos_weight, value, float(label_smoothing), ignore_index)
+    options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
+    check_reduction(reduction, input)
     loss = unreduced_from_probabilities(input, options)
     if not isinstance(reduction, str):
         return reduction(loss.to(input.dtype))
@@ -180,7 +154,7 @@ def _fused(input: Tensor) -> bool:
     chosen = _config.current_backend
     if chosen == "reference":
         return False
-    if serves(input):
+    if extension is not None and input.is_cpu and input.layout is torch.strided:
         return True
     if chosen == "fused":
         reason = (
@@ -192,8 +166,17 @@ def _fused(input: Tensor) -> bool:
 
 def _differentiable_elsewhere(options: Options) -> bool:
     """Whether a gradient is wanted that the kernels do not give, or a transform is active."""
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in options[:3])
-    return wanted or _transforms_active() or forward_ad._current_level >= 0
+    target, weight, pos_weight = options[:3]
+    wanted = (
+        target.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (pos_weight is not None and pos_weight.requires_grad)
+    )
+    return (
+        (wanted and torch.is_grad_enabled())
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 def _for_kernels(options: Options) -> Options:
@@ -210,94 +193,19 @@ def _reduced(input: Tensor, options: Options, divisor: float | None, inplace: bo
     if not _fused(input) or _differentiable_elsewhere(options):
         return reference.loss(input, options, divisor)
     options = _for_kernels(options)
-    if not _through_dispatcher(input) and input.requires_grad and torch.is_grad_enabled():
+    if _through_dispatcher(input):
+        return cast(Tensor, ops.loss.default(input, *options, divisor))
+    if input.requires_grad and torch.is_grad_enabled():
         return apply_fused(input, options, divisor, True, inplace)
-    loss: Tensor = ops.loss.default(input, *options, divisor)
-    return loss
+    return cast(Tensor, kernels.loss(input, *options, divisor))
 
 
 def _unreduced(input: Tensor, options: Options, inplace: bool) -> Tensor:
     if not _fused(input) or _differentiable_elsewhere(options):
         return reference.unreduced(input, options).to(input.dtype)
     options = _for_kernels(options)
-    if not _through_dispatcher(input) and input.requires_grad and torch.is_grad_enabled():
+    if _through_dispatcher(input):
+        return cast(Tensor, ops.unreduced.default(input, *options))
+    if input.requires_grad and torch.is_grad_enabled():
         return apply_fused(input, options, 1.0, False, inplace)
-    loss: Tensor = ops.unreduced.default(input, *options)
-    return loss
-
-
-def _check_tensors(input: Tensor, target: Tensor, dtypes: frozenset[torch.dtype]) -> None:
-    for name, tensor in (("input", input), ("target", target)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if input.dtype not in dtypes:
-        raise TypeError(
-            f"input must be float16, bfloat16, float32 or float64, got {_name(input.dtype)}"
-        )
-    if target.dtype.is_complex:
-        raise TypeError(
-            f"target must be bool, integer or floating point, got {_name(target.dtype)}"
-        )
-    if target.shape != input.shape:
-        raise ValueError(
-            f"target must have shape {tuple(input.shape)} to match input, got {tuple(target.shape)}"
-        )
-    if target.device != input.device:
-        raise ValueError(f"target must be on {input.device} like input, got {target.device}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _check_factor(name: str, factor: Tensor, input: Tensor) -> None:
-    if not isinstance(factor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(factor).__name__}")
-    if factor.dtype.is_complex or factor.dtype == torch.bool:
-        raise TypeError(f"{name} must be real numbers, got {_name(factor.dtype)}")
-    shape, missing = factor.shape, input.dim() - factor.dim()
-    fits = missing >= 0 and all(
-        n in (1, m) for n, m in zip(shape, input.shape[missing:], strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"{name} must broadcast to shape {tuple(input.shape)} of input, got {tuple(shape)}"
-        )
-    if factor.dim() > 0 and factor.device != input.device:
-        raise ValueError(f"{name} must be on {input.device} like input, got {factor.device}")
-
-
-def _checked_number(pos_weight: object) -> float:
-    if isinstance(pos_weight, bool) or not isinstance(pos_weight, (int, float)):
-        raise TypeError(
-            f"pos_weight must be a number or a torch.Tensor, got {type(pos_weight).__name__}"
-        )
-    if not 0 <= pos_weight < math.inf:
-        raise ValueError(f"pos_weight must be a finite number >= 0, got {pos_weight}")
-    return float(pos_weight)
-
-
-def _check_smoothing(label_smoothing: object) -> None:
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
-        raise TypeError(f"label_smoothing must be a number, got {type(label_smoothing).__name__}")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-
-
-def _checked_ignore_index(ignore_index: object) -> float:
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, float)):
-        raise TypeError(f"ignore_index must be a number or None, got {type(ignore_index).__name__}")
-    return float(ignore_index)
-
-
-def _check_reduction(reduction: object, input: Tensor) -> None:
-    if callable(reduction):
-        return
-    if not isinstance(reduction, str):
-        raise TypeError(f"reduction must be a string or a callable, got {type(reduction).__name__}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"reduction must be one of {', '.join(REDUCTIONS)} or a callable, got {reduction!r}"
-        )
-    if reduction == "batchmean" and input.dim() == 0:
-        raise ValueError("reduction 'batchmean' needs an input with a first dimension, got 0-d")
+    return cast(Tensor, kernels.unreduced(input, *options))

@@ -151,6 +151,14 @@ def test_0d(device: str, dtype: torch.dtype) -> None:
                 check(Case(x, y, x, x, reduction, 0.1, 0), chosen)
 
 
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+def test_zero_logits(device: str, dtype: torch.dtype) -> None:
+    """Of an untrained last layer. Each 1 + exp(-|x|) is 2: no product of them overflows."""
+    x = torch.zeros(40_000, dtype=dtype, device=device)
+    for chosen in backends(device):
+        check(Case(x, torch.zeros_like(x, dtype=torch.bool), reduction="sum"), chosen)
+
+
 def test_zero_weights_silence_infinite_logits(device: str) -> None:
     x = torch.tensor([INF, -INF, INF, -INF], device=device)
     y = torch.tensor([1, 0, 0, 1], device=device)

@@ -73,8 +73,8 @@ def cases(draw: st.DrawFn) -> Case:
     if holds and not target_dtype.is_floating_point:
         holds = ignore >= 0 or target_dtype.is_signed  # type: ignore[operator]
     if holds:
-        mark = torch.tensor(ignore)
-        y = torch.where(torch.rand(shape) < 0.3, mark.to(target_dtype), y)
+        mark = torch.tensor(ignore).to(target_dtype).double()
+        y = torch.where(torch.rand(shape) < 0.3, mark, y.double()).to(target_dtype)
     p = draw(st.one_of(st.none(), st.sampled_from((0.0, 0.5, 7.0, 7)), factors(shape)))
     x = rearranged(draw, x.to(draw(st.sampled_from(INPUT_DTYPES))))
     return Case(

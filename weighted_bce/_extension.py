@@ -1,6 +1,7 @@
 """Loads the compiled extension, which registers torch.ops.weighted_bce."""
 
 import warnings
+from importlib import import_module
 from types import ModuleType
 
 from ._version import __version__
@@ -14,12 +15,12 @@ HOW_TO_BUILD = (
 def _load() -> tuple[ModuleType | None, str]:
     """The extension, or None and why there is none."""
     try:
-        from . import _C  # type: ignore[attr-defined]
+        module = import_module("._C", __package__)
     except ImportError as error:
         return None, f"it cannot be imported ({error})"
-    if _C.version != __version__:
-        return None, f"it is of version {_C.version}, the package of {__version__}"
-    return _C, ""
+    if module.version != __version__:
+        return None, f"it is of version {module.version}, the package of {__version__}"
+    return module, ""
 
 
 extension, why_missing = _load()

@@ -87,8 +87,9 @@ def weighted_bce_with_logits(
         2.0794
     """
     options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
+    divisor: float | None
     if reduction == "mean":
-        divisor = None if ignore_index is not None else float(input.numel())
+        divisor = None if ignore_index is not None else input.numel()
     elif reduction == "sum":
         divisor = 1.0
     else:
@@ -96,7 +97,7 @@ def weighted_bce_with_logits(
         if reduction != "batchmean":
             loss = _unreduced(input, options, inplace_backward)
             return loss if isinstance(reduction, str) else reduction(loss)
-        divisor = float(input.shape[0])
+        divisor = input.shape[0]
     return _reduced(input, options, divisor, inplace_backward)
 
 
@@ -194,7 +195,9 @@ def _reduced(input: Tensor, options: Options, divisor: float | None, inplace: bo
         return reference.loss(input, options, divisor)
     options = _for_kernels(options)
     if _through_dispatcher(input):
-        return cast(Tensor, ops.loss.default(input, *options, divisor))
+        # Divided outside: as an argument of the op, a batch size would become a constant.
+        total = ops.loss.default(input, *options, None if divisor is None else 1.0)
+        return cast(Tensor, total if divisor is None else total / divisor)
     if input.requires_grad and torch.is_grad_enabled():
         return apply_fused(input, options, divisor, True, inplace)
     return cast(Tensor, kernels.loss(input, *options, divisor))

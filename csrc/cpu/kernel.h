@@ -4,7 +4,9 @@
 //
 // Included by level_*.cpp inside its namespace, after vec.h and convert.h.
 
-constexpr int64_t kBlock = 16 * kBytes;  // elements; 64 vectors of floats
+/// Elements. So many factors of 2, the most that 1 + z can be, are finite: 96 in each lane of
+/// floats, all of them together in a double.
+constexpr int64_t kBlock = kBytes == 16 ? 384 : 768;
 
 /// Where element `row * sizes[last]` of the iteration lies, in elements of the operand.
 inline int64_t row_offset(const Problem& problem, const Operand& o, int64_t row) {
@@ -199,7 +201,7 @@ WEIGHTED_BCE_INLINE void general(const Lines<T>& in, const Uniform<T>& u, int64_
 
 /// One block. The negatives' log1p terms are not summed one by one: `product` holds, lane by lane,
 /// prod(1 + z) - 1, and one log1p of it gives the sum of their log1p(z). It keeps its relative
-/// accuracy for tiny z, and 64 factors of at most 2 cannot overflow.
+/// accuracy for tiny z, and kBlock factors cannot overflow.
 template <class T, Mode mode>
 double block(const Lines<T>& in, const Uniform<T>& u, int64_t n, T* out) {
   using S = Simd<T>;

@@ -1,0 +1,247 @@
+"""torch.compile and torch.export keep the fused ops, the numbers and one graph for all steps."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch.fx import GraphModule
+
+from weighted_bce import (
+    WeightBCEWithLogitsLoss,
+    WeightedBCEWithLogitsLoss,
+    backend,
+    weighted_bce_with_logits,
+)
+from weighted_bce._extension import extension
+
+from .truth import REDUCTIONS, TOLERANCES, Case, labels, logits, sample_inputs
+
+pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
+
+
+class Graphs:
+    """A backend of torch.compile that runs eagerly and remembers which of our ops it met."""
+
+    def __init__(self) -> None:
+        self.forward: list[str] = []
+        self.backward: list[str] = []
+        self.backend = aot_autograd(
+            fw_compiler=partial(_remember, self.forward),
+            bw_compiler=partial(_remember, self.backward),
+        )
+
+
+def _remember(names: list[str], graph: GraphModule, _: Any) -> Any:
+    names.extend(fused_ops(graph))
+    return make_boxed_func(graph.forward)
+
+
+def fused_ops(graph: GraphModule) -> list[str]:
+    """In the order of the graph, such as ["loss"]."""
+    targets = [str(n.target).split(".") for n in graph.graph.nodes if n.op == "call_function"]
+    return [op for namespace, op, *_ in (t for t in targets if t[0] == "weighted_bce")]
+
+
+def error_on_recompile(on: bool) -> Any:
+    return torch._dynamo.config.patch(error_on_recompile=on)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> None:
+    torch._dynamo.reset()
+
+
+def outcome(loss: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    result = loss(x)
+    result.backward(torch.full_like(result, -2.5))
+    assert x.grad is not None
+    return result.detach(), x.grad
+
+
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    """Sums may be divided, and gradients scaled, in another order."""
+    rounding = TOLERANCES[expected.dtype]["rounding"]
+    most = 1e-6 * float(expected.double().norm())
+    torch.testing.assert_close(actual, expected, rtol=4 * rounding, atol=most)
+
+
+def assert_as_eager(
+    compiled: Callable[..., Tensor], eager: Callable[..., Tensor], x: Tensor
+) -> None:
+    for one, other in zip(outcome(compiled, x), outcome(eager, x), strict=True):
+        assert_near(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_graph_holds_the_op_and_its_gradient(dtype: torch.dtype) -> None:
+    """Weights as numbers and tensors, smoothing, ignore_index, transposed, empty, 0-d."""
+    for case in sample_inputs("cpu", (dtype,)):
+        torch._dynamo.reset()
+        graphs = Graphs()
+        compiled = torch.compile(case, backend=graphs.backend, fullgraph=True)
+        assert_as_eager(compiled, case, case.input)
+        assert (graphs.forward, graphs.backward) == (["loss"], ["grad"]), case.name
+
+
+@pytest.mark.parametrize("reduction", [*REDUCTIONS, torch.sum])
+@pytest.mark.parametrize("ignore_index", [None, -1, float("nan")])
+def test_every_reduction(reduction: Any, ignore_index: float | None) -> None:
+    target = torch.where(torch.rand(6, 9) < 0.2, ignore_index or 0.0, labels(6, 9).float())
+    options = dict(reduction=reduction, ignore_index=ignore_index, label_smoothing=0.1)
+    criterion = WeightedBCEWithLogitsLoss(torch.rand(9), 7.0, **options)
+    graphs = Graphs()
+    compiled = torch.compile(criterion, backend=graphs.backend, fullgraph=True)
+    assert_as_eager(lambda x: compiled(x, target), lambda x: criterion(x, target), logits(6, 9))
+    whole = reduction in ("none", torch.sum)
+    assert (graphs.forward, graphs.backward) == (["unreduced" if whole else "loss"], ["grad"])
+
+
+@pytest.mark.parametrize("reduction", [None, torch.mean, torch.sum, "none"])
+def test_the_module_of_the_question(reduction: Any) -> None:
+    criterion, y = WeightBCEWithLogitsLoss(7.0, reduction), labels(6, 9)
+    compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+    assert_as_eager(lambda x: compiled(x, y), lambda x: criterion(x, y), logits(6, 9))
+
+
+def test_without_a_gradient_only_the_loss_is_computed() -> None:
+    case, graphs = Case(logits(6, 9), labels(6, 9), None, 7.0), Graphs()
+    compiled = torch.compile(case, backend=graphs.backend, fullgraph=True)
+    with torch.no_grad():
+        assert_near(compiled(case.input), case())
+    assert (graphs.forward, graphs.backward) == (["loss"], [])
+
+
+def test_the_chosen_backend_is_followed() -> None:
+    case, graphs = Case(logits(6, 9), labels(6, 9), torch.rand(9), 7.0), Graphs()
+    compiled = torch.compile(case, backend=graphs.backend, fullgraph=True)
+    with backend("reference"):
+        assert_as_eager(compiled, case, case.input)
+        assert (graphs.forward, graphs.backward) == ([], [])
+    with backend("fused"):
+        assert_as_eager(compiled, case, case.input)
+        assert (graphs.forward, graphs.backward) == (["loss"], ["grad"])
+
+
+@pytest.mark.parametrize("name", ["weight", "pos_weight"])
+def test_gradients_that_the_kernels_lack(name: str) -> None:
+    """They come from the reference, in one graph as well."""
+    x, y = logits(6, 9), labels(6, 9)
+
+    def gradient(loss: Callable[..., Tensor]) -> Tensor:
+        factor = torch.linspace(0.5, 3, 9, requires_grad=True)
+        (grad,) = torch.autograd.grad(loss(x, y, **{name: factor}), factor)
+        return grad
+
+    compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradient(compiled), gradient(weighted_bce_with_logits))
+
+
+def test_transforms_inside_the_graph() -> None:
+    x, y = logits(6, 9), labels(6, 9)
+
+    def rows(x: Tensor) -> Tensor:
+        return torch.func.vmap(torch.func.grad(weighted_bce_with_logits))(x, y)
+
+    compiled = torch.compile(rows, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), rows(x))
+
+
+@pytest.mark.parametrize("how", ["dynamic", "mark_dynamic", "automatic"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("ignore_index", [None, -1])
+def test_batch_size_may_change(how: str, reduction: str, ignore_index: float | None) -> None:
+    """Without compiling anew; by default once, when the size is first seen to change."""
+    criterion = WeightedBCEWithLogitsLoss(None, 7.0, reduction, ignore_index=ignore_index)
+    dynamic = True if how == "dynamic" else None
+    compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+
+    def marked(t: Tensor) -> Tensor:
+        if how == "mark_dynamic":
+            torch._dynamo.mark_dynamic(t, 0)
+        return t
+
+    for call, rows in enumerate((8, 13, 21, 34)):
+        y = marked(labels(rows, 9, dtype=torch.int64))
+        compilations = 2 if how == "automatic" else 1
+        with error_on_recompile(call >= compilations):
+            assert_as_eager(
+                lambda x, y=y: compiled(marked(x), y), partial(criterion, target=y), logits(rows, 9)
+            )
+
+
+def test_a_weight_in_a_tensor_may_change() -> None:
+    case = Case(logits(6, 9), labels(6, 9))
+    compiled = torch.compile(case, backend="aot_eager", fullgraph=True)
+    for call, value in enumerate((1.0, 2.0, 7.0)):
+        case.pos_weight = torch.tensor(value)
+        with error_on_recompile(call > 0):
+            assert_as_eager(compiled, case, case.input)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 9))
+
+
+def train(wrap: Callable[[Any], Any], autocast: bool) -> tuple[list[float], list[Tensor]]:
+    """Four steps; none but the first may compile."""
+    model, criterion = network(), WeightedBCEWithLogitsLoss(None, torch.full((9,), 7.0))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x, y = torch.randn(12, 20), labels(12, 9)
+
+    @wrap
+    def forward() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, autocast):
+            return criterion(model(x), y)
+
+    losses = []
+    for step in range(4):
+        with error_on_recompile(step > 0):
+            optimizer.zero_grad()
+            loss = forward()
+            loss.backward()
+            optimizer.step()
+        assert loss.dtype == torch.float32
+        losses.append(loss.item())
+    return losses, [p.detach() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_training_under_inductor(autocast: bool) -> None:
+    seed = torch.initial_seed()
+    results = []
+    for wrap in (lambda f: f, partial(torch.compile, fullgraph=True)):
+        torch.manual_seed(seed)
+        results.append(train(wrap, autocast))
+    close = dict(rtol=0.02, atol=2e-3) if autocast else dict(rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(results[1], results[0], **close)
+    assert results[0][0][-1] < results[0][0][0]
+
+
+class Scored(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = network()
+        self.criterion = WeightedBCEWithLogitsLoss(None, torch.full((9,), 7.0), "batchmean")
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.criterion(self.model(x), y)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_export(strict: bool, dynamic: bool) -> None:
+    module, rows = Scored(), torch.export.Dim("rows", min=2, max=1000)
+    shapes = ({0: rows}, {0: rows}) if dynamic else None
+    example = (torch.randn(6, 20), labels(6, 9))
+    program = torch.export.export(module, example, dynamic_shapes=shapes, strict=strict)
+    assert fused_ops(program.graph_module) == ["loss"]
+    for n in (6, 17) if dynamic else (6,):
+        x, y = torch.randn(n, 20), labels(n, 9)
+        torch.testing.assert_close(program.module()(x, y), module(x, y))

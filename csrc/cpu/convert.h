@@ -1,5 +1,5 @@
 // Between the dtypes in memory and the compute type, in runs of equally spaced elements. Included
-// by kernel.h inside a level's namespace.
+// by level.h inside a level's namespace.
 
 struct Half {
   uint16_t bits;

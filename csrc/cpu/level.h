@@ -15,6 +15,8 @@ constexpr int kBytes = WEIGHTED_BCE_VECTOR_BYTES;
 
 #include "cpu/convert.h"
 
+#include "cpu/lines.h"
+
 #include "cpu/kernel.h"
 
 }  // namespace WEIGHTED_BCE_LEVEL

@@ -16,12 +16,18 @@ struct Types<float> {
   using V = VecF;
   using I = VecI;
   using Int = int32_t;
+  typedef uint8_t Bytes __attribute__((vector_size(kBytes / 4)));
+  typedef uint16_t Words __attribute__((vector_size(kBytes / 2)));
+  using Ints = VecI;
 };
 template <>
 struct Types<double> {
   using V = VecD;
   using I = VecL;
   using Int = int64_t;
+  typedef uint8_t Bytes __attribute__((vector_size(kBytes / 8)));
+  typedef uint16_t Words __attribute__((vector_size(kBytes / 4)));
+  typedef int32_t Ints __attribute__((vector_size(kBytes / 2)));
 };
 
 template <class To, class From>
@@ -176,6 +182,18 @@ struct Simd {
     return v;
   }
   static WEIGHTED_BCE_INLINE void store(T* to, Value v) { __builtin_memcpy(to, &v, sizeof(v)); }
+  /// Past the caches, to an aligned place whose whole cache line is about to be written.
+  static WEIGHTED_BCE_INLINE void stream(T* to, Value v) {
+#if defined(WEIGHTED_BCE_AVX512)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bits<__m512i>(v));
+#elif defined(WEIGHTED_BCE_AVX2)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits<__m256i>(v));
+#elif defined(__SSE2__)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), bits<__m128i>(v));
+#else
+    store(to, v);
+#endif
+  }
 
   template <int kTerms>
   static WEIGHTED_BCE_INLINE Value polynomial(Value v, const T (&terms)[kTerms]) {

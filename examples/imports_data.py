@@ -6,12 +6,14 @@ A row is a file, its features are the names that it uses, its labels the modules
 import ast
 import bz2
 import gzip
+import math
 import multiprocessing
 import os
 import random
 import signal
 import sys
 import sysconfig
+import time
 import warnings
 import zlib
 from collections import Counter
@@ -151,21 +153,31 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends the workers
 
 
-def imports_of_environment(files: int, seed: int, progress: Progress) -> Dataset:
-    """Parses up to `files` files of the running interpreter's environment, chosen by `seed`."""
+def imports_of_environment(
+    files: int, seed: int, progress: Progress, seconds: float = math.inf
+) -> Dataset:
+    """Parses up to `files` files of the running interpreter's environment, chosen by `seed`.
+
+    After so many seconds it goes on with those that it has.
+    """
     found = list(python_files(_roots()))
-    chosen = sorted(random.Random(seed).sample(found, min(files, len(found))))
+    chosen = random.Random(seed).sample(found, min(files, len(found)))
+    end = time.monotonic() + seconds
     # Forked workers need not import torch again.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts: list[Facts] = []
+    read = 0
     with context.Pool(workers, _ignore_interrupts) as pool, progress:
         task = progress.add_task("reading Python files", total=len(chosen))
         for one in pool.imap(_facts_of_file, chosen, chunksize=16):
             progress.advance(task)
+            read += 1
             if one is not None:
                 facts.append(one)
-    return dataset_of_facts(facts, f"imports of {len(chosen):,} Python files")
+            if time.monotonic() > end:
+                break
+    return dataset_of_facts(facts, f"imports of {read:,} Python files")
 
 
 def dataset_of_facts(facts: Iterable[Facts], source: str, min_count: int = MIN_COUNT) -> Dataset:

@@ -30,8 +30,8 @@ def categorical(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def masked_multiply(logits: Tensor, target: Tensor, weight: float) -> Tensor:
-    loss = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
-    loss[target] *= weight
+    loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+    loss[target.bool()] *= weight
     return loss.mean()
 
 
@@ -88,13 +88,14 @@ def step_milliseconds(
 
 
 def peak_bytes(kind: str, rows: int, labels: int, positives: float) -> int | None:
-    """How far a step raises the resident set of a fresh process; None where that is not known.
+    """How far a step raises the resident set of a fresh process; None where that is not known."""
+    return number_from_child(__spec__.name, kind, str(rows), str(labels), str(positives))
 
-    What the kernel counts sees every allocation, whoever made it; torch's profiler would miss
-    those that do not come from torch's allocator.
-    """
+
+def number_from_child(module: str, *arguments: str) -> int | None:
+    """What a module prints that measures memory, run in a fresh process; None: it failed."""
     child = subprocess.run(
-        [sys.executable, "-m", __spec__.name, kind, str(rows), str(labels), str(positives)],
+        [sys.executable, "-m", module, *arguments],
         cwd=Path(__file__).parents[1],
         # Large blocks go back to the system when freed, so that the inputs' temporary memory is
         # not silently used again; glibc's own threshold moves, and with it the peak.
@@ -103,6 +104,18 @@ def peak_bytes(kind: str, rows: int, labels: int, positives: float) -> int | Non
         text=True,
     )
     return int(child.stdout) if child.returncode == 0 and child.stdout.strip() else None
+
+
+def rise_of_peak(step: Callable[[], object]) -> int:
+    """How many bytes a step adds, at its peak, to the resident set of this process.
+
+    What the kernel counts sees every allocation, whoever made it; torch's profiler would miss
+    those that do not come from torch's allocator.
+    """
+    (PROC / "clear_refs").write_text("5")  # resets the high-water mark
+    before = _resident("VmRSS")
+    step()
+    return max(0, _resident("VmHWM") - before)
 
 
 def _resident(field: str) -> int:
@@ -120,10 +133,7 @@ def _measure_peak(kind: str, rows: int, labels: int, positives: float) -> int:
     for _ in range(3):
         _step(function, *_sample(few, labels, positives))
     logits, target = _sample(rows, labels, positives)
-    (PROC / "clear_refs").write_text("5")  # resets the high-water mark
-    before = _resident("VmRSS")
-    _step(function, logits, target)
-    return max(0, _resident("VmHWM") - before)
+    return rise_of_peak(partial(_step, function, logits, target))
 
 
 if __name__ == "__main__":

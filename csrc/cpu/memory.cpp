@@ -1,6 +1,7 @@
 #include "cpu/memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <list>
 #include <mutex>
@@ -17,9 +18,11 @@ struct Range {
   int64_t bytes;
 };
 
-/// Whole huge pages: the kernel then faults in 2 MiB at a time instead of 4 KiB.
+/// From a huge page on, so that the kernel faults in 2 MiB at a time instead of 4 KiB; what does
+/// not fill one at the end stays small pages.
 Range map(int64_t bytes) {
-  bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  bytes = (bytes + page - 1) / page * page;
   const int64_t slack = bytes + kHugePage;
   void* whole = mmap(nullptr, slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (whole == MAP_FAILED) throw std::bad_alloc();

@@ -70,9 +70,9 @@ void threads_share_nothing() {
 void memory_is_reused() {
   void* const first = take(3 * kMiB);
   give(first);
-  require(kept_bytes() == 4 * kMiB, "whole huge pages kept");
+  require(kept_bytes() == 3 * kMiB, "whole pages kept");
   void* const unlike = take(64 * kMiB);
-  require(unlike != first && kept_bytes() == 4 * kMiB, "too small for a larger one");
+  require(unlike != first && kept_bytes() == 3 * kMiB, "too small for a larger one");
   require(take(3 * kMiB) == first && kept_bytes() == 0, "the same memory again");
   give(unlike);
   void* const small = take(kMiB);

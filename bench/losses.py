@@ -1,0 +1,81 @@
+"""The ways to compute the loss, and what they are given."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from examples.losses import LossFunction, masked_multiply
+from weighted_bce import weighted_bce_with_logits
+
+OURS = "ours"
+INPLACE = "ours, inplace_backward"
+MASKED = "masked multiply"
+TORCH = "F.bce_with_logits"
+COMPILED = "torch.compile(F.bce_with_logits)"
+
+
+class Setting(NamedTuple):
+    """The shape and dtypes of the logits and the target, and how rare and heavy positives are."""
+
+    rows: int
+    labels: int
+    dtype: str
+    target: str
+    density: float
+    pos_weight: float
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(self.rows, self.labels, generator=generator)
+        target = torch.rand(self.rows, self.labels, generator=generator) < self.density
+        logits = logits.to(getattr(torch, self.dtype)).requires_grad_()
+        return logits, target.to(getattr(torch, self.target))
+
+    @property
+    def scale(self) -> float:
+        """Of the loss. The gradient of a mean of millions is below the smallest float16.
+
+        As large as PyTorch's own loss takes, which multiplies it by pos_weight in float16.
+        """
+        if self.dtype != "float16":
+            return 1.0
+        return 2.0 ** math.floor(math.log2(2**15 / max(1.0, self.pos_weight)))
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.labels
+
+    @property
+    def gradient_bytes(self) -> int:
+        return self.elements * int(getattr(torch, self.dtype).itemsize)
+
+
+def losses(setting: Setting, compiled: bool = True) -> dict[str, LossFunction]:
+    p = setting.pos_weight
+    weight = torch.tensor(p, dtype=getattr(torch, setting.dtype))
+
+    def with_torch(logits: Tensor, target: Tensor) -> Tensor:
+        target = target.to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
+
+    found: dict[str, LossFunction] = {
+        OURS: partial(weighted_bce_with_logits, pos_weight=p),
+        INPLACE: partial(weighted_bce_with_logits, pos_weight=p, inplace_backward=True),
+        MASKED: partial(masked_multiply, weight=p),
+        TORCH: with_torch,
+    }
+    if compiled:
+        torch.compiler.reset()  # what earlier settings compiled counts towards a limit
+        found[COMPILED] = torch.compile(with_torch, dynamic=False, fullgraph=True)
+    return found
+
+
+def step(function: LossFunction, target: Tensor, scale: float, logits: Tensor) -> Tensor:
+    """Forward and backward, to logits.grad."""
+    loss = function(logits, target)
+    loss.backward(None if scale == 1 else torch.full_like(loss, scale))
+    return loss.detach()

@@ -1,0 +1,181 @@
+"""The benchmark runs, compares only what agrees, and says clearly why it does not run."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("rich")
+pytest.importorskip("psutil")
+
+from bench import __main__, contenders, losses, report, run, timing
+from bench.contenders import COPY, RELEASED, TORCH_READY
+from bench.losses import COMPILED, INPLACE, MASKED, OURS, TORCH, Setting
+from bench.timing import Group, measure
+
+ROOT = Path(__file__).parents[1]
+TRAINING = [COPY, OURS, RELEASED, INPLACE, MASKED, TORCH, TORCH_READY]
+SETTING = Setting(6, 50, "float32", "bool", 0.1, 7.0)
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # tiny inputs: threads would only wait
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_quick_run(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    shape = ("--rows", "64", "--labels", "1000")
+    ran = bench("--quick", *shape, "--rounds", "2", "--no-compile", "--json", str(path))
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    found = json.loads(path.read_text())
+    assert {"CPU", "torch", "weighted_bce", "threads"} <= set(found["facts"])
+    train, forward, *small = found["groups"]
+    assert train["setting"] == Setting(64, 1000, "float32", "bool", 0.005, 7.0)._asdict()
+    expected = [TRAINING, [COPY, OURS, MASKED, TORCH], [OURS, TORCH], [OURS, TORCH]]
+    for group, names in zip((train, forward, *small), expected, strict=True):
+        assert group["title"] in ran.stdout.replace("\n", " ")
+        assert [row["contender"] for row in group["results"]] == names
+        for row in group["results"]:
+            assert row["contender"] in ran.stdout
+            _check_numbers(row, COPY in names)
+    assert [row["contender"] for row in found["memory"]] == [OURS, INPLACE, MASKED, TORCH]
+
+
+def _check_numbers(row: dict[str, Any], against_copy: bool) -> None:
+    assert row["failed"] is None
+    assert len(row["rounds"]) == 2
+    keys = ["seconds", "times_ours"]
+    keys += ["times_copy", "gigabytes_per_second"] if against_copy else []
+    assert all(row[key] > 0 for key in keys)
+    if row["contender"] == OURS:
+        assert row["times_ours"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--device", "cuda"), ("cuda", "cpu")),
+        (("--rows", "0"), ("--rows", "'0'")),
+        (("--labels", "1e3"), ("--labels", "'1e3'")),
+        (("--density", "2"), ("--density", "0 to 1")),
+        (("--density", "nan"), ("--density", "'nan'")),
+        (("--pos-weight", "-1"), ("--pos-weight", "at least 0")),
+        (("--dtype", "int8"), ("--dtype", "float32")),
+        (("--rounds", "few"), ("--rounds", "'few'")),
+        (("--json", "no/such/folder"), ("--json", "No such file")),
+        (("--fast",), ("--fast",)),
+    ],
+)
+def test_bad_arguments(
+    arguments: tuple[str, ...], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = __main__.main(arguments)
+    except SystemExit as end:
+        code = int(str(end.code))
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    assert printed.err.startswith("python -m bench: ")
+    assert printed.err.count("\n") == 1
+    assert all(word in printed.err for word in words)
+
+
+def test_no_kernels_for_cuda_is_one_line_and_exit_code_2() -> None:
+    ran = bench("--device", "cuda")
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+
+
+def test_what_does_not_fit_in_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["--rows", str(10**9), "--labels", str(10**6)]) == 2
+    assert "GiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["bool", "int64", "float32"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_all_agree(dtype: str, target: str) -> None:
+    setting = Setting(300, 700, dtype, target, 0.05, 7.0)
+    functions = losses.losses(setting, compiled=False)
+    for make in (contenders.training, contenders.forward):
+        group = Group("", setting, make(setting, functions))
+        assert timing.check(group) == {}
+
+
+def _with(function: Callable[[Tensor, Tensor], Tensor]) -> Group:
+    functions = {**losses.losses(SETTING, compiled=False), COMPILED: function}
+    return Group("", SETTING, contenders.training(SETTING, functions))
+
+
+def other_loss(logits: Tensor, target: Tensor) -> Tensor:
+    p = torch.tensor(7.01)
+    return F.binary_cross_entropy_with_logits(logits, target.float(), pos_weight=p)
+
+
+def other_gradient(logits: Tensor, target: Tensor) -> Tensor:
+    loss = losses.losses(SETTING, compiled=False)[TORCH](logits, target)
+    return loss + 1e-3 * (loss - loss.detach())
+
+
+def not_a_number(logits: Tensor, target: Tensor) -> Tensor:
+    return losses.losses(SETTING, compiled=False)[TORCH](logits, target) + 0 * logits.log().sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [(other_loss, "loss"), (other_gradient, "gradient"), (not_a_number, "loss")],
+)
+def test_what_disagrees_is_not_timed(
+    function: Callable[[Tensor, Tensor], Tensor], what: str
+) -> None:
+    *others, wrong = measure(_with(function), 1)
+    assert wrong.disagrees
+    assert wrong.seconds is None
+    assert wrong.failed is not None
+    assert wrong.failed.startswith(f"the {what} differs")
+    assert not any(result.disagrees for result in others)
+
+
+def test_disagreement_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "peak_bytes", lambda *_: None)  # saves four processes
+    monkeypatch.setattr(contenders, "SMALL_STEPS", 1)
+    monkeypatch.setattr(losses, "masked_multiply", lambda logits, target, weight: logits.sum())
+    shape = ["--rows", "8", "--labels", "50"]
+    assert __main__.main(["--quick", *shape, "--rounds", "1", "--no-compile"]) == 1
+    printed = capsys.readouterr()
+    assert f"{MASKED} failed: the loss differs" in printed.out
+    assert "disagree" in printed.err
+
+
+def test_what_fails_is_reported_beside_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(logits: Tensor, target: Tensor) -> Tensor:
+        raise RuntimeError("backend raised:\nno [compiler]\nat line 3")
+
+    *others, failed = measure(_with(broken), 1)
+    assert (failed.contender, failed.failed, failed.seconds) == (COMPILED, "no [compiler]", None)
+    assert not failed.disagrees
+    assert all(result.seconds is not None for result in others)
+    report.show_times(report.Console(), "", [*others, failed], "")
+    assert f"{COMPILED} failed: no [compiler]" in capsys.readouterr().out
+
+
+def test_ratios_are_of_each_round() -> None:
+    """A round in which the whole machine is slow does not count twice."""
+    assert timing.median_ratio([2.0, 40.0, 9.0], [1.0, 20.0, 3.0]) == 2.0
+    assert timing.median_ratio([1.0], None) is None

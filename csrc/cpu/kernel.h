@@ -15,7 +15,7 @@ struct Uniform {
   V scale, scale_low;  // the scale is their sum
   bool ignores, ignores_nan;
   V ignore_index;
-  bool plain_negatives;  // an element with y = 0 has the coefficients 0 and 1
+  bool plain_negatives;  // an element with y = 0 has the coefficients 0 and 1, and no own factor
 
   explicit Uniform(const Problem& problem)
       : pos_weight(S::set(static_cast<T>(problem.pos_weight))),
@@ -26,7 +26,8 @@ struct Uniform {
         ignores(problem.ignores),
         ignores_nan(problem.ignore_index != problem.ignore_index),
         ignore_index(S::set(static_cast<T>(problem.ignore_index))),
-        plain_negatives(problem.w.data == nullptr && problem.label_smoothing == 0 &&
+        plain_negatives(problem.w.data == nullptr && problem.upstream.data == nullptr &&
+                        problem.label_smoothing == 0 &&
                         !(problem.ignores && problem.ignore_index == 0)) {}
 
   /// What the scale loses in T.
@@ -149,16 +150,17 @@ void block(const Lines<T>& in, const Uniform<T>& u, int64_t n, Sum<T>& total,
   V product = S::set(0), sum = S::set(0);
   int64_t i = 0;
   for (; i + S::kLanes <= n; i += S::kLanes) {
-    if (mode == Mode::kUnreduced || mode == Mode::kGrad || !u.plain_negatives ||
-        any_positive(in, i)) {
+    if (mode == Mode::kUnreduced || !u.plain_negatives || any_positive(in, i)) {
       general<T, mode>(in, u, i, S::kLanes, ~typename S::Mask{}, sum, out);
       continue;
     }
     const V x = S::load(in.x + i);
     const V z = S::exp_minus_abs(x);
-    product += S::fma(z, product, z);
-    sum += Formula::linear_part_of_negative(x);
-    if (mode == Mode::kLossAndGrad) {
+    if (mode != Mode::kGrad) {
+      product += S::fma(z, product, z);
+      sum += Formula::linear_part_of_negative(x);
+    }
+    if (mode != Mode::kLoss) {
       out.put(i, u.scale * Formula::gradient_of_negative(x, z));
     }
   }
@@ -176,7 +178,7 @@ double run(const Problem& problem, int64_t begin, int64_t end) {
   Buffer<T> x, y, w, p, upstream, out;
   // Bytes are tested as they are, and converted only where there is a positive among them.
   const bool byte_targets = problem.y.dtype == Dtype::kBool || problem.y.dtype == Dtype::kUInt8;
-  const bool tested = (mode == Mode::kLoss || mode == Mode::kLossAndGrad) && u.plain_negatives;
+  const bool tested = mode != Mode::kUnreduced && u.plain_negatives;
   const auto* bytes = byte_targets && tested && problem.y.linear
                           ? static_cast<const uint8_t*>(problem.y.data)
                           : nullptr;

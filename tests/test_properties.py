@@ -71,7 +71,7 @@ def cases(draw: st.DrawFn) -> Case:
     ignore = draw(st.sampled_from((None, None, 0.0, 1.0, -1.0, 100.0, math.nan)))
     holds = ignore is not None and target_dtype != torch.bool
     if holds and not target_dtype.is_floating_point:
-        holds = ignore >= 0 or target_dtype.is_signed  # type: ignore[operator]
+        holds = ignore >= (-math.inf if target_dtype.is_signed else 0)  # type: ignore[operator]
     if holds:
         mark = torch.tensor(ignore).to(target_dtype).double()
         y = torch.where(torch.rand(shape) < 0.3, mark, y.double()).to(target_dtype)

@@ -5,7 +5,6 @@ import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,10 +12,10 @@ from rich.table import Table
 from weighted_bce import show_config
 
 from .losses import Setting
-from .timing import Result
+from .timing import Group, Measured, Result
 
 SHOWN = ("CPU", "threads", "torch", "weighted_bce", "extension", "SIMD level in use")
-BUSY = 10  # percent
+BUSY = 0.1  # share of the CPU
 
 
 class Peak(NamedTuple):
@@ -28,10 +27,9 @@ class Peak(NamedTuple):
 
 
 def facts() -> dict[str, str]:
-    """The processor, what weighted_bce says about its installation, how busy others are."""
+    """The processor, and what weighted_bce says about its installation."""
     lines = (line.partition(": ") for line in show_config().splitlines())
-    busy = f"{psutil.cpu_percent(interval=0.5):.0f}"
-    return {"CPU": _processor(), **{name: value for name, _, value in lines}, "busy": busy}
+    return {"CPU": _processor(), **{name: value for name, _, value in lines}}
 
 
 def _processor() -> str:
@@ -46,9 +44,6 @@ def _processor() -> str:
 def show_head(console: Console, known: dict[str, str], rounds: int) -> None:
     text = ", ".join(f"{name} {known[name]}" for name in SHOWN if name in known)
     console.print(f"{text}\nMedians of {rounds} rounds.", highlight=False, soft_wrap=True)
-    if float(known["busy"]) > BUSY:
-        text = f"Other programs keep the CPU {known['busy']}% busy: short times say little."
-        console.print(text, style="bold", highlight=False)
 
 
 def describe(setting: Setting) -> str:
@@ -58,7 +53,8 @@ def describe(setting: Setting) -> str:
     )
 
 
-def show_times(console: Console, title: str, results: list[Result], caption: str) -> None:
+def show_times(console: Console, title: str, measured: Measured, caption: str) -> None:
+    results = measured.results
     fast = min(r.seconds for r in results if r.seconds is not None) < 1e-3
     unit, factor = ("µs", 1e6) if fast else ("ms", 1e3)
     columns = {
@@ -69,6 +65,9 @@ def show_times(console: Console, title: str, results: list[Result], caption: str
         "GB/s": [_number(r.gigabytes_per_second) for r in results],
     }
     _show(console, title, columns, caption)
+    if measured.taken > BUSY:
+        text = f"Other programs took {measured.taken:.0%} of the CPU: short times say little."
+        console.print(text, style="bold", highlight=False)
     for r in results:
         if r.failed is not None:
             console.print(f"{r.contender} failed: {r.failed}", highlight=False, markup=False)
@@ -105,6 +104,15 @@ def _show(console: Console, title: str, columns: dict[str, list[str]], caption: 
     console.print(title, style="bold", highlight=False)
     console.print(table)
     console.print(caption, style="dim", highlight=False)
+
+
+def group_json(group: Group, measured: Measured) -> dict[str, Any]:
+    return {
+        "title": group.title,
+        "setting": group.setting._asdict(),
+        "cpu_taken_by_others": measured.taken,
+        "results": [result._asdict() for result in measured.results],
+    }
 
 
 def save_json(

@@ -50,11 +50,10 @@ def run(options: argparse.Namespace) -> None:
     timed: list[dict[str, Any]] = []
     disagree = False
     for group, caption in _groups(settings, options.compile, notes):
-        results = measure(group, options.rounds)
-        report.show_times(console, group.title, results, caption)
-        disagree = disagree or any(result.disagrees for result in results)
-        rows = [result._asdict() for result in results]
-        timed.append({"title": group.title, "setting": group.setting._asdict(), "results": rows})
+        measured = measure(group, options.rounds)
+        report.show_times(console, group.title, measured, caption)
+        disagree = disagree or any(result.disagrees for result in measured.results)
+        timed.append(report.group_json(group, measured))
     memory = _memory(settings[0], options.compile, notes)
     size = settings[0].gradient_bytes / 2**20
     title = f"Peak memory of a training step: {report.describe(settings[0])}"

@@ -1,11 +1,13 @@
 """Contenders that take turns: all agree first, then each is timed once in every round."""
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -38,9 +40,17 @@ class Result(NamedTuple):
     disagrees: bool = False
 
 
-def measure(group: Group, rounds: int) -> list[Result]:
+class Measured(NamedTuple):
+    """A result for each contender, and what share of the CPU other programs took meanwhile."""
+
+    results: list[Result]
+    taken: float
+
+
+def measure(group: Group, rounds: int) -> Measured:
     """Medians over `rounds`, in which machine noise meets all alike."""
     failures = check(group)
+    start, before = time.perf_counter(), _seconds_of_others()
     running = [c for c in group.contenders if c.name not in failures]
     spent: dict[str, list[float]] = {c.name: [] for c in running}
     for number in range(1 + rounds):
@@ -48,10 +58,19 @@ def measure(group: Group, rounds: int) -> list[Result]:
             seconds = _timed(contender)
             if number > 0:  # the first round warms up
                 spent[contender.name].append(seconds)
-    return [
+    available = max(1.0, time.perf_counter() - start) * (psutil.cpu_count() or 1)
+    taken = max(0.0, _seconds_of_others() - before) / available
+    results = [
         failures[c.name] if c.name in failures else _result(c, spent[c.name], spent)
         for c in group.contenders
     ]
+    return Measured(results, taken)
+
+
+def _seconds_of_others() -> float:
+    """CPU time of all programs but this one."""
+    everyone, ours = psutil.cpu_times(), os.times()
+    return everyone.user + everyone.nice + everyone.system - ours.user - ours.system
 
 
 def _timed(contender: Contender) -> float:

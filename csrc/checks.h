@@ -12,6 +12,8 @@ namespace weighted_bce {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+constexpr int64_t kMostDims = 64;
+
 /// The arguments that all ops share.
 struct Arguments {
   const Tensor& input;
@@ -52,6 +54,8 @@ inline void check(const Arguments& a) {
   STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
                       dtype == ScalarType::Float || dtype == ScalarType::Double,
                   "input must be float16, bfloat16, float32 or float64");
+  STD_TORCH_CHECK(a.input.dim() <= kMostDims, "input must have at most ", kMostDims,
+                  " dimensions, got ", a.input.dim());
   STD_TORCH_CHECK(same_sizes(a.target, a.input), "target must have the shape of input");
   check_same_device(a.target, a.input, "target");
   if (a.weight) {

@@ -42,7 +42,8 @@ struct LossMath {
   /// Soft targets in [0, 1]; the coefficients are exact for 0 and 1 at e = 0.
   static WEIGHTED_BCE_INLINE Coefficients coefficients(V y, V p, V keep, V shift) {
     const V smoothed = Math::fma(y, keep, shift);
-    return {p * smoothed, Math::fma(Math::set(1) - y, keep, shift)};
+    const auto none = smoothed == Math::set(0);  // whatever p is, infinity included
+    return {Math::select(none, smoothed, p * smoothed), Math::fma(Math::set(1) - y, keep, shift)};
   }
 
   /// Both coefficients times high + low, a factor that is more exact than V: rounded once. 0 stays

@@ -20,7 +20,8 @@ STABLE_TORCH_LIBRARY(weighted_bce, m) {
   // The gradient for an upstream gradient of `expected`, a 0-d tensor.
   m.def("loss_and_grad(Tensor input, " WEIGHTED_BCE_ARGS
         ", float? divisor, Tensor expected) -> (Tensor, Tensor)");
-  // grad_output: 0-d, or of input's shape for an unreduced loss.
+  // grad_output: 0-d, or of input's shape for an unreduced loss. grad_ writes over input, whose
+  // version the caller increments.
   m.def("grad(Tensor grad_output, Tensor input, " WEIGHTED_BCE_ARGS ", float? divisor) -> Tensor");
   m.def("grad_(Tensor grad_output, Tensor(a!) input, " WEIGHTED_BCE_ARGS ", float? divisor) -> ()");
   m.def("unreduced(Tensor input, " WEIGHTED_BCE_ARGS ") -> Tensor");

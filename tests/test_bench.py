@@ -142,7 +142,7 @@ def not_a_number(logits: Tensor, target: Tensor) -> Tensor:
 def test_what_disagrees_is_not_timed(
     function: Callable[[Tensor, Tensor], Tensor], what: str
 ) -> None:
-    *others, wrong = measure(_with(function), 1)
+    *others, wrong = measure(_with(function), 1).results
     assert wrong.disagrees
     assert wrong.seconds is None
     assert wrong.failed is not None
@@ -167,12 +167,15 @@ def test_what_fails_is_reported_beside_the_others(capsys: pytest.CaptureFixture[
     def broken(logits: Tensor, target: Tensor) -> Tensor:
         raise RuntimeError("backend raised:\nno [compiler]\nat line 3")
 
-    *others, failed = measure(_with(broken), 1)
+    measured = measure(_with(broken), 1)
+    *others, failed = measured.results
     assert (failed.contender, failed.failed, failed.seconds) == (COMPILED, "no [compiler]", None)
     assert not failed.disagrees
     assert all(result.seconds is not None for result in others)
-    report.show_times(report.Console(), "", [*others, failed], "")
-    assert f"{COMPILED} failed: no [compiler]" in capsys.readouterr().out
+    report.show_times(report.Console(), "", measured._replace(taken=0.5), "")
+    printed = capsys.readouterr().out
+    assert f"{COMPILED} failed: no [compiler]" in printed
+    assert "Other programs took 50% of the CPU" in printed
 
 
 def test_ratios_are_of_each_round() -> None:

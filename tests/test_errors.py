@@ -15,7 +15,6 @@ from weighted_bce import (
     WeightedBCELoss,
     WeightedBCEWithLogitsLoss,
     backend,
-    pos_weight_from_labels,
     weighted_bce,
     weighted_bce_with_logits,
 )
@@ -65,6 +64,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"target": Y.to("meta")},
         ValueError,
         "target must be on cpu like input, got meta",
+    ),
+    "target sparse": (
+        {"target": Y.to_sparse()},
+        TypeError,
+        "target must be torch.strided like input, got torch.sparse_coo",
     ),
     "weight number": ({"weight": 2.0}, TypeError, "weight must be a torch.Tensor, got float"),
     "weight numpy": ({"weight": np.ones(5)}, TypeError, "weight must be a torch.Tensor, got nda"),
@@ -282,18 +286,3 @@ def test_backend_variable() -> None:
     assert run("").stdout.strip() == "auto"
     words = "the variable WEIGHTED_BCE_BACKEND must be one of auto, fused, reference, got 'fast'"
     assert words in run("fast").stderr
-
-
-def test_pos_weight_from_labels() -> None:
-    labels: Any
-    for labels, options, error, words in (
-        ([[1]], {}, TypeError, "labels must be a torch.Tensor, got list"),
-        (X + 1j, {}, TypeError, "labels must be bool, integer or floating point"),
-        (X[0], {}, ValueError, r"labels must have shape \(rows, labels\)"),
-        (X[:0], {}, ValueError, "labels must have shape .* at least one row"),
-        (X, {"num_labels": 4}, ValueError, "num_labels must be 5 like labels, got 4"),
-        (X, {"max_weight": 0}, ValueError, "max_weight must be above 0, got 0"),
-        (X, {"max_weight": float("nan")}, ValueError, "max_weight must be above 0, got nan"),
-    ):
-        with pytest.raises(error, match=f"^{words}"):
-            pos_weight_from_labels(labels, **options)

@@ -9,6 +9,7 @@ import pickle
 import pkgutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -199,6 +200,11 @@ def test_backend_is_restored() -> None:
     assert "backend: reference" not in package.show_config()
 
 
+def test_weight_of_a_module_is_a_tensor() -> None:
+    with pytest.raises(TypeError, match=r"weight must be a torch.Tensor or None, got float"):
+        package.WeightedBCEWithLogitsLoss(weight=2.0)  # type: ignore[arg-type]
+
+
 def test_all_names_exist_and_are_documented() -> None:
     for name in package.__all__:
         assert getattr(package, name).__doc__, name
@@ -210,6 +216,23 @@ def test_docstring_examples(name: str) -> None:
         pytest.skip("compiled")
     found = doctest.testmod(importlib.import_module(f"weighted_bce.{name}"))
     assert found.failed == 0
+
+
+def test_labels_that_give_no_weights() -> None:
+    y = torch.eye(4, 5)
+    bad: Any
+    for bad, options, error, words in (
+        ([[1]], {}, TypeError, "labels must be a torch.Tensor, got list"),
+        (torch.tensor([[1, -100]]), {}, ValueError, r"labels must be in \[0, 1\], got values from"),
+        (y + 1j, {}, TypeError, "labels must be bool, integer or floating point"),
+        (y[0], {}, ValueError, r"labels must have shape \(rows, labels\)"),
+        (y[:0], {}, ValueError, "labels must have shape .* at least one row"),
+        (y, {"num_labels": 4}, ValueError, "num_labels must be 5 like labels, got 4"),
+        (y, {"max_weight": 0}, ValueError, "max_weight must be above 0, got 0"),
+        (y, {"max_weight": float("nan")}, ValueError, "max_weight must be above 0, got nan"),
+    ):
+        with pytest.raises(error, match=f"^{words}"):
+            pos_weight_from_labels(bad, **options)
 
 
 WITHOUT_EXTENSION = """

@@ -1,6 +1,7 @@
 """The one check of the arguments, for all functions."""
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -27,14 +28,14 @@ def checked_options(
         if isinstance(pos_weight, Tensor):
             _check_factor("pos_weight", pos_weight, input)
         else:
-            value, pos_weight = _checked_number(pos_weight), None
+            value, pos_weight = _checked_pos_weight(pos_weight), None
     if weight is not None:
         _check_factor("weight", weight, input)
-    if label_smoothing != 0.0:
-        _check_smoothing(label_smoothing)
+    if type(label_smoothing) is not float or label_smoothing != 0.0:
+        label_smoothing = _checked_smoothing(label_smoothing)
     if ignore_index is not None:
-        ignore_index = _checked_ignore_index(ignore_index)
-    return Options(target, weight, pos_weight, value, float(label_smoothing), ignore_index)
+        ignore_index = _checked_number("ignore_index", ignore_index, " or None")
+    return Options(target, weight, pos_weight, value, label_smoothing, ignore_index)
 
 
 def _check_tensors(input: Tensor, target: Tensor) -> None:
@@ -50,6 +51,8 @@ def _check_tensors(input: Tensor, target: Tensor) -> None:
         raise TypeError(
             f"target must be bool, integer or floating point, got {_name(target.dtype)}"
         )
+    if target.layout is not input.layout:
+        raise TypeError(f"target must be {input.layout} like input, got {target.layout}")
     if target.shape != input.shape:
         raise ValueError(
             f"target must have shape {tuple(input.shape)} to match input, got {tuple(target.shape)}"
@@ -75,31 +78,29 @@ def _check_factor(name: str, factor: Tensor, input: Tensor) -> None:
         raise ValueError(
             f"{name} must broadcast to shape {tuple(input.shape)} of input, got {tuple(shape)}"
         )
-    if factor.dim() > 0 and factor.device != input.device:
+    movable = factor.dim() == 0 and factor.device.type == "cpu"  # as for torch's own operators
+    if factor.device != input.device and not movable:
         raise ValueError(f"{name} must be on {input.device} like input, got {factor.device}")
 
 
-def _checked_number(pos_weight: object) -> float:
-    if isinstance(pos_weight, bool) or not isinstance(pos_weight, (int, float)):
-        raise TypeError(
-            f"pos_weight must be a number or a torch.Tensor, got {type(pos_weight).__name__}"
-        )
-    if not 0 <= pos_weight < math.inf:
-        raise ValueError(f"pos_weight must be a finite number >= 0, got {pos_weight}")
-    return float(pos_weight)
+def _checked_number(name: str, value: object, otherwise: str = "") -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
+        raise TypeError(f"{name} must be a number{otherwise}, got {type(value).__name__}")
+    return float(value)
 
 
-def _check_smoothing(label_smoothing: object) -> None:
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
-        raise TypeError(f"label_smoothing must be a number, got {type(label_smoothing).__name__}")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+def _checked_pos_weight(pos_weight: object) -> float:
+    value = _checked_number("pos_weight", pos_weight, " or a torch.Tensor")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"pos_weight must be a finite number >= 0, got {value}")
+    return value
 
 
-def _checked_ignore_index(ignore_index: object) -> float:
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, float)):
-        raise TypeError(f"ignore_index must be a number or None, got {type(ignore_index).__name__}")
-    return float(ignore_index)
+def _checked_smoothing(label_smoothing: object) -> float:
+    value = _checked_number("label_smoothing", label_smoothing)
+    if not 0 <= value < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {value}")
+    return value
 
 
 def check_reduction(reduction: object, input: Tensor) -> None:

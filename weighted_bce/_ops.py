@@ -27,10 +27,22 @@ TARGET_DTYPES = frozenset(
     }
 )
 
+# Of the kernels, like torch's own.
+MOST_DIMENSIONS = 64
+
 ops = torch.ops.weighted_bce
 
 
+def _only_logits(ctx: Any, others: slice) -> None:
+    if any(ctx.needs_input_grad[others]):
+        raise NotImplementedError(
+            "torch.ops.weighted_bce has no gradient with respect to target, weight or pos_weight; "
+            "weighted_bce.weighted_bce_with_logits has"
+        )
+
+
 def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _only_logits(ctx, slice(1, 4))
     input, target, weight, pos_weight = inputs[:4]
     ctx.save_for_backward(input, target, weight, pos_weight)
     ctx.rest = inputs[4:7]
@@ -45,6 +57,7 @@ def _loss_backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _only_logits(ctx, slice(2, 5))
     ctx.save_for_backward(*inputs[:5])
     ctx.rest = inputs[5:8]
     ctx.divisor = inputs[8]

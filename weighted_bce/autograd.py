@@ -21,9 +21,8 @@ _graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 
-# Upstream gradients by kind of input, as numbers and as the tensors that the op takes. Each entry
-# is replaced as a whole, so threads cannot see half of one.
-_expected: dict[Any, tuple[float, Tensor]] = {}
+# Upstream gradients by kind of input, 0-d. Each is replaced as a whole, never changed.
+_expected: dict[Any, Tensor] = {}
 _MOST_KINDS = 256
 
 
@@ -31,17 +30,17 @@ def _kind(input: Tensor) -> tuple[Any, ...]:
     return input.dtype, input.shape[1:]
 
 
-def _expectation(input: Tensor) -> tuple[float, Tensor]:
+def _expectation(input: Tensor) -> Tensor:
     known = _expected.get(_kind(input))
     return known if known is not None else _expect(input, 1.0)
 
 
-def _expect(input: Tensor, value: float) -> tuple[float, Tensor]:
+def _expect(input: Tensor, value: float) -> Tensor:
     if len(_expected) >= _MOST_KINDS:
         _expected.clear()
-    entry = (value, torch.tensor(value, dtype=compute_dtype(input.dtype)))
-    _expected[_kind(input)] = entry
-    return entry
+    expected = torch.tensor(value, dtype=compute_dtype(input.dtype), device=input.device)
+    _expected[_kind(input)] = expected
+    return expected
 
 
 class FusedLoss(Function):
@@ -56,25 +55,26 @@ class FusedLoss(Function):
         reduced: bool,
         inplace: bool,
     ) -> Tensor:
-        grad = None
+        grad = expected = None
         if reduced and not inplace:
-            ctx.expected, expected = _expectation(input)
+            expected = _expectation(input)
             loss, grad = kernels.loss_and_grad(input, *options, divisor, expected)
         elif reduced:
             loss = kernels.loss(input, *options, divisor)
         else:
             loss = kernels.unreduced(input, *options)
-        ctx.save_for_backward(input, *options[:3], grad)
+        # Both together: a checkpoint computes them a second time, with another expectation.
+        ctx.save_for_backward(input, *options[:3], grad, expected)
         ctx.rest, ctx.divisor, ctx.inplace = options[3:], divisor, inplace
         return cast(Tensor, loss)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        input, target, weight, pos_weight, grad = ctx.saved_tensors
+        input, target, weight, pos_weight, grad, expected = ctx.saved_tensors
         plain = not (torch.is_grad_enabled() or _transforms_active() or _is_batched(grad_output))
         if grad is not None and plain:
             # A kept graph comes back for the same gradient: what it holds is not given away.
-            if _as_expected(ctx.expected, input, grad_output) and not _graph_is_kept():
+            if _as_expected(expected, input, grad_output) and not _graph_is_kept():
                 return grad, None, None, None, None
             # Otherwise its memory is free for the right one.
             ctx.maybe_clear_saved_tensors()
@@ -89,9 +89,9 @@ class FusedLoss(Function):
         return result, None, None, None, None
 
 
-def _as_expected(expected: float, input: Tensor, grad_output: Tensor) -> bool:
+def _as_expected(expected: Tensor, input: Tensor, grad_output: Tensor) -> bool:
     value = grad_output.item()
-    if value == expected:
+    if value == expected.item():
         return True
     if value != 0:  # which has two signs, and needs no gradient in advance
         _expect(input, value)

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from . import _config, reference
 from ._checks import check_reduction, checked_options
 from ._extension import HOW_TO_BUILD, extension
-from ._ops import TARGET_DTYPES, kernels, ops
+from ._ops import MOST_DIMENSIONS, TARGET_DTYPES, kernels, ops
 from .autograd import apply_fused
 from .probabilities import unreduced_from_probabilities
 from .reference import Options
@@ -20,6 +20,7 @@ Reduction = str | Callable[[Tensor], Tensor]
 _PLAIN = (Tensor, torch.nn.Parameter)
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_tracing_state: Callable[[], object] = torch._C._get_tracing_state
 
 
 def weighted_bce_with_logits(
@@ -146,8 +147,10 @@ def weighted_bce(
         return reduction(loss.to(input.dtype))
     if reduction == "none":
         return loss.to(input.dtype)
-    divisor = {"mean": None, "sum": 1.0, "batchmean": float(max(input.dim(), 1) and len(input))}
-    return reference.divided(loss.sum(), divisor[reduction], options)
+    divisor: float | None = {"mean": None, "sum": 1.0}.get(reduction)
+    if reduction == "batchmean":
+        divisor = input.shape[0]
+    return reference.divided(loss.sum(), divisor, options)
 
 
 def _fused(input: Tensor) -> bool:
@@ -155,11 +158,14 @@ def _fused(input: Tensor) -> bool:
     chosen = _config.current_backend
     if chosen == "reference":
         return False
-    if extension is not None and input.is_cpu and input.layout is torch.strided:
+    plain = input.is_cpu and input.layout is torch.strided and input.dim() <= MOST_DIMENSIONS
+    if extension is not None and plain:
         return True
     if chosen == "fused":
         reason = (
-            f"input is on {input.device.type}" if extension else f"none is built; {HOW_TO_BUILD}"
+            f"got {input.layout} on {input.device.type} with {input.dim()} dimensions"
+            if extension
+            else f"none is built; {HOW_TO_BUILD}"
         )
         raise RuntimeError(f"backend 'fused' has no kernel for this input: {reason}")
     return False
@@ -185,16 +191,28 @@ def _for_kernels(options: Options) -> Options:
     return options if target.dtype in TARGET_DTYPES else options._replace(target=target.float())
 
 
-def _through_dispatcher(input: Tensor) -> bool:
-    """Whether tracing, a tensor subclass or a mode needs to see the op itself."""
-    return torch.compiler.is_compiling() or type(input) not in _PLAIN or _dispatch_modes() > 0
+def _through_dispatcher(input: Tensor, options: Options) -> bool:
+    """Whether tracing, a tensor subclass, a mode or a negated view needs the dispatcher."""
+    return (
+        torch.compiler.is_compiling()
+        or _dispatch_modes() > 0
+        or _tracing_state() is not None
+        or not _is_plain(input)
+        or not _is_plain(options.target)
+        or not (options.weight is None or _is_plain(options.weight))
+        or not (options.pos_weight is None or _is_plain(options.pos_weight))
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in _PLAIN and not tensor.is_neg()
 
 
 def _reduced(input: Tensor, options: Options, divisor: float | None, inplace: bool) -> Tensor:
     if not _fused(input) or _differentiable_elsewhere(options):
         return reference.loss(input, options, divisor)
     options = _for_kernels(options)
-    if _through_dispatcher(input):
+    if _through_dispatcher(input, options):
         # Divided outside: as an argument of the op, a batch size would become a constant.
         total = ops.loss.default(input, *options, None if divisor is None else 1.0)
         return cast(Tensor, total if divisor is None else total / divisor)
@@ -207,7 +225,7 @@ def _unreduced(input: Tensor, options: Options, inplace: bool) -> Tensor:
     if not _fused(input) or _differentiable_elsewhere(options):
         return reference.unreduced(input, options).to(input.dtype)
     options = _for_kernels(options)
-    if _through_dispatcher(input):
+    if _through_dispatcher(input, options):
         return cast(Tensor, ops.unreduced.default(input, *options))
     if input.requires_grad and torch.is_grad_enabled():
         return apply_fused(input, options, 1.0, False, inplace)

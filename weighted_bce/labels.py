@@ -42,6 +42,10 @@ def pos_weight_from_labels(
             f"labels must have shape (rows, labels) with at least one row, "
             f"got {tuple(labels.shape)}"
         )
+    if labels.dtype != torch.bool and labels.numel() > 0:
+        low, high = (bound.item() for bound in torch.aminmax(labels.float()))
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"labels must be in [0, 1], got values from {low:g} to {high:g}")
     if num_labels is not None and num_labels != labels.shape[1]:
         raise ValueError(f"num_labels must be {labels.shape[1]} like labels, got {num_labels}")
     if max_weight is not None and not max_weight > 0:

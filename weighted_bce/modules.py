@@ -23,6 +23,8 @@ class _WeightedLoss(nn.Module):
         ignore_index: float | None,
     ) -> None:
         super().__init__()
+        if not (weight is None or isinstance(weight, Tensor)):
+            raise TypeError(f"weight must be a torch.Tensor or None, got {type(weight).__name__}")
         self.register_buffer("weight", weight)
         if isinstance(pos_weight, Tensor):
             self.register_buffer("pos_weight", pos_weight)

@@ -61,7 +61,7 @@ def _check_range(x: Tensor) -> None:
         or x.numel() == 0
         or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or type(x) is not Tensor
+        or type(x.detach()) is not Tensor
     ):
         return
     low, high = (bound.item() for bound in torch.aminmax(x.detach()))

@@ -50,9 +50,9 @@ def coefficients(options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The coefficients of softplus(-x) and of softplus(x)."""
     y = options.target.to(dtype)
     keep, shift = 1 - options.label_smoothing, options.label_smoothing / 2
-    positive = (y * keep + shift) * (
-        options.pos_weight_value if options.pos_weight is None else options.pos_weight.to(dtype)
-    )
+    p = options.pos_weight_value if options.pos_weight is None else options.pos_weight.to(dtype)
+    smoothed = y * keep + shift
+    positive = torch.where(smoothed == 0, 0, smoothed * p)  # an infinite p, too
     negative = (1 - y) * keep + shift
     if options.weight is not None:
         weight = options.weight.to(dtype)

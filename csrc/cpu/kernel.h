@@ -49,6 +49,7 @@ struct Lines {
   const T* x;
   const T* y;
   const uint8_t* y8;
+  uint8_t y8_most;  // 1 for bool, of which any other byte is true as well
   const T *w, *p, *upstream;
 };
 
@@ -68,6 +69,7 @@ WEIGHTED_BCE_INLINE typename Simd<T>::Value load_targets(const Lines<T>& in, int
   // Widened step by step: in one step, GCC 12 takes the bytes one by one.
   typename Types<T>::Bytes bytes{};
   __builtin_memcpy(&bytes, in.y8 + i, n);
+  bytes = bytes > in.y8_most ? in.y8_most - typename Types<T>::Bytes{} : bytes;
   const auto words = __builtin_convertvector(bytes, typename Types<T>::Words);
   const auto ints = __builtin_convertvector(words, typename Types<T>::Ints);
   return __builtin_convertvector(ints, typename Types<T>::V);
@@ -95,8 +97,7 @@ WEIGHTED_BCE_INLINE void general(const Lines<T>& in, const Uniform<T>& u, int64_
   }
   if (mode == Mode::kLossAndGrad || mode == Mode::kGrad) {
     if (in.upstream) {
-      const auto upstream = S::load(in.upstream + i);
-      c = Formula::scaled(c, u.scale * upstream, u.scale_low * upstream);
+      c = Formula::scaled(c, u.scale * S::load(in.upstream + i), S::set(0));
     } else {
       c = Formula::scaled(c, u.scale, u.scale_low);
     }
@@ -179,16 +180,20 @@ double run(const Problem& problem, int64_t begin, int64_t end) {
   // Bytes are tested as they are, and converted only where there is a positive among them.
   const bool byte_targets = problem.y.dtype == Dtype::kBool || problem.y.dtype == Dtype::kUInt8;
   const bool tested = mode != Mode::kUnreduced && u.plain_negatives;
+  const uint8_t most = problem.y.dtype == Dtype::kBool ? 1 : 255;
   const auto* bytes = byte_targets && tested && problem.y.linear
                           ? static_cast<const uint8_t*>(problem.y.data)
                           : nullptr;
   Sum<T> sum;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t n = std::min(kBlock, end - at);
-    const Lines<T> in{
-        read(problem, problem.x, at, n, x), bytes ? nullptr : read(problem, problem.y, at, n, y),
-        bytes ? bytes + at : nullptr,       read(problem, problem.w, at, n, w),
-        read(problem, problem.p, at, n, p), read(problem, problem.upstream, at, n, upstream)};
+    const Lines<T> in{read(problem, problem.x, at, n, x),
+                      bytes ? nullptr : read(problem, problem.y, at, n, y),
+                      bytes ? bytes + at : nullptr,
+                      most,
+                      read(problem, problem.w, at, n, w),
+                      read(problem, problem.p, at, n, p),
+                      read(problem, problem.upstream, at, n, upstream)};
     const Output<T> output(problem, at, n, out);
     block<T, mode>(in, u, n, sum, output);
     if (mode != Mode::kLoss && output.line == out.values) write(problem, at, n, out);

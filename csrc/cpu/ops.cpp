@@ -113,6 +113,7 @@ std::tuple<Tensor, Tensor> loss_and_grad(const Tensor& input, const Tensor& targ
                     label_smoothing, ignore_index, divisor};
   check(a);
   STD_TORCH_CHECK(expected.dim() == 0, "expected must be 0-d");
+  check_same_device(expected, input, "expected");
   const Tensor grad = new_matrix(input);
   Problem problem = plan(a, &expected, &grad);
   set_stream(problem);

@@ -5,6 +5,8 @@
 namespace weighted_bce {
 namespace {
 
+static_assert(kMostDims <= kMaxDims, "room for all dimensions");
+
 Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Bool: return Dtype::kBool;

@@ -26,12 +26,8 @@ _expected: dict[Any, Tensor] = {}
 _MOST_KINDS = 256
 
 
-def _kind(input: Tensor) -> tuple[Any, ...]:
-    return input.dtype, input.shape[1:]
-
-
 def _expectation(input: Tensor) -> Tensor:
-    known = _expected.get(_kind(input))
+    known = _expected.get((input.dtype, input.shape[1:]))
     return known if known is not None else _expect(input, 1.0)
 
 
@@ -39,7 +35,7 @@ def _expect(input: Tensor, value: float) -> Tensor:
     if len(_expected) >= _MOST_KINDS:
         _expected.clear()
     expected = torch.tensor(value, dtype=compute_dtype(input.dtype), device=input.device)
-    _expected[_kind(input)] = expected
+    _expected[input.dtype, input.shape[1:]] = expected
     return expected
 
 

@@ -3,9 +3,10 @@ TORCH ?= 2.13.0
 ARGS ?=
 
 BIN := .venv/bin
-SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
+CODE := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := $(filter csrc/%,$(CODE)) csrc/cuda/build.py setup.py pyproject.toml
 
-.PHONY: demo test bench lint format clean help
+.PHONY: demo test bench sanitize lint format clean help
 
 help:           ## show this list
 	@grep -hE '^[a-z]+: .*##' Makefile | sed 's/:.*##/\t/'
@@ -19,6 +20,7 @@ help:           ## show this list
 
 .venv/.built: .venv/.dependencies $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
+	    WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}" \
 	    $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
@@ -32,16 +34,23 @@ test: .venv/.built  ## run all tests
 bench: .venv/.built  ## compare the speed with the usual ways to write this loss
 	$(BIN)/python -m bench --quick $(ARGS)
 
+SMALL := tests/test_ops.py tests/test_edges.py tests/test_layouts.py
+sanitize:       ## on a GPU: the small cases under compute-sanitizer, by the Python PYTHON
+	for tool in memcheck racecheck initcheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(PYTHON) -m pytest -k cuda $(SMALL) $(ARGS) || exit 1; \
+	done
+
 lint: .venv/.dependencies  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $(CODE)
 
 format: .venv/.dependencies  ## format all sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc tests -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format -i $(CODE)
 
 clean:          ## remove everything that was built
 	rm -rf .venv build dist *.egg-info weighted_bce/*.so examples/out

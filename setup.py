@@ -3,17 +3,29 @@
 Environment:
     WEIGHTED_BCE_BUILD=0         do not build the extension
     WEIGHTED_BCE_REQUIRE_EXT=1   a failed build is an error, not a warning
+    WEIGHTED_BCE_CUDA=0|1        without the CUDA kernels, or not without them; if unset, they are
+                                 built where an nvcc is found that fits
+    CUDA_HOME                    the CUDA toolkit; if unset, nvcc on PATH, then that of pip
+    TORCH_CUDA_ARCH_LIST         the GPUs to compile for, like "8.0;9.0+PTX"
+    MAX_JOBS                     how many compilers may run at once
 """
 
 import os
 import re
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import setup
 
 ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020b000000000000"  # the stable ABI of torch 2.11
+# No contraction: the same expression must round the same way in each kernel.
+FLAGS = (
+    "-O3 -g0 -fno-math-errno -fno-trapping-math -ffp-contract=off -fvisibility=hidden "
+    "-Wall -Wno-psabi"
+)
 
 
 def version() -> str:
@@ -21,9 +33,17 @@ def version() -> str:
     return re.search(r'__version__ = "(.+)"', text).group(1)
 
 
+def cuda_build() -> ModuleType:
+    """csrc/cuda/build.py, by its path: the root is not on sys.path when pip builds."""
+    spec = spec_from_file_location("cuda_build", ROOT / "csrc" / "cuda" / "build.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def warn(reason: object) -> None:
     """Says once why there is no extension, or raises where one is required."""
-    if os.environ.get("WEIGHTED_BCE_REQUIRE_EXT") == "1":
+    if "1" in (os.environ.get("WEIGHTED_BCE_REQUIRE_EXT"), os.environ.get("WEIGHTED_BCE_CUDA")):
         raise SystemExit(f"weighted_bce: the extension was not built: {reason}")
     print(
         f"weighted_bce: WARNING: the extension was not built: {reason}\n"
@@ -35,12 +55,17 @@ def warn(reason: object) -> None:
 
 
 def extension_arguments() -> dict:
+    cuda = cuda_build()
+    cuda.wanted()  # a wrong value is an error before anything is built
+
     import pybind11
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     class OptionalBuild(BuildExtension):
         def run(self) -> None:
+            cuda.extend(self.extensions[0], torch.version.cuda)
+            self.force = True  # ninja knows what is new; the link depends on what it does not see
             try:
                 super().run()
             except (Exception, SystemExit) as error:
@@ -53,23 +78,13 @@ def extension_arguments() -> dict:
         "WEIGHTED_BCE_VERSION": f'"{version()}"',
         "WEIGHTED_BCE_TORCH_VERSION": f'"{torch.__version__}"',
     }
-    sources = ["csrc/ops.cpp", "csrc/python.cpp", *sorted(map(str, Path("csrc").glob("cpu/*.cpp")))]
+    sources = [*Path("csrc").glob("*.cpp"), *Path("csrc").glob("cpu/*.cpp")]
     extension = CppExtension(
         "weighted_bce._C",
-        sources,
+        sorted(map(str, sources)),
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         define_macros=list(definitions.items()),
-        # No contraction: the same expression must round the same way in each kernel.
-        extra_compile_args=[
-            "-O3",
-            "-g0",
-            "-fno-math-errno",
-            "-fno-trapping-math",
-            "-ffp-contract=off",
-            "-fvisibility=hidden",
-            "-Wall",
-            "-Wno-psabi",
-        ],
+        extra_compile_args=FLAGS.split(),
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild}}
 

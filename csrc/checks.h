@@ -43,10 +43,19 @@ inline bool broadcasts(const Tensor& from, const Tensor& to) {
   return true;
 }
 
+inline bool on_same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
 inline void check_same_device(const Tensor& tensor, const Tensor& input, const char* name) {
-  STD_TORCH_CHECK(
-      tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(),
-      name, " must be on the device of input");
+  STD_TORCH_CHECK(on_same_device(tensor, input), name, " must be on the device of input");
+}
+
+/// As torch's own operators, a factor of one number may stay on the CPU.
+inline void check_factor(const Tensor& factor, const Tensor& input, const char* name) {
+  STD_TORCH_CHECK(broadcasts(factor, input), name, " must broadcast to the shape of input");
+  const bool movable = factor.is_cpu() && factor.dim() == 0;
+  if (!movable) check_same_device(factor, input, name);
 }
 
 inline void check(const Arguments& a) {
@@ -58,19 +67,27 @@ inline void check(const Arguments& a) {
                   " dimensions, got ", a.input.dim());
   STD_TORCH_CHECK(same_sizes(a.target, a.input), "target must have the shape of input");
   check_same_device(a.target, a.input, "target");
-  if (a.weight) {
-    STD_TORCH_CHECK(broadcasts(*a.weight, a.input), "weight must broadcast to the shape of input");
-    check_same_device(*a.weight, a.input, "weight");
-  }
-  if (a.pos_weight) {
-    STD_TORCH_CHECK(broadcasts(*a.pos_weight, a.input),
-                    "pos_weight must broadcast to the shape of input");
-    check_same_device(*a.pos_weight, a.input, "pos_weight");
-  }
+  if (a.weight) check_factor(*a.weight, a.input, "weight");
+  if (a.pos_weight) check_factor(*a.pos_weight, a.input, "pos_weight");
   STD_TORCH_CHECK(a.pos_weight_value >= 0, "pos_weight must be at least 0, got ",
                   a.pos_weight_value);
   STD_TORCH_CHECK(a.label_smoothing >= 0 && a.label_smoothing < 1,
                   "label_smoothing must be in [0, 1), got ", a.label_smoothing);
+}
+
+/// 0-d, of the dtype of the loss, where the logits are.
+inline void check_scalar(const Tensor& scalar, const Tensor& input, const char* name) {
+  STD_TORCH_CHECK(scalar.dim() == 0, name, " must be 0-d");
+  const bool wide = input.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(scalar.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float), name,
+                  " must be ", wide ? "float64" : "float32", " like the loss of input");
+  check_same_device(scalar, input, name);
+}
+
+inline void check_grad(const Tensor& grad, const Tensor& input) {
+  STD_TORCH_CHECK(same_sizes(grad, input) && grad.scalar_type() == input.scalar_type(),
+                  "grad must have the shape and dtype of input");
+  check_same_device(grad, input, "grad");
 }
 
 inline void check_grad_output(const Tensor& grad_output, const Tensor& input) {

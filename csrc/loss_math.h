@@ -16,15 +16,10 @@
 // No difference of nearby numbers appears, so each factor keeps its relative accuracy at any x.
 //
 // The arithmetic is a parameter: a scalar, a SIMD vector, or a CUDA thread's float supplies
-// Math::Value with the operators + - * / > ==, and set, fma, select, abs, max, reciprocal and
-// log1p_series.
+// Math::Value with the operators + - * > ==, and set, fma, select, abs, max, reciprocal and divide.
 #pragma once
 
-#if defined(__CUDACC__)
-#define WEIGHTED_BCE_INLINE __host__ __device__ __forceinline__
-#else
-#define WEIGHTED_BCE_INLINE inline __attribute__((always_inline))
-#endif
+#include "series.h"
 
 namespace weighted_bce {
 
@@ -98,10 +93,10 @@ struct LossMath {
   /// log(1 + z) for z in [0, 1], by log1p(z) = 2 atanh(s) with s = z / (2 + z) in [0, 1/3].
   /// At most 2 ulp off, also for denormal z. A NaN gives NaN.
   static WEIGHTED_BCE_INLINE V log1p_unit(V z) {
-    const V s = z / (Math::set(2) + z);
+    const V s = Math::divide(z, Math::set(2) + z);
     const V twice = s + s;
     const V square = s * s;
-    return Math::fma(twice * square, Math::log1p_series(square), twice);
+    return Math::fma(twice * square, log1p_series<Math>(square), twice);
   }
 };
 

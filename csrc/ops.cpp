@@ -17,9 +17,15 @@
 
 STABLE_TORCH_LIBRARY(weighted_bce, m) {
   m.def("loss(Tensor input, " WEIGHTED_BCE_ARGS ", float? divisor) -> Tensor");
-  // The gradient for an upstream gradient of `expected`, a 0-d tensor.
+  // The gradient for an upstream gradient of `expected`, a 0-d tensor of the dtype of the loss; the
+  // third result is the value found there, NaN if another stream changed it meanwhile.
   m.def("loss_and_grad(Tensor input, " WEIGHTED_BCE_ARGS
-        ", float? divisor, Tensor expected) -> (Tensor, Tensor)");
+        ", float? divisor, Tensor expected) -> (Tensor, Tensor, Tensor)");
+  // What loss_and_grad gave, grad for an upstream gradient of used, becomes what it is for that of
+  // grad_output; nothing is done where the two are equal. From then on grad_output is expected.
+  m.def(
+      "update_grad_(Tensor grad_output, Tensor used, Tensor(a!) expected, Tensor(b!) grad, "
+      "Tensor input, " WEIGHTED_BCE_ARGS ", float? divisor) -> ()");
   // grad_output: 0-d, or of input's shape for an unreduced loss. grad_ writes over input, whose
   // version the caller increments.
   m.def("grad(Tensor grad_output, Tensor input, " WEIGHTED_BCE_ARGS ", float? divisor) -> Tensor");

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cpu/memory.h"
-#include "cpu/problem.h"
+#include "cpu/levels.h"
 
 namespace {
 
@@ -33,6 +33,13 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = WEIGHTED_BCE_VERSION;
   m.attr("torch_version") = WEIGHTED_BCE_TORCH_VERSION;
   m.attr("compiler") = compiler();
+#ifdef WEIGHTED_BCE_WITH_CUDA
+  m.attr("cuda_archs") = WEIGHTED_BCE_CUDA_ARCHS;
+  m.attr("cuda_version") = WEIGHTED_BCE_CUDA_VERSION;
+#else
+  m.attr("cuda_archs") = "";
+  m.attr("cuda_version") = "";
+#endif
   m.def("simd_levels", &simd_levels, "Each level compiled in, and whether this processor runs it.");
   m.def("simd_level", [] { return std::string(weighted_bce::level().name); });
   m.def("kept_bytes", &weighted_bce::kept_bytes);

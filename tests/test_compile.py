@@ -79,9 +79,9 @@ def assert_as_eager(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_graph_holds_the_op_and_its_gradient(dtype: torch.dtype) -> None:
+def test_the_graph_holds_the_op_and_its_gradient(kernel_device: str, dtype: torch.dtype) -> None:
     """Weights as numbers and tensors, smoothing, ignore_index, transposed, empty, 0-d."""
-    for case in sample_inputs("cpu", (dtype,)):
+    for case in sample_inputs(kernel_device, (dtype,)):
         torch._dynamo.reset()
         graphs = Graphs()
         compiled = torch.compile(case, backend=graphs.backend, fullgraph=True)
@@ -184,20 +184,23 @@ def test_a_weight_in_a_tensor_may_change() -> None:
             assert_as_eager(compiled, case, case.input)
 
 
-def network() -> nn.Module:
+def network(device: str = "cpu") -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 9))
+    return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 9)).to(device)
 
 
-def train(wrap: Callable[[Any], Any], autocast: bool) -> tuple[list[float], list[Tensor]]:
+def train(
+    device: str, wrap: Callable[[Any], Any], autocast: bool
+) -> tuple[list[float], list[Tensor]]:
     """Four steps; none but the first may compile."""
-    model, criterion = network(), WeightedBCEWithLogitsLoss(None, torch.full((9,), 7.0))
+    model = network(device)
+    criterion = WeightedBCEWithLogitsLoss(None, torch.full((9,), 7.0)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    x, y = torch.randn(12, 20), labels(12, 9)
+    x, y = torch.randn(12, 20).to(device), labels(12, 9, device=device)
 
     @wrap
     def forward() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, autocast):
+        with torch.autocast(device, torch.bfloat16, autocast):
             return criterion(model(x), y)
 
     losses = []
@@ -213,12 +216,12 @@ def train(wrap: Callable[[Any], Any], autocast: bool) -> tuple[list[float], list
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_training_under_inductor(autocast: bool) -> None:
+def test_training_under_inductor(kernel_device: str, autocast: bool) -> None:
     seed = torch.initial_seed()
     results = []
     for wrap in (lambda f: f, partial(torch.compile, fullgraph=True)):
         torch.manual_seed(seed)
-        results.append(train(wrap, autocast))
+        results.append(train(kernel_device, wrap, autocast))
     close = dict(rtol=0.02, atol=2e-3) if autocast else dict(rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(results[1], results[0], **close)
     assert results[0][0][-1] < results[0][0][0]

@@ -219,11 +219,13 @@ def test_nothing_is_half_done() -> None:
 
 
 @pytest.mark.skipif(extension is None, reason="no extension")
-def test_ops_check_for_themselves() -> None:
-    ops, one = torch.ops.weighted_bce, torch.tensor(1.0)
+def test_ops_check_for_themselves(kernel_device: str) -> None:
+    ops, one = torch.ops.weighted_bce, torch.tensor(1.0, device=kernel_device)
+    logits, labels = X.to(kernel_device), Y.to(kernel_device)
+    blank = torch.zeros_like(logits)
     good: dict[str, Any] = {
-        "input": X.clone(),
-        "target": Y,
+        "input": logits.clone(),
+        "target": labels,
         "weight": None,
         "pos_weight": None,
         "pos_weight_value": 1.0,
@@ -233,15 +235,16 @@ def test_ops_check_for_themselves() -> None:
     calls: list[Callable[[dict[str, Any]], Any]] = [
         lambda a: ops.loss(*a.values(), 1.0),
         lambda a: ops.loss_and_grad(*a.values(), 1.0, one),
+        lambda a: ops.update_grad_(one, 2 * one, one.clone(), blank, *a.values(), 1.0),
         lambda a: ops.grad(one, *a.values(), 1.0),
         lambda a: ops.grad_(one, *a.values(), 1.0),
         lambda a: ops.unreduced(*a.values()),
     ]
     wrong: dict[str, tuple[Any, str]] = {
-        "input": (X.long(), "input must be float16, bfloat16, float32 or float64"),
-        "target": (Y[:1], "target must have the shape of input"),
-        "weight": (torch.ones(4), "weight must broadcast to the shape of input"),
-        "pos_weight": (torch.ones(2, 8, 5), "pos_weight must broadcast to the shape of input"),
+        "input": (logits.long(), "input must be float16, bfloat16, float32 or float64"),
+        "target": (labels[:1], "target must have the shape of input"),
+        "weight": (blank[0, :4], "weight must broadcast to the shape of input"),
+        "pos_weight": (blank.expand(2, 8, 5), "pos_weight must broadcast to the shape of input"),
         "pos_weight_value": (-1.0, "pos_weight must be at least 0"),
         "label_smoothing": (1.0, r"label_smoothing must be in \[0, 1\)"),
     }
@@ -249,16 +252,24 @@ def test_ops_check_for_themselves() -> None:
         for name, (value, words) in wrong.items():
             with pytest.raises(RuntimeError, match=words):
                 call({**good, name: value})
-        for name, value in (("pos_weight_value", float("nan")), ("target", X + 1j)):
+        for name, value in (("pos_weight_value", float("nan")), ("target", logits + 1j)):
             with pytest.raises(RuntimeError):
                 call({**good, name: value})
-        assert torch.equal(good["input"], X)
-    for upstream in (torch.ones(8), torch.ones(5), torch.ones(1, 5)):
+        assert torch.equal(good["input"], logits)
+    for upstream in (blank[:, 0], blank[0], blank[:1]):
         with pytest.raises(RuntimeError, match="grad_output must be 0-d or have the shape"):
             ops.grad(upstream, *good.values(), 1.0)
     with pytest.raises(RuntimeError, match="expected must be 0-d"):
-        ops.loss_and_grad(*good.values(), 1.0, torch.ones(1))
-    overlapping = {**good, "input": torch.zeros(1, 5).expand(8, 5)}
+        ops.loss_and_grad(*good.values(), 1.0, one.view(1))
+    with pytest.raises(RuntimeError, match="expected must be float32 like the loss of input"):
+        ops.loss_and_grad(*good.values(), 1.0, one.double())
+    scalars = [one, one, one.clone()]
+    for wrong_grad in (blank[:, :4], blank.double()):
+        with pytest.raises(RuntimeError, match="grad must have the shape and dtype of input"):
+            ops.update_grad_(*scalars, wrong_grad, *good.values(), 1.0)
+    with pytest.raises(RuntimeError, match="grad must not overlap itself"):
+        ops.update_grad_(*scalars, blank[:1].expand(8, 5), *good.values(), 1.0)
+    overlapping = {**good, "input": blank[:1].expand(8, 5)}
     with pytest.raises(RuntimeError, match="must not overlap itself"):
         ops.grad_(one, *overlapping.values(), 1.0)
 

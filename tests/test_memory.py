@@ -132,12 +132,12 @@ def test_many_threads() -> None:
         list(threads.map(work, range(6)))  # raises what a thread raised
 
 
-def test_nothing_outlives_the_loss() -> None:
+def test_nothing_outlives_the_loss(device: str) -> None:
     """No cycle or cache holds the logits, the target or the gradient."""
-    x = torch.zeros(ROWS, LABELS, requires_grad=True)
-    y = torch.zeros(ROWS, LABELS, dtype=torch.bool)
+    x = torch.zeros(ROWS, LABELS, device=device, requires_grad=True)
+    y = torch.zeros(ROWS, LABELS, dtype=torch.bool, device=device)
     loss = weighted_bce_with_logits(x, y)
-    loss.backward(torch.tensor(3.0))
+    loss.backward(torch.tensor(3.0, device=device))
     references = [weakref.ref(t) for t in (x, y, loss)]
     del x, y, loss
     assert [r() for r in references] == [None, None, None]
@@ -192,24 +192,28 @@ def test_peak_is_nothing_with_inplace_backward() -> None:
     assert added_at_the_peak(True, "(3.0,)") < 48
 
 
+def available_bytes(device: str) -> int:
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+
+
 @pytest.mark.large
-def test_more_than_two_to_the_31_elements() -> None:
+def test_more_than_two_to_the_31_elements(device: str) -> None:
     """An index of 32 bits would be negative at the far end."""
-    needed, available = 13 << 30, psutil.virtual_memory().available
+    needed, available = 13 << 30, available_bytes(device)
     if available < needed:
         pytest.skip(f"needs 13 GiB, {available / 2**30:.1f} GiB are available")
     rows, columns = (1 << 21) + 3, 1024
-    x = torch.zeros(rows, columns, dtype=torch.bfloat16)
-    y = torch.zeros(rows, columns, dtype=torch.bool)
+    x = torch.zeros(rows, columns, dtype=torch.bfloat16, device=device)
+    y = torch.zeros(rows, columns, dtype=torch.bool, device=device)
     x[-1], y[-1, -5:] = 3.0, True
     x[1 << 20, 7], y[1 << 20, 7] = -2.0, True
     x.requires_grad_()
     loss = weighted_bce_with_logits(x, y, pos_weight=7.0, reduction="sum")
     loss.backward()
     assert x.grad is not None
-    three, two = torch.tensor(3.0).double(), torch.tensor(2.0).double()
+    three, two = (torch.tensor(v, dtype=torch.float64, device=device) for v in (3.0, 2.0))
     softplus = torch.nn.functional.softplus
-    expected = (rows * columns - columns - 1) * torch.tensor(2.0).double().log()
+    expected = (rows * columns - columns - 1) * two.log()
     expected += (columns - 5) * softplus(three) + 5 * 7 * softplus(-three) + 7 * softplus(two)
     assert abs(loss.item() / expected.item() - 1) < 1e-6
     assert (x.grad[:2] == 0.5).all()

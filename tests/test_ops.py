@@ -12,7 +12,7 @@ from .truth import Case, assert_close, compute_dtype, sample_inputs, truth
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
-OPS = ("loss", "loss_and_grad", "grad", "grad_", "unreduced")
+OPS = ("loss", "loss_and_grad", "update_grad_", "grad", "grad_", "unreduced")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -23,6 +23,8 @@ def arguments(op: str, case: Case, needs_grad: bool) -> tuple[Any, ...]:
         return (x, *case.op_args()[:-1])
     if op in ("grad", "grad_"):
         return (one, x, *case.op_args(3.0))
+    if op == "update_grad_":
+        return (one, one * 2, one.clone(), torch.empty_like(x), x, *case.op_args(3.0))
     return (x, *case.op_args(3.0), *((one,) if op == "loss_and_grad" else ()))
 
 
@@ -32,7 +34,7 @@ def test_opcheck(kernel_device: str, op: str, dtype: torch.dtype) -> None:
     overload = getattr(torch.ops.weighted_bce, op).default
     for case in sample_inputs(kernel_device, (dtype,)):
         torch.library.opcheck(overload, arguments(op, case, False))
-        if op not in ("loss_and_grad", "grad_"):
+        if op not in ("loss_and_grad", "update_grad_", "grad_"):
             torch.library.opcheck(overload, arguments(op, case, True))
 
 
@@ -50,9 +52,33 @@ def test_derivatives_of_the_ops(kernel_device: str, dtype: torch.dtype) -> None:
 def test_results_are_new_tensors(kernel_device: str) -> None:
     for case in sample_inputs(kernel_device, (torch.float32,)):
         args = arguments("loss_and_grad", case, False)
-        _, grad = torch.ops.weighted_bce.loss_and_grad(*args)
+        _, grad, _ = torch.ops.weighted_bce.loss_and_grad(*args)
         if grad.numel():
             assert grad.data_ptr() not in (args[0].data_ptr(), case.target.data_ptr())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_update_of_a_gradient(kernel_device: str, dtype: torch.dtype) -> None:
+    """A right guess leaves it alone, a wrong one makes it that of grad_output; both are learned."""
+    ops = torch.ops.weighted_bce
+    for case in sample_inputs(kernel_device, (dtype,)):
+        args = case.op_args(3.0)
+        expected = torch.ones((), dtype=compute_dtype(dtype), device=kernel_device)
+        for factor, learned in ((1.0, 1.0), (2.5, 2.5), (0.0, 2.5), (-4.0, -4.0)):
+            upstream = torch.full_like(expected, factor)
+            _, grad, used = ops.loss_and_grad(case.input, *args, expected)
+            if case.input.numel():
+                assert torch.equal(used, expected)
+            before = grad.clone()
+            ops.update_grad_(upstream, used, expected, grad, case.input, *args)
+            assert torch.equal(grad, ops.grad(upstream, case.input, *args)), case.name
+            assert expected.item() == learned
+            grad.copy_(before).add_(1)
+            marked = grad.clone()
+            ops.update_grad_(used, used, expected, grad, case.input, *args)
+            if case.input.numel():
+                assert torch.equal(grad, marked), case.name
+            expected.fill_(learned)
 
 
 def test_fakes_match(kernel_device: str) -> None:

@@ -17,7 +17,11 @@ often = settings(
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,  # the device is the same for all examples
+    ],
 )
 
 SHAPES = st.one_of(
@@ -43,7 +47,7 @@ def rearranged(draw: st.DrawFn, t: Tensor) -> Tensor:
 
 
 @st.composite
-def factors(draw: st.DrawFn, shape: tuple[int, ...]) -> Tensor | None:
+def factors(draw: st.DrawFn, shape: tuple[int, ...], device: str) -> Tensor | None:
     """Something that broadcasts to the shape, or nothing."""
     if draw(st.booleans()):
         return None
@@ -53,11 +57,11 @@ def factors(draw: st.DrawFn, shape: tuple[int, ...]) -> Tensor | None:
     values = torch.rand(sizes) * 4
     if draw(st.booleans()):
         values[torch.rand(sizes) < 0.3] = 0
-    return values.to(dtype)
+    return values.to(device, dtype)
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, device: str) -> Case:
     torch.manual_seed(draw(st.integers(0, 2**31)))
     shape = tuple(draw(SHAPES))
     x = torch.randn(shape) * draw(st.sampled_from((0.1, 4.0, 30.0)))
@@ -75,12 +79,12 @@ def cases(draw: st.DrawFn) -> Case:
     if holds:
         mark = torch.tensor(ignore).to(target_dtype).double()
         y = torch.where(torch.rand(shape) < 0.3, mark, y.double()).to(target_dtype)
-    p = draw(st.one_of(st.none(), st.sampled_from((0.0, 0.5, 7.0, 7)), factors(shape)))
-    x = rearranged(draw, x.to(draw(st.sampled_from(INPUT_DTYPES))))
+    p = draw(st.one_of(st.none(), st.sampled_from((0.0, 0.5, 7.0, 7)), factors(shape, device)))
+    x = rearranged(draw, x.to(device, draw(st.sampled_from(INPUT_DTYPES))))
     return Case(
         x,
-        rearranged(draw, y),
-        draw(factors(shape)),
+        rearranged(draw, y.to(device)),
+        draw(factors(shape, device)),
         p,
         draw(st.sampled_from(REDUCTIONS if shape and shape[0] else REDUCTIONS[:3])),
         draw(st.sampled_from((0.0, 0.0, 0.1, 0.9))),
@@ -90,8 +94,9 @@ def cases(draw: st.DrawFn) -> Case:
 
 @pytest.mark.parametrize("chosen", ["fused", "reference"])
 @often
-@given(case=cases(), upstream=st.sampled_from((1.0, 0.25, -2.5, 0.0)))
-def test_any_case(chosen: str, case: Case, upstream: float) -> None:
+@given(data=st.data(), upstream=st.sampled_from((1.0, 0.25, -2.5, 0.0)))
+def test_any_case(kernel_device: str, chosen: str, data: st.DataObject, upstream: float) -> None:
+    case = data.draw(cases(kernel_device))
     # NaN in an integer target would be compared after a cast: only floats hold it.
     if case.ignore_index is not None and math.isnan(case.ignore_index):
         case.target = case.target.float()
@@ -99,20 +104,26 @@ def test_any_case(chosen: str, case: Case, upstream: float) -> None:
 
 
 @often
-@given(case=cases(), scale=st.floats(2.0**-10, 2.0**10))
-def test_loss_is_linear_in_the_weight(case: Case, scale: float) -> None:
+@given(data=st.data(), scale=st.floats(2.0**-10, 2.0**10))
+def test_loss_is_linear_in_the_weight(
+    kernel_device: str, data: st.DataObject, scale: float
+) -> None:
     """Twice the weight is twice the loss, to the bit for powers of two."""
+    case = data.draw(cases(kernel_device))
     power = 2.0 ** round(math.log2(scale))
     case.input = case.input.double()
-    case.weight = (torch.ones(()) if case.weight is None else case.weight).double()
+    case.weight = (
+        torch.ones((), device=kernel_device) if case.weight is None else case.weight
+    ).double()
     loss = case()
     case.weight = case.weight * power
     torch.testing.assert_close(case(), loss * power, equal_nan=True)
 
 
 @often
-@given(case=cases())
-def test_reductions_reduce_the_unreduced(case: Case) -> None:
+@given(data=st.data())
+def test_reductions_reduce_the_unreduced(kernel_device: str, data: st.DataObject) -> None:
+    case = data.draw(cases(kernel_device))
     case.input, case.reduction, case.ignore_index = case.input.double(), "none", None
     case.target = case.target.nan_to_num() if case.target.is_floating_point() else case.target
     whole = case()

@@ -21,16 +21,17 @@ def negated(values: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_negated_views(reduction: str) -> None:
-    x, y, w = logits(6, 9), labels(6, 9), torch.rand(6, 9) + 0.5
+def test_negated_views(kernel_device: str, reduction: str) -> None:
+    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
+    w = torch.rand(6, 9, device=kernel_device) + 0.5
     check(Case(negated(x), y, w, w, reduction), "fused")
     check(Case(x, negated(y.float()), negated(w), negated(w[0]), reduction), "fused")
 
 
 @pytest.mark.parametrize("dims", [64, 65, 100])
-def test_many_dimensions(dims: int) -> None:
+def test_many_dimensions(device: str, dims: int) -> None:
     shape = [1] * (dims - 1) + [7]
-    x, y = logits(7), labels(7)
+    x, y = logits(7, device=device), labels(7, device=device)
     expected = weighted_bce_with_logits(x, y)
     leaf = x.view(shape).requires_grad_()
     loss = weighted_bce_with_logits(leaf, y.view(shape))
@@ -47,19 +48,19 @@ def test_subclass_beside_plain_logits() -> None:
     torch.testing.assert_close(loss.a, weighted_bce_with_logits(x, y))
 
 
-def test_default_device_is_not_the_logits_device() -> None:
-    x, y = logits(7).requires_grad_(), labels(7)
+def test_default_device_is_not_the_logits_device(kernel_device: str) -> None:
+    x, y = logits(7, device=kernel_device).requires_grad_(), labels(7, device=kernel_device)
     with torch.device("meta"):
         loss = weighted_bce_with_logits(x, y)
-        loss.backward(torch.tensor(2.0, device="cpu"))
+        loss.backward(torch.tensor(2.0, device=kernel_device))
     assert x.grad is not None
     check(Case(x.detach(), y), "fused", 2.0)
 
 
-def test_checkpoint_beside_another_scale() -> None:
+def test_checkpoint_beside_another_scale(device: str) -> None:
     """The second forward of a checkpoint meets another expectation than the first."""
-    y = labels(8, 5)
-    first, second = logits(8, 5).requires_grad_(), logits(8, 5).requires_grad_()
+    y = labels(8, 5, device=device)
+    first, second = (logits(8, 5, device=device).requires_grad_() for _ in range(2))
     losses = [
         checkpoint(weighted_bce_with_logits, x, y, use_reentrant=False) for x in (first, second)
     ]
@@ -102,10 +103,10 @@ def test_infinite_weight_of_a_label_without_positives(device: str, position: int
             assert torch.equal(ours, expected)
 
 
-def test_infinite_upstream_gradient_of_an_element() -> None:
-    x = torch.tensor([1.0, -1, 2], requires_grad=True)
-    loss = weighted_bce_with_logits(x, torch.tensor([1, 0, 0]), reduction="none")
-    loss.backward(torch.tensor([INF, INF, 0.0]))
+def test_infinite_upstream_gradient_of_an_element(device: str) -> None:
+    x = torch.tensor([1.0, -1, 2], device=device, requires_grad=True)
+    loss = weighted_bce_with_logits(x, torch.tensor([1, 0, 0], device=device), reduction="none")
+    loss.backward(torch.tensor([INF, INF, 0.0], device=device))
     assert x.grad is not None
     assert x.grad.tolist() == [-INF, INF, 0]
 
@@ -123,8 +124,9 @@ def test_numbers_of_numpy() -> None:
 
 
 @pytest.mark.parametrize("position", [1, 2, 3])
-def test_ops_do_not_drop_a_gradient_silently(position: int) -> None:
-    tensors = [logits(7), labels(7).float(), torch.ones(7), torch.ones(7)]
+def test_ops_do_not_drop_a_gradient_silently(kernel_device: str, position: int) -> None:
+    x, y = logits(7, device=kernel_device), labels(7, device=kernel_device).float()
+    tensors = [x, y, torch.ones_like(x), torch.ones_like(x)]
     tensors[position].requires_grad_()
     with pytest.raises(NotImplementedError, match="weighted_bce_with_logits has"):
         torch.ops.weighted_bce.loss(*tensors, 1.0, 0.0, None, 1.0)

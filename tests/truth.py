@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from weighted_bce import backend, weighted_bce_with_logits
+from weighted_bce._extension import extension
 
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (
@@ -192,7 +193,8 @@ def check(case: Case, chosen: str = "auto", upstream: float = 1.0) -> None:
 
 
 def backends(device: str) -> tuple[str, str]:
-    return ("fused" if device == "cpu" else "auto", "reference")
+    built = extension is not None and (device == "cpu" or extension.cuda_archs)
+    return ("fused" if built else "auto", "reference")
 
 
 def logits(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:

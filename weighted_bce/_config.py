@@ -62,8 +62,19 @@ def empty_cache() -> None:
         extension.release_kept()
 
 
+def _cuda_kernels() -> str:
+    if extension is None or not extension.cuda_archs:
+        return "none: built without; install a CUDA toolkit or weighted_bce[cuda], build again"
+    return f"{extension.cuda_archs} (nvcc {extension.cuda_version})"
+
+
+def _gpu(index: int) -> str:
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"{torch.cuda.get_device_name(index)} (compute capability {major}.{minor})"
+
+
 def show_config() -> str:
-    """Describes the installation: versions, kernels, instruction set, threads.
+    """Describes the installation: versions, kernels, instruction set, GPUs, threads.
 
     Returns:
         Text of one fact a line. `print(weighted_bce.show_config())` belongs in a bug report.
@@ -82,7 +93,9 @@ def show_config() -> str:
         facts["SIMD levels compiled in"] = ", ".join(compiled)
         facts["SIMD level in use"] = extension.simd_level()
         facts["gradient memory kept"] = f"{extension.kept_bytes() / 2**20:.0f} MiB"
-    facts["CUDA kernels"] = "none: this version has CPU kernels only"
+    facts["CUDA kernels"] = _cuda_kernels()
+    if torch.cuda.is_available():
+        facts["GPU"] = ", ".join(map(_gpu, range(torch.cuda.device_count())))
     facts["threads"] = str(torch.get_num_threads())
     facts["backend"] = current_backend
     return "\n".join(f"{name}: {value}" for name, value in facts.items())

@@ -7,7 +7,7 @@ the eager path in autograd.py, and an autograd kernel in Python would double the
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -79,15 +79,15 @@ def _fake_loss(input: Tensor, *_: Any) -> Tensor:
     return input.new_empty((), dtype=compute_dtype(input.dtype))
 
 
-def _fake_loss_and_grad(input: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _fake_loss(input), torch.empty_like(input)
+def _fake_loss_and_grad(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_loss(input), torch.empty_like(input), _fake_loss(input)
 
 
 def _fake_grad(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(input)
 
 
-def _fake_grad_in_place(*_: Any) -> None:
+def _fake_in_place(*_: Any) -> None:
     return None
 
 
@@ -98,8 +98,9 @@ def _fake_unreduced(input: Tensor, *_: Any) -> Tensor:
 _FAKES: dict[str, Callable[..., Any]] = {
     "loss": _fake_loss,
     "loss_and_grad": _fake_loss_and_grad,
+    "update_grad_": _fake_in_place,
     "grad": _fake_grad,
-    "grad_": _fake_grad_in_place,
+    "grad_": _fake_in_place,
     "unreduced": _fake_unreduced,
 }
 
@@ -118,18 +119,61 @@ if extension is not None:
     _register()
 
 
-class _Kernels:
+class Kernels:
     """The ops without the dispatcher's way to them, which costs as much as a small loss.
 
-    For those who have seen that the inputs are plain CPU tensors, that no mode, transform or
-    compiler needs to see the op, and that no gradient is recorded.
+    For those who have seen that the inputs are plain tensors of one device, that no mode, transform
+    or compiler needs to see the op, and that no gradient is recorded.
     """
 
+    def __init__(self, key: str) -> None:
+        self._keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        on_cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-        kernel = partial(getattr(ops, name).default._handle.redispatch_boxed, on_cpu)
+        kernel = partial(getattr(ops, name).default._handle.redispatch_boxed, self._keys)
         setattr(self, name, kernel)
         return kernel
 
 
-kernels = _Kernels()
+on_cpu = Kernels("CPU") if extension is not None else None
+_on_cuda = Kernels("CUDA")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def why_not_on_cuda(device: int) -> str | None:
+    """Why the kernels do not run on this GPU; None where they do."""
+    return _why_not_on_cuda(device)
+
+
+@cache
+def _why_not_on_cuda(device: int) -> str | None:
+    if extension is None or not extension.cuda_archs:
+        return "none is built for CUDA"
+    if torch.version.cuda is None:
+        return "the kernels are for CUDA, which this torch does not use"
+    needed = int(extension.cuda_version.split(".")[0])
+    driver: int = torch._C._cuda_getDriverVersion() // 1000  # type: ignore[attr-defined]
+    if driver < needed:
+        return f"the kernels need a driver for CUDA {needed}, got one for {driver}"
+    capability = torch.cuda.get_device_capability(device)
+    if not runs_on(extension.cuda_archs, capability):
+        return f"the kernels are for {extension.cuda_archs}, got sm_{capability[0]}{capability[1]}"
+    return None
+
+
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether a GPU runs one of "sm_80, compute_120": machine code of its own generation and not of
+    a later member, or PTX that is not newer than itself."""
+    for name in architectures.split(", "):
+        kind, number = name.split("_")
+        major, minor = int(number[:-1]), int(number[-1])
+        if capability >= (major, minor) and (kind == "compute" or capability[0] == major):
+            return True
+    return False
+
+
+def kernels_on(input: Tensor) -> Kernels | None:
+    """The kernels for the device of these logits."""
+    if input.is_cpu:
+        return on_cpu
+    return _on_cuda if input.is_cuda and why_not_on_cuda(input.get_device()) is None else None

@@ -1,8 +1,9 @@
 """The fused loss in eager mode: one pass that yields the loss and its gradient.
 
 The gradient written in the forward pass is already multiplied by the upstream gradient that
-backward is expected to bring: 1 at first, then what it brought the last time. Backward compares,
-and recomputes from the logits where the expectation was wrong, so a result never depends on it.
+backward is expected to bring: 1 at first, then what it brought the last time. Backward compares, on
+the device, and recomputes from the logits where the expectation was wrong, so a result never
+depends on it.
 """
 
 from collections.abc import Callable
@@ -14,29 +15,32 @@ from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
 from . import reference
-from ._ops import kernels, ops
+from ._ops import Kernels, ops
 from .reference import Options, compute_dtype
 
 _graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 
-# Upstream gradients by kind of input, 0-d. Each is replaced as a whole, never changed.
+# Upstream gradients by kind of input, 0-d, on its device. The ops change their values; a CUDA graph
+# may hold the tensors themselves, so none is ever dropped.
 _expected: dict[Any, Tensor] = {}
 _MOST_KINDS = 256
 
 
 def _expectation(input: Tensor) -> Tensor:
-    known = _expected.get((input.dtype, input.shape[1:]))
-    return known if known is not None else _expect(input, 1.0)
+    kind = (input.get_device(), input.dtype, input.shape[1:])
+    known = _expected.get(kind)
+    return known if known is not None else _new_expectation(input, kind)
 
 
-def _expect(input: Tensor, value: float) -> Tensor:
+def _new_expectation(input: Tensor, kind: Any) -> Tensor:
     if len(_expected) >= _MOST_KINDS:
-        _expected.clear()
-    expected = torch.tensor(value, dtype=compute_dtype(input.dtype), device=input.device)
-    _expected[input.dtype, input.shape[1:]] = expected
-    return expected
+        kind = (input.get_device(), input.dtype)  # all others share one
+    if kind not in _expected:
+        dtype = compute_dtype(input.dtype)
+        _expected[kind] = torch.ones((), dtype=dtype, device=input.device)
+    return _expected[kind]
 
 
 class FusedLoss(Function):
@@ -46,52 +50,56 @@ class FusedLoss(Function):
     def forward(
         ctx: Any,
         input: Tensor,
+        kernels: Kernels,
         options: Options,
         divisor: float | None,
         reduced: bool,
         inplace: bool,
     ) -> Tensor:
-        grad = expected = None
+        grad = used = None
         if reduced and not inplace:
             expected = _expectation(input)
-            loss, grad = kernels.loss_and_grad(input, *options, divisor, expected)
+            loss, grad, used = kernels.loss_and_grad(input, *options, divisor, expected)
         elif reduced:
             loss = kernels.loss(input, *options, divisor)
         else:
             loss = kernels.unreduced(input, *options)
         # Both together: a checkpoint computes them a second time, with another expectation.
-        ctx.save_for_backward(input, *options[:3], grad, expected)
+        ctx.save_for_backward(input, *options[:3], grad, used)
         ctx.rest, ctx.divisor, ctx.inplace = options[3:], divisor, inplace
         return cast(Tensor, loss)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        input, target, weight, pos_weight, grad, expected = ctx.saved_tensors
-        plain = not (torch.is_grad_enabled() or _transforms_active() or _is_batched(grad_output))
-        if grad is not None and plain:
-            # A kept graph comes back for the same gradient: what it holds is not given away.
-            if _as_expected(expected, input, grad_output) and not _graph_is_kept():
-                return grad, None, None, None, None
-            # Otherwise its memory is free for the right one.
-            ctx.maybe_clear_saved_tensors()
-            del grad
+        input, target, weight, pos_weight, grad, used = ctx.saved_tensors
         options = Options(target, weight, pos_weight, *ctx.rest)
+        plain = not (torch.is_grad_enabled() or _transforms_active() or _is_batched(grad_output))
+        # A kept graph comes back for the same gradient: what it holds is not given away.
+        if grad is not None and plain and not _graph_is_kept():
+            _update(grad, used, input, grad_output, options, ctx.divisor)
+            return grad, None, None, None, None, None
         if not plain:
             result = reference.grad(grad_output, input, options, ctx.divisor)
         elif ctx.inplace:
             result = _write_over(input, grad_output, options, ctx.divisor)
         else:
             result = ops.grad.default(grad_output, input, *options, ctx.divisor)
-        return result, None, None, None, None
+        return result, None, None, None, None, None
 
 
-def _as_expected(expected: Tensor, input: Tensor, grad_output: Tensor) -> bool:
-    value = grad_output.item()
-    if value == expected.item():
-        return True
-    if value != 0:  # which has two signs, and needs no gradient in advance
-        _expect(input, value)
-    return False
+def _update(
+    grad: Tensor,
+    used: Tensor,
+    input: Tensor,
+    grad_output: Tensor,
+    options: Options,
+    divisor: float | None,
+) -> None:
+    # On the CPU a look at the numbers costs less than a call of the op.
+    if grad_output.is_cpu and grad_output.item() == used.item():
+        return
+    expected = _expectation(input)
+    ops.update_grad_.default(grad_output, used, expected, grad, input, *options, divisor)
 
 
 def _write_over(

@@ -10,7 +10,14 @@ from torch.autograd import forward_ad
 from . import _config, reference
 from ._checks import check_reduction, checked_options
 from ._extension import HOW_TO_BUILD, extension
-from ._ops import MOST_DIMENSIONS, TARGET_DTYPES, kernels, ops
+from ._ops import (
+    MOST_DIMENSIONS,
+    TARGET_DTYPES,
+    Kernels,
+    kernels_on,
+    ops,
+    why_not_on_cuda,
+)
 from .autograd import apply_fused
 from .probabilities import unreduced_from_probabilities
 from .reference import Options
@@ -153,22 +160,25 @@ def weighted_bce(
     return reference.divided(loss.sum(), divisor, options)
 
 
-def _fused(input: Tensor) -> bool:
-    """Whether the kernels take these logits, by their kind and by the chosen backend."""
+def _kernels_for(input: Tensor) -> Kernels | None:
+    """The kernels that take these logits, by their kind and by the chosen backend."""
     chosen = _config.current_backend
     if chosen == "reference":
-        return False
-    plain = input.is_cpu and input.layout is torch.strided and input.dim() <= MOST_DIMENSIONS
-    if extension is not None and plain:
-        return True
+        return None
+    if input.layout is torch.strided and input.dim() <= MOST_DIMENSIONS:
+        kernels = kernels_on(input)
+        if kernels is not None:
+            return kernels
     if chosen == "fused":
-        reason = (
-            f"got {input.layout} on {input.device.type} with {input.dim()} dimensions"
-            if extension
-            else f"none is built; {HOW_TO_BUILD}"
-        )
-        raise RuntimeError(f"backend 'fused' has no kernel for this input: {reason}")
-    return False
+        raise RuntimeError(f"backend 'fused' has no kernel for this input: {_why_none(input)}")
+    return None
+
+
+def _why_none(input: Tensor) -> str:
+    if extension is None:
+        return f"none is built; {HOW_TO_BUILD}"
+    reason = why_not_on_cuda(input.get_device()) if input.is_cuda else None
+    return reason or f"got {input.layout} on {input.device.type} with {input.dim()} dimensions"
 
 
 def _differentiable_elsewhere(options: Options) -> bool:
@@ -209,7 +219,8 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _reduced(input: Tensor, options: Options, divisor: float | None, inplace: bool) -> Tensor:
-    if not _fused(input) or _differentiable_elsewhere(options):
+    kernels = _kernels_for(input)
+    if kernels is None or _differentiable_elsewhere(options):
         return reference.loss(input, options, divisor)
     options = _for_kernels(options)
     if _through_dispatcher(input, options):
@@ -217,16 +228,17 @@ def _reduced(input: Tensor, options: Options, divisor: float | None, inplace: bo
         total = ops.loss.default(input, *options, None if divisor is None else 1.0)
         return cast(Tensor, total if divisor is None else total / divisor)
     if input.requires_grad and torch.is_grad_enabled():
-        return apply_fused(input, options, divisor, True, inplace)
+        return apply_fused(input, kernels, options, divisor, True, inplace)
     return cast(Tensor, kernels.loss(input, *options, divisor))
 
 
 def _unreduced(input: Tensor, options: Options, inplace: bool) -> Tensor:
-    if not _fused(input) or _differentiable_elsewhere(options):
+    kernels = _kernels_for(input)
+    if kernels is None or _differentiable_elsewhere(options):
         return reference.unreduced(input, options).to(input.dtype)
     options = _for_kernels(options)
     if _through_dispatcher(input, options):
         return cast(Tensor, ops.unreduced.default(input, *options))
     if input.requires_grad and torch.is_grad_enabled():
-        return apply_fused(input, options, 1.0, False, inplace)
+        return apply_fused(input, kernels, options, 1.0, False, inplace)
     return cast(Tensor, kernels.unreduced(input, *options))

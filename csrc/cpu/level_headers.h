@@ -11,4 +11,4 @@
 #include <immintrin.h>
 #endif
 
-#include "cpu/problem.h"
+#include "cpu/levels.h"

@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/problem.h"
+#include "cpu/levels.h"
 
 namespace weighted_bce {
 

@@ -1,20 +1,14 @@
 // The ops on the CPU: outputs, chunks and threads. The arithmetic is in kernel.h.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <tuple>
 #include <vector>
 
-#include "checks.h"
+#include "backend.h"
+#include "cpu/levels.h"
 #include "cpu/memory.h"
-#include "cpu/plan.h"
-#include "cpu/problem.h"
+#include "plan.h"
 
 namespace weighted_bce {
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
 
 /// Each chunk is summed on its own and the sums are added in order: the bits do not depend on who
 /// computes which chunk.
@@ -51,34 +45,28 @@ double divided(double sum, double divisor, const Problem& problem) {
   return divisor == 0 && problem.numel > 0 ? 0 : sum / divisor;
 }
 
-Tensor new_tensor(const Tensor& like, ScalarType dtype, int64_t dims, const int64_t* strides) {
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, like.sizes().data(), strides,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
-/// A tensor for the gradient or the unreduced loss.
-Tensor new_matrix(const Tensor& input) {
+/// A tensor for the gradient or the unreduced loss; a large one has memory that is used again.
+Tensor new_result(const Tensor& input) {
+  const int64_t bytes = input.numel() * static_cast<int64_t>(input.element_size());
+  if (bytes < kLargeBytes) return new_matrix(input);
   int64_t strides[kMaxDims];
   output_strides(input, strides);
-  const int64_t bytes = input.numel() * static_cast<int64_t>(input.element_size());
-  if (bytes < kLargeBytes) return new_tensor(input, input.scalar_type(), input.dim(), strides);
   return torch::stable::from_blob(
       take(bytes), input.sizes(), {strides, static_cast<size_t>(input.dim())},
       torch::stable::Device(torch::headeronly::DeviceType::CPU), input.scalar_type(), give);
 }
 
-Tensor new_scalar(const Tensor& input, double value) {
-  const bool wide = input.scalar_type() == ScalarType::Double;
-  Tensor result = new_tensor(input, wide ? ScalarType::Double : ScalarType::Float, 0, nullptr);
-  if (wide) {
-    *static_cast<double*>(result.mutable_data_ptr()) = value;
+void set_scalar(Tensor& scalar, double value) {
+  if (scalar.scalar_type() == ScalarType::Double) {
+    *static_cast<double*>(scalar.mutable_data_ptr()) = value;
   } else {
-    *static_cast<float*>(result.mutable_data_ptr()) = static_cast<float>(value);
+    *static_cast<float*>(scalar.mutable_data_ptr()) = static_cast<float>(value);
   }
+}
+
+Tensor new_scalar(const Tensor& input, double value) {
+  Tensor result = weighted_bce::new_scalar(input);
+  set_scalar(result, value);
   return result;
 }
 
@@ -86,88 +74,50 @@ void set_stream(Problem& problem) {
   problem.stream = problem.numel * problem.out.element_size > kStreamBytes;
 }
 
-void write_grad(const Arguments& a, const Tensor& grad_output, const Tensor& out) {
-  Problem problem = plan(a, &grad_output, &out);
-  set_stream(problem);
-  problem.scale = divided(problem.scale, divisor_of(a, problem), problem);
-  run_chunks(problem, kernels_for(a.input).grad);
-}
+struct Cpu {
+  static Tensor new_result(const Tensor& input) { return weighted_bce::new_result(input); }
 
-Tensor loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-            const OptionalTensor& pos_weight, double pos_weight_value, double label_smoothing,
-            std::optional<double> ignore_index, std::optional<double> divisor) {
-  const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                    label_smoothing, ignore_index, divisor};
-  check(a);
-  const Problem problem = plan(a, nullptr, nullptr);
-  const double sum = run_chunks(problem, kernels_for(input).loss);
-  return new_scalar(input, divided(sum, divisor_of(a, problem), problem));
-}
+  static Tensor loss(const Arguments& a) {
+    const Problem problem = plan(a, nullptr, nullptr);
+    const double sum = run_chunks(problem, kernels_for(a.input).loss);
+    return new_scalar(a.input, divided(sum, divisor_of(a, problem), problem));
+  }
 
-std::tuple<Tensor, Tensor> loss_and_grad(const Tensor& input, const Tensor& target,
-                                         const OptionalTensor& weight,
-                                         const OptionalTensor& pos_weight, double pos_weight_value,
-                                         double label_smoothing, std::optional<double> ignore_index,
-                                         std::optional<double> divisor, const Tensor& expected) {
-  const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                    label_smoothing, ignore_index, divisor};
-  check(a);
-  STD_TORCH_CHECK(expected.dim() == 0, "expected must be 0-d");
-  check_same_device(expected, input, "expected");
-  const Tensor grad = new_matrix(input);
-  Problem problem = plan(a, &expected, &grad);
-  set_stream(problem);
-  const double by = divisor_of(a, problem);
-  problem.scale = divided(problem.scale, by, problem);
-  const double sum = run_chunks(problem, kernels_for(input).loss_and_grad);
-  return {new_scalar(input, divided(sum, by, problem)), grad};
-}
+  static std::tuple<Tensor, Tensor, Tensor> loss_and_grad(const Arguments& a,
+                                                          const Tensor& expected) {
+    const Tensor grad = new_result(a.input);
+    Problem problem = plan(a, &expected, &grad);
+    set_stream(problem);
+    const double used = problem.scale, by = divisor_of(a, problem);
+    problem.scale = divided(used, by, problem);
+    const double sum = run_chunks(problem, kernels_for(a.input).loss_and_grad);
+    return {new_scalar(a.input, divided(sum, by, problem)), grad, new_scalar(a.input, used)};
+  }
 
-Tensor grad(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-            const OptionalTensor& weight, const OptionalTensor& pos_weight, double pos_weight_value,
-            double label_smoothing, std::optional<double> ignore_index,
-            std::optional<double> divisor) {
-  const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                    label_smoothing, ignore_index, divisor};
-  check(a);
-  check_grad_output(grad_output, input);
-  Tensor out = new_matrix(input);
-  write_grad(a, grad_output, out);
-  return out;
-}
+  static void update_grad_(const Arguments& a, const Tensor& grad_output, const Tensor& used,
+                           Tensor& expected, const Tensor& grad) {
+    const double factor = only_value(grad_output);
+    if (factor == only_value(used)) return;
+    // 0 has two signs, and needs no gradient in advance.
+    if (factor != 0) set_scalar(expected, factor);
+    write_grad(a, grad_output, grad);
+  }
 
-void grad_(const Tensor& grad_output, Tensor input, const Tensor& target,
-           const OptionalTensor& weight, const OptionalTensor& pos_weight, double pos_weight_value,
-           double label_smoothing, std::optional<double> ignore_index,
-           std::optional<double> divisor) {
-  const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                    label_smoothing, ignore_index, divisor};
-  check(a);
-  check_grad_output(grad_output, input);
-  STD_TORCH_CHECK(non_overlapping(input), "input must not overlap itself to be written in place");
-  write_grad(a, grad_output, input);
-}
+  static void write_grad(const Arguments& a, const Tensor& grad_output, const Tensor& out) {
+    Problem problem = plan(a, &grad_output, &out);
+    set_stream(problem);
+    problem.scale = divided(problem.scale, divisor_of(a, problem), problem);
+    run_chunks(problem, kernels_for(a.input).grad);
+  }
 
-Tensor unreduced(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                 const OptionalTensor& pos_weight, double pos_weight_value, double label_smoothing,
-                 std::optional<double> ignore_index) {
-  const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                    label_smoothing, ignore_index, 1.0};
-  check(a);
-  Tensor out = new_matrix(input);
-  Problem problem = plan(a, nullptr, &out);
-  set_stream(problem);
-  run_chunks(problem, kernels_for(input).unreduced);
-  return out;
-}
+  static void write_unreduced(const Arguments& a, const Tensor& out) {
+    Problem problem = plan(a, nullptr, &out);
+    set_stream(problem);
+    run_chunks(problem, kernels_for(a.input).unreduced);
+  }
+};
 
 }  // namespace
 }  // namespace weighted_bce
 
-STABLE_TORCH_LIBRARY_IMPL(weighted_bce, CPU, m) {
-  m.impl("loss", TORCH_BOX(&weighted_bce::loss));
-  m.impl("loss_and_grad", TORCH_BOX(&weighted_bce::loss_and_grad));
-  m.impl("grad", TORCH_BOX(&weighted_bce::grad));
-  m.impl("grad_", TORCH_BOX(&weighted_bce::grad_));
-  m.impl("unreduced", TORCH_BOX(&weighted_bce::unreduced));
-}
+STABLE_TORCH_LIBRARY_IMPL(weighted_bce, CPU, m) { weighted_bce::Ops<weighted_bce::Cpu>::add_to(m); }

@@ -55,10 +55,10 @@ WEIGHTED_BCE_INLINE VecF inverse(VecF v) {
   return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(v, r, VecF{} + 1.0f), r);
 }
 WEIGHTED_BCE_INLINE VecD inverse(VecD v) { return 1.0 / v; }
-WEIGHTED_BCE_INLINE VecF times_power_of_two(VecF v, VecF n) {
+WEIGHTED_BCE_INLINE VecF scaled_by_power_of_two(VecF v, VecF n) {
   return _mm512_maskz_scalef_ps(0xffff, v, n);
 }
-WEIGHTED_BCE_INLINE VecD times_power_of_two(VecD v, VecD n) {
+WEIGHTED_BCE_INLINE VecD scaled_by_power_of_two(VecD v, VecD n) {
   return _mm512_maskz_scalef_pd(0xff, v, n);
 }
 #else
@@ -97,7 +97,7 @@ WEIGHTED_BCE_INLINE V inverse(V v) {
 /// v 2^n for n from -2^7 to 0 (float) or -2^10 to 0 (double). Two factors, each a normal number, so
 /// that a denormal result is rounded once.
 template <class V>
-WEIGHTED_BCE_INLINE V times_power_of_two(V v, V n) {
+WEIGHTED_BCE_INLINE V scaled_by_power_of_two(V v, V n) {
   using T = typename std::remove_reference<decltype(v[0])>::type;
   using I = typename Types<T>::I;
   constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
@@ -110,62 +110,13 @@ WEIGHTED_BCE_INLINE V times_power_of_two(V v, V n) {
 }
 #endif
 
-template <class T>
-struct Polynomials;
-template <>
-struct Polynomials<float> {
-  // Chebyshev fits: (exp(f) - 1 - f) / f^2 on |f| <= log(2) / 2, off by 6.5e-8, and
-  // (atanh(s) / s - 1) / s^2 on s^2 <= 1/9 as a polynomial in s^2, off by 9e-11.
-  static constexpr float kExp[] = {
-      1.39261836e-3f, 8.36317905e-3f, 4.16665546e-2f, 1.66665770e-1f, 0.5f, 1.0f, 1.0f};
-  static constexpr float kLog1p[] = {1.03941347e-1f, 8.7322699e-2f,  1.11323623e-1f,
-                                     1.42851526e-1f, 2.00000054e-1f, 3.33333333e-1f};
-  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float kLowest = -104.0f;     // exp of it rounds to 0
-  static constexpr float kLog2High = 0.693359375f, kLog2Low = -2.12194440e-4f;
-};
-template <>
-struct Polynomials<double> {
-  // The same, off by 1.4e-18 and 2.5e-23.
-  static constexpr double kExp[] = {2.0914686968086877e-9,
-                                    2.5105217004720745e-8,
-                                    2.7557273643110295e-7,
-                                    2.7557255400206424e-6,
-                                    2.4801587325547741e-5,
-                                    1.9841269874820626e-4,
-                                    1.3888888888883748e-3,
-                                    8.3333333333261351e-3,
-                                    4.1666666666666670e-2,
-                                    1.6666666666666671e-1,
-                                    0.5,
-                                    1.0,
-                                    1.0};
-  static constexpr double kLog1p[] = {7.3674363953967427e-2,
-                                      2.1541379173885993e-2,
-                                      4.3376846035230552e-2,
-                                      4.3009325491916152e-2,
-                                      4.7663185650909075e-2,
-                                      5.2628686142674407e-2,
-                                      5.8823662301925981e-2,
-                                      6.6666662427341935e-2,
-                                      7.6923077014632928e-2,
-                                      9.0909090907812500e-2,
-                                      1.1111111111112179e-1,
-                                      1.4285714285714281e-1,
-                                      0.2,
-                                      3.3333333333333333e-1};
-  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double kLowest = -746.0;
-  static constexpr double kLog2High = 6.93145751953125e-1, kLog2Low = 1.42860682030941723e-6;
-};
-
 /// The arithmetic that loss_math.h asks for, on whole vectors.
 template <class T>
 struct Simd {
   using Value = typename Types<T>::V;
   using Mask = typename Types<T>::I;
   using Int = typename Types<T>::Int;
-  using Constants = Polynomials<T>;
+  using Element = T;
   static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
 
   static WEIGHTED_BCE_INLINE Value set(T v) { return v - Value{}; }
@@ -173,6 +124,10 @@ struct Simd {
   static WEIGHTED_BCE_INLINE Value select(Mask m, Value a, Value b) { return m ? a : b; }
   static WEIGHTED_BCE_INLINE Value max(Value a, Value b) { return larger(a, b); }
   static WEIGHTED_BCE_INLINE Value reciprocal(Value v) { return inverse(v); }
+  static WEIGHTED_BCE_INLINE Value divide(Value a, Value b) { return a / b; }
+  static WEIGHTED_BCE_INLINE Value times_power_of_two(Value v, Value n) {
+    return scaled_by_power_of_two(v, n);
+  }
   static WEIGHTED_BCE_INLINE Value abs(Value v) {
     return bits<Value>(bits<Mask>(v) & std::numeric_limits<Int>::max());
   }
@@ -195,26 +150,9 @@ struct Simd {
 #endif
   }
 
-  template <int kTerms>
-  static WEIGHTED_BCE_INLINE Value polynomial(Value v, const T (&terms)[kTerms]) {
-    Value sum = set(terms[0]);
-#pragma GCC unroll 16
-    for (int i = 1; i < kTerms; ++i) sum = fma(sum, v, set(terms[i]));
-    return sum;
-  }
-  static WEIGHTED_BCE_INLINE Value log1p_series(Value square) {
-    return polynomial(square, Constants::kLog1p);
-  }
-
   /// exp(-|x|), at most 1 ulp off, denormal results included. NaN gives NaN, infinity 0.
   static WEIGHTED_BCE_INLINE Value exp_minus_abs(Value x) {
     const Value minus = bits<Value>(bits<Mask>(x) | std::numeric_limits<Int>::min());
-    const Value t = larger(set(Constants::kLowest), minus);
-    const Value round = set(Constants::kRound);
-    const Value n = fma(t, set(T(1.4426950408889634)), round) - round;
-    Value f = fma(n, set(-Constants::kLog2High), t);
-    f = fma(n, set(-Constants::kLog2Low), f);
-    const Value e = polynomial(f, Constants::kExp);
-    return times_power_of_two(e, n);
+    return exp_of_negative<Simd>(larger(set(Floating<T>::kLowest), minus));
   }
 };

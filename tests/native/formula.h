@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "cpu/problem.h"
+#include "problem.h"
 
 namespace native {
 
@@ -14,6 +14,9 @@ using weighted_bce::Problem;
 struct Expected {
   double value = 0, size = 0;
 };
+inline Expected scaled(const Expected& e, double by) {
+  return {by * e.value, std::fabs(by) * e.size};
+}
 struct LossAndSlope {
   Expected loss, slope;
 };

@@ -14,7 +14,7 @@
 #include <random>
 #include <vector>
 
-#include "cpu/problem.h"
+#include "problem.h"
 
 namespace native {
 
@@ -95,7 +95,8 @@ inline void encode(Dtype dtype, double value, char* at) {
   std::memcpy(at, &whole, kBytesOf[static_cast<int>(dtype)]);  // little-endian
 }
 
-enum class Layout { kDense, kStrided, kBroadcast };
+/// The last three repeat all, all but the innermost, and all but the outermost dimension.
+enum class Layout { kDense, kStrided, kBroadcast, kUniform, kPerLabel, kPerRow };
 
 class Tensor {
  public:
@@ -130,6 +131,11 @@ class Tensor {
     return memory_ + begin_ + offset * operand.element_size;
   }
   double get(int64_t i) const { return decode(operand.dtype, at(i)); }
+  uint64_t bits(int64_t i) const {
+    uint64_t result = 0;
+    std::memcpy(&result, at(i), operand.element_size);  // little-endian
+    return result;
+  }
   void set(int64_t i, double value) { encode(operand.dtype, value, at(i)); }
 
   /// A value as the dtype holds it.
@@ -162,12 +168,16 @@ class Tensor {
     const int dims = static_cast<int>(shape_.size());
     std::vector<int> order(dims);  // of the dimensions in memory
     for (int d = 0; d < dims; ++d) order[d] = d;
-    const bool strided = layout != Layout::kDense;
+    const bool strided = layout == Layout::kStrided || layout == Layout::kBroadcast;
+    const auto repeats = [&](int d) {
+      return layout == Layout::kUniform || (layout == Layout::kBroadcast && draw(2)) ||
+             (layout == Layout::kPerLabel && d < dims - 1) || (layout == Layout::kPerRow && d > 0);
+    };
     if (strided) std::swap(order[draw(dims)], order[draw(dims)]);
     int64_t step = strided ? 1 + draw(2) : 1, expected = 1, last = 0;
     for (int k = dims - 1; k >= 0; --k) {
       const int d = order[k];
-      operand.strides[d] = layout == Layout::kBroadcast && draw(2) ? 0 : step;
+      operand.strides[d] = repeats(d) ? 0 : step;
       last += (shape_[d] - 1) * operand.strides[d];
       step = (last + 1) + (strided ? draw(3) : 0);
     }

@@ -1,4 +1,4 @@
-#include "cpu/plan.h"
+#include "plan.h"
 
 #include <algorithm>
 
@@ -110,18 +110,6 @@ void collapse(Problem& problem, Operands& operands, const Tensor& input) {
   }
 }
 
-/// The value of a tensor with one element.
-double only_value(const Tensor& tensor) {
-  const void* data = tensor.const_data_ptr();
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return *static_cast<const float*>(data);
-    case ScalarType::Double: return *static_cast<const double*>(data);
-    case ScalarType::Half: return static_cast<float>(*static_cast<const c10::Half*>(data));
-    case ScalarType::BFloat16: return static_cast<float>(*static_cast<const c10::BFloat16*>(data));
-    default: STD_TORCH_CHECK(false, "a scalar factor must be a floating-point tensor");
-  }
-}
-
 /// ignore_index as a target of this dtype would hold it.
 double rounded_to(double value, ScalarType dtype) {
   switch (dtype) {
@@ -137,6 +125,17 @@ bool is_floating(const Tensor& t) {
 }
 
 }  // namespace
+
+double only_value(const Tensor& tensor) {
+  const void* data = tensor.const_data_ptr();
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return *static_cast<const float*>(data);
+    case ScalarType::Double: return *static_cast<const double*>(data);
+    case ScalarType::Half: return static_cast<float>(*static_cast<const c10::Half*>(data));
+    case ScalarType::BFloat16: return static_cast<float>(*static_cast<const c10::BFloat16*>(data));
+    default: STD_TORCH_CHECK(false, "a scalar factor must be a floating-point tensor");
+  }
+}
 
 bool non_overlapping(const Tensor& tensor) {
   const Order order(tensor);
@@ -167,7 +166,7 @@ Problem plan(const Arguments& a, const Tensor* upstream, const Tensor* out) {
   if (a.weight) problem.w = operand(*a.weight, a.input);
   problem.pos_weight = a.pos_weight_value;
   if (a.pos_weight) {
-    if (a.pos_weight->numel() == 1 && is_floating(*a.pos_weight)) {
+    if (a.pos_weight->numel() == 1 && is_floating(*a.pos_weight) && a.pos_weight->is_cpu()) {
       problem.pos_weight = only_value(*a.pos_weight);
     } else {
       problem.p = operand(*a.pos_weight, a.input);

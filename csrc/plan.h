@@ -2,14 +2,17 @@
 #pragma once
 
 #include "checks.h"
-#include "cpu/problem.h"
+#include "problem.h"
 
 namespace weighted_bce {
 
 /// The iteration follows the memory of `input`, whatever the order of its dimensions
-/// (channels_last, a transpose). `out`, when not null, has its shape, and `upstream` is null or has
-/// the shape of input. Dimensions that no operand tells apart are merged.
+/// (channels_last, a transpose). `out`, when not null, has its shape; `upstream` is null, has the
+/// shape of input, or is 0-d and on the CPU. Dimensions that no operand tells apart are merged.
 Problem plan(const Arguments& arguments, const Tensor* upstream, const Tensor* out);
+
+/// The value of a floating-point tensor on the CPU with one element.
+double only_value(const Tensor& tensor);
 
 /// The strides of a new tensor for the gradient or the unreduced loss, those of torch.empty_like:
 /// the order of input's dimensions without its gaps. `strides` has room for input.dim().

@@ -1,0 +1,255 @@
+"""Builds the CUDA part for setup.py: finds nvcc, compiles each *.cu, extends the extension module.
+
+It needs no CUDA build of torch and no GPU. The runtime is linked statically, so that one module
+loads in every torch.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+DEFAULT = ("80", "90", "100", "120")  # and PTX of the last one, for GPUs to come
+OLDEST = 80
+FLAGS = (
+    *("-std=c++17", "-O3", f"-I{CSRC}", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
+    "-fmad=false",  # a multiplication and an addition round one by one, as on the CPU
+    *("-Werror", "all-warnings", "-Wdefault-stream-launch"),
+    # A kernel that spills, or keeps an array in local memory, is slow: not a build of ours.
+    *("-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror"),
+)
+MAJOR_OF_THE_EXTRA = "13"  # pyproject.toml; pip has no nvcc of CUDA 12
+
+
+class Unavailable(Exception):
+    """There is no toolkit here that can build the CUDA part; the message says why in one line."""
+
+
+class Failed(Exception):
+    """The toolkit is there, but a kernel does not compile."""
+
+
+class Toolkit(NamedTuple):
+    nvcc: Path
+    version: str  # "13.0"
+    cudart: Path
+    architectures: tuple[str, ...]  # "sm_80", or "compute_80" for PTX
+
+
+def wanted() -> str:
+    """The variable WEIGHTED_BCE_CUDA: "0", "1", or "" where the toolkits found here decide."""
+    value = os.environ.get("WEIGHTED_BCE_CUDA", "")
+    if value not in ("", "0", "1"):
+        raise SystemExit(f"weighted_bce: WEIGHTED_BCE_CUDA must be 0, 1 or unset, got {value!r}")
+    return value
+
+
+def extend(extension: Extension, torch_cuda: str | None) -> None:
+    """Adds the CUDA part to the extension module, or says why it cannot be added.
+
+    Args:
+        extension: that of the CPU; objects, C++ sources and macros join it.
+        torch_cuda: `torch.version.cuda`, None for a torch without CUDA.
+
+    Raises:
+        SystemExit: if the part is required and cannot be built.
+    """
+    if wanted() == "0":
+        return
+    try:
+        toolkit = find_toolkit(torch_cuda)
+        objects = compile_all(toolkit)
+    except (Unavailable, Failed) as error:
+        line = f"weighted_bce: the CUDA kernels were not built: {error}"
+        broken = isinstance(error, Failed) and os.environ.get("WEIGHTED_BCE_REQUIRE_EXT") == "1"
+        if broken or wanted() == "1":
+            raise SystemExit(line) from error
+        print(line, file=sys.stderr)
+        return
+    extension.sources += sorted(str(p.relative_to(ROOT)) for p in CSRC.glob("cuda/*.cpp"))
+    extension.extra_objects += [*map(str, objects), str(toolkit.cudart)]
+    extension.libraries += ["dl", "rt", "pthread"]
+    # Otherwise a torch with CUDA would bind our calls to the runtime that it has loaded itself.
+    extension.extra_link_args += [f"-Wl,--exclude-libs,{toolkit.cudart.name}"]
+    extension.define_macros += [
+        ("WEIGHTED_BCE_WITH_CUDA", "1"),
+        ("WEIGHTED_BCE_CUDA_ARCHS", f'"{", ".join(toolkit.architectures)}"'),
+        ("WEIGHTED_BCE_CUDA_VERSION", f'"{toolkit.version}"'),
+    ]
+
+
+def find_toolkit(torch_cuda: str | None) -> Toolkit:
+    """The first toolkit that fits.
+
+    Raises:
+        Unavailable: if none does.
+    """
+    reasons = []
+    for nvcc in candidates():
+        try:
+            return examined(nvcc, torch_cuda)
+        except Unavailable as error:
+            reasons.append(str(error))
+    why = "; ".join(reasons) or "no nvcc by CUDA_HOME, on PATH or in Python's packages"
+    major = torch_cuda.split(".")[0] if torch_cuda else MAJOR_OF_THE_EXTRA
+    by_pip = ", or by pip the extra weighted_bce[cuda]," if major == MAJOR_OF_THE_EXTRA else ""
+    how = f"to get them, install the toolkit of CUDA {major}{by_pip} and build again"
+    raise Unavailable(f"{why}; {how}")
+
+
+def candidates() -> list[Path]:
+    """That of CUDA_HOME alone where it is set; else that on PATH, then those installed by pip."""
+    home = os.environ.get("CUDA_HOME")
+    if home:
+        return [Path(home) / "bin" / "nvcc"]
+    on_path = shutil.which("nvcc")
+    found = [Path(on_path)] if on_path else []
+    for folder in site_folders():
+        found += sorted(folder.glob("nvidia/cu[0-9]*/bin/nvcc"), reverse=True)
+    return found
+
+
+def site_folders() -> list[Path]:
+    # pip's isolated builds hide the environment's own packages from sys.path.
+    folders = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    return [Path(folder) for folder in dict.fromkeys(folders) if folder]
+
+
+def examined(nvcc: Path, torch_cuda: str | None) -> Toolkit:
+    release = re.search(r"release (\d+\.\d+)", ask(nvcc, "--version"))
+    if release is None:
+        raise Unavailable(f"{nvcc} --version names no release")
+    version = release.group(1)
+    if torch_cuda and torch_cuda.split(".")[0] != version.split(".")[0]:
+        raise Unavailable(f"{nvcc} is of CUDA {version}, but torch is built for CUDA {torch_cuda}")
+    known = re.findall(r"sm_(\d+)", ask(nvcc, "--list-gpu-code"))
+    return Toolkit(nvcc, version, find_cudart(nvcc), architectures(known))
+
+
+def ask(nvcc: Path, *arguments: str) -> str:
+    try:
+        result = subprocess.run([nvcc, *arguments], capture_output=True, text=True)
+    except OSError as error:
+        raise Unavailable(f"{nvcc} does not run: {error.strerror}") from error
+    if result.returncode != 0:
+        lines = (result.stderr + result.stdout).strip().splitlines() or ["no message"]
+        raise Unavailable(f"{nvcc} does not run: {lines[0]}")
+    return result.stdout + result.stderr
+
+
+def find_cudart(nvcc: Path) -> Path:
+    """The static runtime of the toolkit; nvcc itself may be a link or a script that leads there."""
+    plan = ask(nvcc, "--dryrun", "-x", "cu", os.devnull)
+    top = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
+    folders = re.findall(r'"-L([^"]+)"', plan)
+    if top:  # pip's layout has a lib that nvcc does not name
+        folders += [f"{top.group(1)}/lib64", f"{top.group(1)}/lib"]
+    for folder in folders:
+        library = Path(folder, "libcudart_static.a")
+        if library.is_file():
+            return library.resolve()
+    raise Unavailable(f"the toolkit of {nvcc} has no libcudart_static.a")
+
+
+def architectures(known: list[str]) -> tuple[str, ...]:
+    """What to compile for: all of TORCH_CUDA_ARCH_LIST, or of the default what this nvcc knows.
+
+    Args:
+        known: the architectures that nvcc knows, as "80".
+
+    Raises:
+        SystemExit: if the list is malformed, or names what the kernels or nvcc do not serve.
+        Unavailable: if nvcc knows nothing of the default.
+    """
+    items = re.split(r"[;\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip("; "))
+    if items == [""]:
+        numbers = [number for number in DEFAULT if number in known]
+        if not numbers:
+            raise Unavailable("nvcc is too old for GPUs of compute capability 8.0")
+        return (*(f"sm_{number}" for number in numbers), f"compute_{numbers[-1]}")
+    machine, ptx = [], []
+    for item in items:
+        match = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", item)
+        if match is None:
+            raise bad_list(f'must be like "8.0;9.0+PTX", got {item!r}')
+        number = match.group(1) + match.group(2)
+        if int(number) < OLDEST:
+            raise bad_list(f"has {item}, but the kernels need 8.0 or newer")
+        if number not in known:
+            raise bad_list(f"has {item}, which this nvcc does not know")
+        machine.append(f"sm_{number}")
+        if match.group(3):
+            ptx.append(f"compute_{number}")
+    return tuple(dict.fromkeys(machine + ptx))
+
+
+def bad_list(words: str) -> SystemExit:
+    return SystemExit(f"weighted_bce: TORCH_CUDA_ARCH_LIST {words}")
+
+
+def compile_all(toolkit: Toolkit) -> list[Path]:
+    """One object of each *.cu, under build/; those that are up to date are kept.
+
+    Raises:
+        Failed: if one does not compile; what nvcc said is on stderr.
+    """
+    targets = [
+        f"-gencode=arch=compute_{name.split('_')[1]},code={name}" for name in toolkit.architectures
+    ]
+    sources = sorted(CSRC.glob("cuda/*.cu"))
+    headers = [path.stat().st_mtime for path in CSRC.rglob("*.*h")]
+    digest = hashlib.sha256(repr((toolkit.version, FLAGS, targets)).encode()).hexdigest()[:12]
+    folder = ROOT / "build" / "cuda" / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    stale = [
+        (source, at)
+        for source, at in zip(sources, objects, strict=True)
+        if not at.exists() or at.stat().st_mtime <= max(*headers, source.stat().st_mtime)
+    ]
+    processes, threads = share_of_work(len(stale), len(targets))
+    command = [str(toolkit.nvcc), *FLAGS, *targets, f"--threads={threads}"]
+    with ThreadPoolExecutor(processes) as pool:
+        for failure in list(pool.map(lambda pair: compile_one(command, *pair), stale)):
+            if failure:
+                raise Failed(failure)
+    return objects
+
+
+def share_of_work(files: int, targets: int) -> tuple[int, int]:
+    """How many nvcc run at once, and the threads of each: two processes, or MAX_JOBS in all."""
+    most = int(os.environ.get("MAX_JOBS") or 0)
+    processors = most or os.cpu_count() or 1
+    processes = max(1, min(most or 2, processors, files))
+    return processes, max(1, min(processors // processes, targets))
+
+
+def compile_one(command: list[str], source: Path, at: Path) -> str:
+    """Compiles; returns why it failed, or nothing. What ptxas counted stays beside the object."""
+    start = time.time()
+    unfinished = at.with_suffix(".unfinished.o")
+    print(f"weighted_bce: nvcc {source.relative_to(ROOT)}", file=sys.stderr)
+    result = subprocess.run(
+        [*command, "-c", str(source), "-o", str(unfinished)], capture_output=True, text=True
+    )
+    said = result.stdout + result.stderr
+    if result.returncode != 0:
+        print(said, file=sys.stderr)
+        reasons = [line for line in said.splitlines() if "error" in line or "fatal" in line]
+        reason = (reasons or said.splitlines() or ["no message"])[0]
+        return f"nvcc fails on {source.relative_to(ROOT)}: {reason}"
+    at.with_suffix(".log").write_text(said, encoding="utf-8")
+    os.utime(unfinished, (start, start))  # a source that changed meanwhile is newer
+    unfinished.replace(at)
+    return ""

@@ -1,0 +1,188 @@
+// The CUDA kernels: loss and gradient in one pass over the logits. A thread sums its losses; a
+// block adds up its threads and leaves its part in device memory, where `finish` adds the parts in
+// a fixed order. The work of a thread is in worker.h and vector_worker.h.
+//
+// Included after intrinsics.h, or after what takes its place on the host.
+#pragma once
+
+#include "cuda/vector_worker.h"
+
+namespace weighted_bce::cuda {
+
+/// The sum over all threads of a block, in thread 0. The same order on each run.
+WEIGHTED_BCE_DEVICE double sum_of_block(double v) {
+  constexpr int kWarps = kThreads / 32;
+  WEIGHTED_BCE_SHARED double parts[kWarps];
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) v += from_higher_lane(v, offset);
+  if (thread() % 32 == 0) parts[thread() / 32] = v;
+  barrier();
+  if (thread() == 0) {
+    for (int k = 1; k < kWarps; ++k) v += parts[k];
+  }
+  return v;
+}
+
+/// Writes the results of all blocks, the sum as Out. One thread calls it.
+template <class Out, class T>
+WEIGHTED_BCE_DEVICE void write_results(const Problem& problem, double sum, T factor) {
+  const double divisor = problem.count ? *problem.count : problem.divisor;
+  const bool nothing = divisor == 0 && problem.numel > 0;
+  *static_cast<Out*>(problem.loss) = static_cast<Out>(nothing ? 0 : sum / divisor);
+  if (problem.used != nullptr) *static_cast<T*>(problem.used) = factor;
+}
+
+/// A block's part of the results, or all of them where there is one block.
+template <class Out, class T>
+WEIGHTED_BCE_DEVICE void leave_part(const Problem& problem, double total, const T& factor) {
+  const double sum = sum_of_block(total);
+  if (thread() != 0) return;
+  if (blocks() == 1) return write_results<Out>(problem, sum, factor);
+  problem.sums[block()] = sum;
+  static_cast<T*>(problem.factors)[block()] = factor;
+}
+
+/// What a block finds out before it starts, in shared memory.
+template <class T>
+struct Found {
+  T factor;
+  Scale<T> scale;  // what the gradient is multiplied by
+};
+
+/// Whether the forward pass has guessed right, so that nothing is to be done.
+template <class T>
+WEIGHTED_BCE_DEVICE bool guessed_right(const Problem& problem) {
+  return problem.guessed != nullptr &&
+         read_scalar<T>(problem.guessed) == read_scalar<T>(problem.factor);
+}
+
+/// Reads the factor. False where nothing is to be done.
+template <class T, Mode kMode>
+WEIGHTED_BCE_DEVICE bool start(const Problem& problem, Found<T>& shared) {
+  if constexpr (kMode == Mode::kGrad) {
+    if (problem.guessed != nullptr && block() == 0 && thread() == 0) {
+      // 0 has two signs, and needs no gradient in advance.
+      const T factor = read_scalar<T>(problem.factor);
+      if (factor != 0) *static_cast<T*>(problem.learned) = factor;
+    }
+    if (guessed_right<T>(problem)) return false;
+  }
+  if (thread() == 0) {
+    shared.factor = problem.factor ? read_scalar<T>(problem.factor) : T(1);
+    constexpr bool kSlopes = kMode == Mode::kGrad || kMode == Mode::kLossAndGrad;
+    shared.scale = kSlopes ? scale_of(problem, shared.factor) : Scale<T>{1, 0};
+  }
+  barrier();
+  return true;
+}
+
+/// The blocks of `on_vectors` that a multiprocessor holds: as many as have registers enough.
+template <class X>
+constexpr int resident(Mode mode) {
+  const bool slopes = mode == Mode::kLossAndGrad || mode == Mode::kGrad;
+  return slopes && sizeof(X) == 2 ? 3 : 4;
+}
+
+/// Logits, targets and output that are lines, aligned as takes_vectors() says.
+template <class X, int kTargetBytes, Mode kMode>
+WEIGHTED_BCE_KERNEL(resident<X>(kMode))
+on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem) {
+  using T = typename Arithmetic<X>::T;
+  using Work = VectorWorker<X, kTargetBytes, kMode>;
+  constexpr int kLanes = Work::kLanes, kAhead = 2;  // groups in flight while one is computed
+  WEIGHTED_BCE_SHARED Found<T> shared;
+  if (!start<T, kMode>(problem, shared)) return;
+  Work work(problem, shared.scale);
+
+  const int64_t step = int64_t{kThreads} * blocks(), groups = problem.numel / kLanes;
+  const int64_t first = int64_t{kThreads} * block() + thread();
+  // Of this thread: all that a block of kMostBlocks cannot do in 2^31 rounds fits into no memory.
+  int left = first < groups ? static_cast<int>((groups - first + step - 1) / step) : 0;
+  int64_t i = first * kLanes;
+  typename Work::Group group[kAhead + 1];
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) {
+    if (k < left) work.load_group(i + k * step * kLanes, group[k]);
+  }
+  int factors = 0;
+  for (; left > 0; --left, i += step * kLanes) {
+    if (left > kAhead) work.load_group(i + kAhead * step * kLanes, group[kAhead]);
+    work.compute(group[0], i);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) group[k] = group[k + 1];
+    factors += kLanes;
+    if (factors == Product<T>::kFactors) {
+      work.collect();
+      factors = 0;
+    }
+  }
+  work.collect();
+  // What fills no group.
+  const int64_t rest = groups * kLanes + thread();
+  if (block() == 0 && rest < problem.numel) {
+    work.element(rest);
+    work.collect();
+  }
+  if constexpr (kMode == Mode::kLoss || kMode == Mode::kLossAndGrad) {
+    leave_part<T>(problem, work.total(), shared.factor);
+  }
+}
+
+/// Any layout, an element at a time.
+template <class X, Mode kMode>
+WEIGHTED_BCE_KERNEL(4)
+on_elements(const WEIGHTED_BCE_PARAMETER Problem problem) {
+  using T = typename Arithmetic<X>::T;
+  WEIGHTED_BCE_SHARED Found<T> shared;
+  if (!start<T, kMode>(problem, shared)) return;
+  Worker<X, kMode> work(problem, shared.scale);
+  const int64_t step = int64_t{kThreads} * blocks();
+#pragma unroll 4
+  for (int64_t i = int64_t{kThreads} * block() + thread(); i < problem.numel; i += step) {
+    work.element(i);
+    work.collect();
+  }
+  if constexpr (kMode == Mode::kLoss || kMode == Mode::kLossAndGrad) {
+    leave_part<T>(problem, work.total(), shared.factor);
+  }
+}
+
+/// The number of targets that are not ignored, as a double: `loss` receives it.
+template <class T>
+WEIGHTED_BCE_KERNEL(4)
+count_targets(const WEIGHTED_BCE_PARAMETER Problem problem) {
+  if (guessed_right<T>(problem)) return;
+  const T ignore_index = numbers_of<T>(problem).ignore_index;
+  const bool ignores_nan = ignore_index != ignore_index;
+  const int64_t step = int64_t{kThreads} * blocks();
+  int64_t kept = 0;
+#pragma unroll 4
+  for (int64_t i = int64_t{kThreads} * block() + thread(); i < problem.numel; i += step) {
+    const int64_t offset = offset_of(problem, problem.y, i);
+    const T y = decoded<T>(load_element(problem.y, offset), problem.y.dtype);
+    kept += !(ignores_nan ? y != y : y == ignore_index);
+  }
+  leave_part<double>(problem, static_cast<double>(kept), T(1));
+}
+
+/// Adds up what the blocks of another kernel left. One block.
+template <class Out, class T>
+WEIGHTED_BCE_KERNEL(1)
+finish(const WEIGHTED_BCE_PARAMETER Problem problem, int parts) {
+  if (guessed_right<T>(problem)) return;
+  const T* const factors = static_cast<const T*>(problem.factors);
+  double sum = 0, differ = 0;
+  for (int k = thread(); k < parts; k += kThreads) {
+    sum += problem.sums[k];
+    differ += !(factors[k] == factors[0]);
+  }
+  sum = sum_of_block(sum);
+  barrier();  // before the shared memory is used again
+  differ = sum_of_block(differ);
+  if (thread() != 0) return;
+  // A learned factor that another stream changes meanwhile is no guess of a right gradient.
+  const T nan = from_bits(static_cast<typename Scalar<T>::Bits>(~typename Scalar<T>::Bits{0}));
+  write_results<Out>(problem, sum, parts > 0 && differ == 0 ? factors[0] : nan);
+}
+
+}  // namespace weighted_bce::cuda

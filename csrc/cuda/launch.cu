@@ -1,0 +1,44 @@
+// Chooses the kernels by the dtype of the logits, and counts targets.
+#include "cuda/launch.cuh"
+
+namespace weighted_bce::cuda {
+
+extern template void launch_dtype<Half>(Mode, const Problem&, int, void*);
+extern template void launch_dtype<BFloat16>(Mode, const Problem&, int, void*);
+extern template void launch_dtype<float>(Mode, const Problem&, int, void*);
+extern template void launch_dtype<double>(Mode, const Problem&, int, void*);
+
+namespace {
+
+/// The caller has made the device torch's current one, and undoes it. This runtime, linked
+/// statically, may remember another.
+void use(int device) {
+  int current = 0;
+  check(cudaGetDevice(&current));
+  if (current != device) check(cudaSetDevice(device));
+}
+
+}  // namespace
+
+void launch(Mode mode, const Problem& problem, int device, void* stream) {
+  use(device);
+  switch (problem.x.dtype) {
+    case Dtype::kFloat16: return launch_dtype<Half>(mode, problem, device, stream);
+    case Dtype::kBFloat16: return launch_dtype<BFloat16>(mode, problem, device, stream);
+    case Dtype::kFloat64: return launch_dtype<double>(mode, problem, device, stream);
+    default: return launch_dtype<float>(mode, problem, device, stream);
+  }
+}
+
+void launch_count(const Problem& problem, bool wide, int device, void* stream) {
+  use(device);
+  const auto on = static_cast<cudaStream_t>(stream);
+  constexpr int64_t kElements = kThreads * 4;  // for a block at a time
+  if (wide) {
+    Start{problem, finish<double, double>, device, on}.run<count_targets<double>>(kElements);
+  } else {
+    Start{problem, finish<double, float>, device, on}.run<count_targets<float>>(kElements);
+  }
+}
+
+}  // namespace weighted_bce::cuda

@@ -1,0 +1,159 @@
+// Operands and what a kernel should make of them, drawn for the tests of the CPU and of the GPU.
+#pragma once
+
+#include <memory>
+
+#include "formula.h"
+#include "operand.h"
+
+namespace native {
+
+const Dtype kFloats[] = {Dtype::kFloat16, Dtype::kBFloat16, Dtype::kFloat32, Dtype::kFloat64};
+
+/// What a case may consist of.
+struct Choices {
+  std::vector<Layout> layouts, factor_layouts;
+  std::vector<Dtype> factors, upstreams;
+  int64_t most_elements;
+};
+
+template <class T>
+T draw_of(const std::vector<T>& choices) {
+  return choices[draw(static_cast<int64_t>(choices.size()))];
+}
+inline int64_t draw_shift() { return draw(2) * draw(4); }
+
+inline Shape draw_shape(int64_t size, int64_t most_elements) {
+  Shape shape{size};
+  for (int64_t more = draw(4); more > 0 && size * 3 <= most_elements; --more) {
+    const int64_t other = 2 + draw(2);
+    shape.insert(shape.begin() + draw(static_cast<int64_t>(shape.size()) + 1), other);
+    size *= other;
+  }
+  return shape;
+}
+
+class Case {
+ public:
+  const Shape shape;
+  const bool plain;  // dense and aligned
+  Tensor x, y;
+  std::unique_ptr<Tensor> w, p, upstream;
+  Problem problem;  // without the upstream gradient
+  std::vector<Expected> losses, slopes, grads;
+  Expected sum;
+  double count = 0;
+
+  Case(int64_t size, Dtype logits, Dtype targets, const Choices& choices)
+      : shape(draw_shape(size, choices.most_elements)),
+        plain(draw(2)),
+        x(shape, logits, plain ? Layout::kDense : draw_of(choices.layouts),
+          plain ? 0 : draw_shift()),
+        y(shape, targets, plain ? Layout::kDense : draw_of(choices.layouts),
+          plain ? 0 : draw_shift()) {
+    problem.dims = static_cast<int>(shape.size());
+    problem.numel = 1;
+    for (int d = 0; d < problem.dims; ++d) problem.numel *= problem.sizes[d] = shape[d];
+    if (draw(4) == 0) problem.label_smoothing = 0.125;
+    problem.pos_weight = 0.5 * static_cast<double>(draw(9));
+    problem.scale = draw(2) ? 1 : -2.5;
+    draw_logits();
+    draw_targets();
+    if (draw(4) == 0) w = draw_factor(draw_of(choices.factors), choices, 0, 1.5);
+    if (draw(3) == 0) p = draw_factor(draw_of(choices.factors), choices, 0, 4);
+    if (draw(2) == 0) upstream = draw_factor(draw_of(choices.upstreams), choices, -2, 2);
+    problem.x = x.operand;
+    problem.y = y.operand;
+    if (w) problem.w = w->operand;
+    if (p) problem.p = p->operand;
+    for (int64_t i = 0; i < problem.numel; ++i) expect(i);
+  }
+
+  Dtype dtype() const { return x.operand.dtype; }
+  bool wide() const { return dtype() == Dtype::kFloat64; }
+
+  bool sum_is(const char* what, double got, const Expected& wanted) const {
+    if (error_of(got, wanted, Dtype::kFloat64, wide()) <= 1) return true;
+    std::printf("%s: returned %.9g, expected %.9g\n", what, got, wanted.value);
+    return false;
+  }
+
+  bool elements_are(const char* what, const Tensor& out, const std::vector<Expected>& all,
+                    double scale = 1) const {
+    double worst = 0;
+    int64_t at = 0;
+    for (int64_t i = 0; i < problem.numel; ++i) {
+      const double error = error_of(out.get(i), scaled(all[i], scale), dtype(), wide());
+      if (error > worst) worst = error, at = i;
+    }
+    if (worst <= 1) return true;
+    std::printf("%s: element %lld of %lld is %.9g, expected %.9g\n", what, (long long)at,
+                (long long)problem.numel, out.get(at), scaled(all[at], scale).value);
+    return false;
+  }
+
+  void describe(const char* of) const {
+    std::printf("%s, shape", of);
+    for (const int64_t n : shape) std::printf(" %lld", (long long)n);
+    std::printf(", pos_weight %g, label_smoothing %g, scale %g, ignores %d: %g\n",
+                problem.pos_weight, problem.label_smoothing, problem.scale, problem.ignores,
+                problem.ignore_index);
+    x.describe("logits");
+    y.describe("targets");
+    if (w) w->describe("weight");
+    if (p) p->describe("pos_weight");
+    if (upstream) upstream->describe("upstream");
+  }
+
+ private:
+  void draw_logits() {
+    const double wild[] = {HUGE_VAL, -HUGE_VAL, std::nan(""), 5e3, -5e3, 1e30, -1e30, 103.5, -0.0};
+    const bool has_wild = draw(4) == 0;
+    const double most = draw(8) ? 10 : 0;  // at 0 the products of 1 + exp(-|x|) are the largest
+    for (int64_t i = 0; i < problem.numel; ++i) {
+      const double moderate = most * static_cast<double>(draw(2001) - 1000) / 1000;
+      const double any = has_wild && draw(8) == 0 ? wild[draw(9)] : moderate;
+      x.set(i, draw(10) ? any : moderate * 15);
+    }
+  }
+
+  /// Few positives, so that whole vectors are without; soft ones in floating dtypes. Some are
+  /// marked by a value to ignore, or by a NaN that counts.
+  void draw_targets() {
+    const bool soft = is_floating(y.operand.dtype);
+    const double marks[] = {0, -1, std::nan(""), std::nan("")};
+    const int64_t rarity = draw(3) ? 50 : 2, kind = draw(6);
+    const bool marked = kind < (soft ? 4 : 2);
+    const int64_t softness = draw(2) ? 64 : 1;
+    for (int64_t i = 0; i < problem.numel; ++i) {
+      const double positive = soft ? static_cast<double>(1 + draw(softness)) / softness : 1;
+      const double value = draw(rarity) ? 0 : positive;
+      y.set(i, marked && draw(5) == 0 ? marks[kind] : value);
+    }
+    problem.ignores = kind < 3;
+    if (problem.ignores) problem.ignore_index = y.as_held(marks[kind]);
+  }
+
+  std::unique_ptr<Tensor> draw_factor(Dtype dtype, const Choices& choices, double low,
+                                      double high) {
+    auto factor =
+        std::make_unique<Tensor>(shape, dtype, draw_of(choices.factor_layouts), draw_shift());
+    for (int64_t i = 0; i < problem.numel; ++i) {
+      factor->set(i, low + (high - low) * static_cast<double>(draw(1000)) / 1000);
+    }
+    return factor;
+  }
+
+  void expect(int64_t i) {
+    const double weight = w ? w->get(i) : 1, positive = p ? p->get(i) : problem.pos_weight;
+    auto [loss, slope] = formula(problem, x.get(i), y.get(i), weight, positive);
+    slope = scaled(slope, problem.scale);
+    losses.push_back(loss);
+    slopes.push_back(slope);
+    grads.push_back(scaled(slope, upstream ? upstream->get(i) : 1));
+    sum = {sum.value + loss.value, sum.size + loss.size};
+    count += counts(problem, y.get(i));
+  }
+};
+
+}  // namespace native

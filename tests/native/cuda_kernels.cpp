@@ -1,0 +1,87 @@
+// Every CUDA kernel against the formula, on the threads of block.h. NATIVE_LOGITS is the type of
+// the logits; an argument makes the program a short one.
+#include "cuda_case.h"
+#include "cuda_far.h"
+
+namespace {
+
+using namespace native;
+using X = NATIVE_LOGITS;
+
+// Around the lanes (4 or 8), the threads of a block, and its vectors.
+const int64_t kSizes[] = {1,  2,  3,   4,   5,   7,    8,    9,    15,
+                          17, 33, 255, 256, 257, 1023, 1025, 2049, 4099};
+
+Choices choices() {
+  const bool wide = sizeof(X) == 8;
+  const std::vector<Dtype> factors = {wide ? Dtype::kFloat64 : Dtype::kFloat32, dtype_of<X>()};
+  return {{Layout::kDense, Layout::kDense, Layout::kStrided, Layout::kBroadcast},
+          {Layout::kUniform, Layout::kPerLabel, Layout::kPerLabel, Layout::kPerRow, Layout::kDense,
+           Layout::kDense, Layout::kStrided},
+          factors,
+          factors,
+          6000};
+}
+
+/// Where no block has anything to do.
+bool sums_nothing() {
+  using T = cuda::Arithmetic<X>::T;
+  T loss = 1, used = 1;
+  cuda::Problem problem{};
+  problem.divisor = 4;
+  problem.loss = &loss;
+  problem.used = &used;
+  Grid{1, Order::kForward}.run([&] { cuda::finish<T, T>(problem, 0); });
+  const bool passed = loss == 0 && std::isnan(used);
+  if (!passed) std::printf("no elements: loss %g\n", static_cast<double>(loss));
+  return passed;
+}
+
+/// More elements than the product of a thread may hold, or more blocks than `finish` has threads.
+bool sums_many(int64_t per_thread, int blocks) {
+  using T = cuda::Arithmetic<X>::T;
+  const int64_t count = per_thread * Block::kThreads * blocks + 3;
+  const Tensor x({count}, dtype_of<X>(), Layout::kDense, 0);
+  Tensor y({count}, Dtype::kBool, Layout::kDense, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    encode(dtype_of<X>(), 0, x.at(i));
+    y.set(i, i % 8 > 2);
+  }
+  std::vector<double> sums(blocks);
+  std::vector<T> factors(blocks);
+  T loss = 0, used = 0;
+  Problem plan;
+  plan.dims = 1, plan.numel = plan.sizes[0] = count;
+  plan.x = x.operand, plan.y = y.operand;
+  cuda::Problem problem = cuda::packed(plan);
+  problem.sums = sums.data();
+  problem.factors = factors.data();
+  problem.loss = &loss;
+  problem.used = &used;
+  bool passed = true;
+  for (const bool vectors : {false, cuda::takes_vectors(problem)}) {
+    start<X>(Mode::kLoss, problem, vectors, {blocks, Order::kBackward});
+    const double wanted = static_cast<double>(count) * std::log(2.0);
+    passed = passed && used == 1 && error_of(loss, {wanted, wanted}, dtype_of<T>(), false) <= 1;
+  }
+  if (!passed) std::printf("%lld elements: loss %g\n", (long long)count, static_cast<double>(loss));
+  return passed;
+}
+
+}  // namespace
+
+int main(int argc, char**) {
+  const bool is_short = argc > 1;
+  if (!sums_nothing() || !sums_many(150, 1) || !sums_many(1, 300) || !Far<X>().passes()) return 1;
+  const Choices from = choices();
+  for (int target = 0; target < weighted_bce::kDtypes; ++target) {
+    if (is_short && target != 0 && static_cast<Dtype>(target) != Dtype::kFloat32) continue;
+    for (const int64_t size : kSizes) {
+      for (int more = is_short; more >= 0; --more) {
+        const Case one(size, dtype_of<X>(), static_cast<Dtype>(target), from);
+        if (!CudaCase<X>(one).passes()) return 1;
+      }
+    }
+  }
+  std::printf("passed\n");
+}

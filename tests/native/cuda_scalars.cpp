@@ -1,0 +1,100 @@
+// The arithmetic of a CUDA thread: its errors against what scalar.h promises, and divisions.
+#include "cuda_run.h"
+
+namespace {
+
+using namespace native;
+
+/// How far a result is off, in units of the last place of the right one.
+template <class T>
+double ulps(T got, long double wanted) {
+  constexpr int digits = sizeof(T) == 4 ? 24 : 53, lowest = sizeof(T) == 4 ? -149 : -1074;
+  const int last = wanted > 0 ? std::max(std::ilogb(wanted) + 1 - digits, lowest) : lowest;
+  return static_cast<double>(std::fabs(std::ldexp(got - wanted, -last)));
+}
+
+struct Worst {
+  const char* what;
+  double most, error = 0, at = 0;
+
+  void take(double x, double e) {
+    if (!(e <= error)) error = e, at = x;
+  }
+  bool passes() const {
+    std::printf("%s: at most %.2f ulp off, at %.9g\n", what, error, at);
+    return error <= most;
+  }
+};
+
+template <class T>
+bool functions() {
+  using S = cuda::Scalar<T>;
+  const int top = sizeof(T) == 4 ? 126 : 1000;
+  Worst exp{"exp_minus_abs", sizeof(T) == 4 ? 5.0 : 1.0}, log{"log1p_of_product", 4};
+  for (int i = 0; i < 400000; ++i) {
+    const T share = static_cast<T>(draw(int64_t{1} << 40)) * static_cast<T>(0x1p-40);
+    const T x = share * static_cast<T>(i % 2 ? 2 : sizeof(T) == 4 ? 106 : 750);
+    exp.take(x, ulps(S::exp_minus_abs(x), std::exp(-static_cast<long double>(x))));
+    const T r = std::ldexp(1 + share, static_cast<int>(draw(2 * top)) - top - 1);
+    log.take(r, ulps(cuda::log1p_of_product(r), std::log1p(static_cast<long double>(r))));
+  }
+  const T nan = static_cast<T>(std::nan(""));
+  const bool specials = S::exp_minus_abs(0) == 1 && S::exp_minus_abs(-HUGE_VAL) == 0 &&
+                        std::isnan(S::exp_minus_abs(nan)) && cuda::log1p_of_product(T(0)) == 0 &&
+                        std::isnan(cuda::log1p_of_product(nan));
+  const bool exact = approximate_error == Error::kNone;
+  if (exact && !specials) std::printf("wrong at 0, infinity or NaN\n");
+  const bool passed = exp.passes();
+  return log.passes() && passed && (specials || !exact);
+}
+
+int64_t any_below(int bits) { return draw(int64_t{1} << (1 + draw(bits))); }
+
+bool divisions() {
+  for (int i = 0; i < 300000; ++i) {
+    const int64_t near = (int64_t{1} << draw(63)) + draw(3) - 1;
+    const int64_t d = std::clamp<int64_t>(draw(2) ? near : any_below(62), 1, int64_t{1} << 62);
+    const int64_t most = INT64_MAX / d * d;
+    for (const int64_t n : {any_below(62), most, most - 1, draw(INT64_MAX / d) * d, INT64_MAX}) {
+      if (cuda::quotient(n, cuda::divider(d)) != n / d) {
+        std::printf("%lld / %lld\n", (long long)n, (long long)d);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+bool offsets() {
+  for (int i = 0; i < 20000; ++i) {
+    weighted_bce::Problem plan;
+    plan.dims = 1 + static_cast<int>(draw(6));
+    plan.numel = 1;
+    plan.x.data = &plan;
+    for (int d = 0; d < plan.dims; ++d) {
+      plan.numel *= plan.sizes[d] = 1 + any_below(9);
+      plan.x.strides[d] = draw(3) * draw(1000);
+    }
+    const cuda::Problem problem = cuda::packed(plan);
+    const int64_t element = draw(plan.numel);
+    int64_t offset = 0, rest = element;
+    for (int d = plan.dims - 1; d >= 0; rest /= plan.sizes[d--]) {
+      offset += rest % plan.sizes[d] * plan.x.strides[d];
+    }
+    if (cuda::offset_of(problem, problem.x, element) != offset) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main() {
+  bool passed = divisions() && offsets();
+  if (!passed) std::printf("wrong divisions\n");
+  for (const Error error : {Error::kNone, Error::kHigh, Error::kLow, Error::kAny}) {
+    approximate_error = error;
+    passed = functions<float>() && passed;
+  }
+  passed = functions<double>() && passed;
+  return passed ? 0 : 1;
+}

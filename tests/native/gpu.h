@@ -1,0 +1,117 @@
+// The names of csrc/cuda/intrinsics.h on the host, so that the kernels run without a GPU: on the
+// fibers of block.h, with every address checked as a GPU would.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "block.h"
+#include "operand.h"
+
+#define WEIGHTED_BCE_DEVICE inline __attribute__((always_inline))
+#define WEIGHTED_BCE_KERNEL(blocks) void
+#define WEIGHTED_BCE_PARAMETER
+#define WEIGHTED_BCE_SHARED static thread_local
+
+namespace native {
+
+/// Which error the approximate functions make of what they are allowed to.
+enum class Error { kNone, kHigh, kLow, kAny };
+inline Error approximate_error = Error::kNone;
+
+inline void require_aligned(const void* at, int bytes) {
+  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) die("an access that is not aligned");
+}
+
+inline float flushed(float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.0f, v) : v; }
+
+/// Off by at most `ulps`, the same for the same number.
+inline float perturbed(float v, int ulps) {
+  if (!std::isfinite(v) || std::fabs(v) < 0x1p-126f) return flushed(v);
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  const int any = static_cast<int>((bits * 2654435761u >> 16) % (2 * ulps + 1)) - ulps;
+  const int choices[] = {0, ulps, -ulps, any};
+  bits += choices[static_cast<int>(approximate_error)];
+  std::memcpy(&v, &bits, 4);
+  return flushed(v);
+}
+
+template <class To, class From>
+To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+/// To the nearest, ties to even.
+inline uint16_t nearest16(float v, int mantissa) {
+  if (!std::isfinite(v)) return encode16(v, mantissa);
+  const int smallest = 2 - (1 << (14 - mantissa));  // exponent of a normal number
+  const double step = std::ldexp(1.0, std::max(smallest, std::ilogb(v)) - mantissa);
+  return encode16(std::nearbyint(v / step) * step, mantissa);
+}
+
+}  // namespace native
+
+namespace weighted_bce::cuda {
+
+inline int thread() { return native::Block::instance().thread(); }
+inline int block() { return native::Block::instance().number; }
+inline int blocks() { return native::Block::instance().of; }
+inline void barrier() { native::Block::instance().barrier(); }
+inline double from_higher_lane(double v, int offset) {
+  return native::Block::instance().from_higher_lane(v, offset);
+}
+
+template <int kBytes, bool streamed = true>
+inline void load(const void* from, uint32_t* to) {
+  native::require_aligned(from, kBytes < 16 ? kBytes : 16);
+  if constexpr (kBytes < 4) to[0] = 0;
+  std::memcpy(to, from, kBytes);
+}
+template <int kBytes>
+inline void store(void* to, const uint32_t* from) {
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+  native::require_aligned(to, kBytes);
+  std::memcpy(to, from, kBytes);
+}
+
+inline uint64_t high_product(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+}
+inline int lowest_bit(uint32_t v) { return __builtin_ctz(v); }
+inline float magnitude(float v) { return std::fabs(v); }
+inline double magnitude(double v) { return std::fabs(v); }
+inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
+inline double fused(double a, double b, double c) { return std::fma(a, b, c); }
+inline float from_bits(uint32_t v) { return native::same_bits<float>(v); }
+inline double from_bits(uint64_t v) { return native::same_bits<double>(v); }
+inline uint32_t to_bits(float v) { return native::same_bits<uint32_t>(v); }
+inline uint64_t to_bits(double v) { return native::same_bits<uint64_t>(v); }
+
+inline float exp2_approximate(float v) {
+  return native::perturbed(static_cast<float>(std::exp2(double{native::flushed(v)})), 2);
+}
+inline float reciprocal_approximate(float v) {
+  return native::perturbed(static_cast<float>(1 / double{native::flushed(v)}), 1);
+}
+
+inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+inline double max_or_nan(double a, double b) { return a > b || a != a ? a : b; }
+inline float max_number(float a, float b) { return std::fmax(a, b); }
+inline double max_number(double a, double b) { return std::fmax(a, b); }
+
+inline float from_float16(uint32_t bits) {
+  return static_cast<float>(native::decode16(static_cast<uint16_t>(bits), 10));
+}
+inline uint32_t to_float16s(float low, float high) {
+  return native::nearest16(low, 10) | uint32_t{native::nearest16(high, 10)} << 16;
+}
+inline uint32_t to_bfloat16s(float low, float high) {
+  return native::nearest16(low, 7) | uint32_t{native::nearest16(high, 7)} << 16;
+}
+
+}  // namespace weighted_bce::cuda

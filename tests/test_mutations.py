@@ -1,0 +1,136 @@
+"""The CUDA kernels with a fault in them, each of which the program that runs them must notice."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.test_native import NATIVE, ROOT, compiled, run, skip_without_compiler
+
+CSRC = ROOT / "csrc"
+
+
+class Fault(NamedTuple):
+    name: str
+    header: str
+    text: str
+    instead: str
+    occurs: int = 1
+    logits: str = "float"
+    sanitizers: str | None = None  # where nothing else can see a read out of bounds
+
+
+FAULTS = [
+    Fault(
+        "sum of a block without its barrier",
+        "kernel.h",
+        "parts[thread() / 32] = v;\n  barrier();\n",
+        "parts[thread() / 32] = v;\n",
+    ),
+    Fault(
+        "barrier that few threads reach",
+        "kernel.h",
+        "parts[thread() / 32] = v;\n  barrier();\n",
+        "parts[thread() / 32] = v, barrier();\n",
+    ),
+    Fault(
+        "start without its barrier", "kernel.h", "  barrier();\n  return true;", "  return true;"
+    ),
+    Fault("finish without its barrier", "kernel.h", "  barrier();  // before", "  // before"),
+    Fault("shuffle that leaves lanes out", "kernel.h", "int offset = 16;", "int offset = 8;"),
+    Fault(
+        "shuffle that few lanes reach",
+        "kernel.h",
+        "v += from_higher_lane(v, offset);",
+        "if (thread() % 32 < offset) v += from_higher_lane(v, offset);",
+    ),
+    Fault("last element left out", "kernel.h", "rest < problem.numel", "rest + 1 < problem.numel"),
+    Fault("an element too many", "kernel.h", "i < problem.numel;", "i <= problem.numel;", 2),
+    Fault("blocks that overlap", "kernel.h", "i += step * kLanes", "i += kThreads * kLanes"),
+    Fault(
+        "a group loaded beyond the end",
+        "kernel.h",
+        "if (left > kAhead)",
+        "if (left > 0)",
+        sanitizers="address",
+    ),
+    Fault("last group left out", "kernel.h", "(groups - first + step - 1)", "(groups - first)"),
+    Fault(
+        "product of too many factors",
+        "kernel.h",
+        "if (factors == Product<T>::kFactors)",
+        "if (factors < 0)",
+    ),
+    Fault("parts left out", "kernel.h", "k += kThreads)", "k += kThreads + 1)"),
+    Fault("factors that differ unseen", "kernel.h", "parts > 0 && differ == 0", "parts > 0"),
+    Fault(
+        "guess compared with another number",
+        "kernel.h",
+        "read_scalar<T>(problem.guessed) ==",
+        "read_scalar<T>(problem.factor) ==",
+    ),
+    Fault("0 learned", "kernel.h", "if (factor != 0) *", "*"),
+    Fault(
+        "index of 32 bits",
+        "kernel.h",
+        "for (int64_t i = int64_t{kThreads} * block()",
+        "for (int64_t i = kThreads * block()",
+        2,
+    ),
+    Fault("stride of another tensor", "worker.h", "problem_.y.strides[d]", "problem_.x.strides[d]"),
+    Fault("product not reset", "vector_worker.h", "negatives_.value = positives_", "positives_"),
+    Fault(
+        "pos_weight of another label",
+        "vector_worker.h",
+        "(problem_, problem_.p, i + lane)",
+        "(problem_, problem_.p, i)",
+        logits="cuda::Half",
+    ),
+    Fault(
+        "group across two rows",
+        "vector_worker.h",
+        "+ kLanes <= problem_",
+        "+ kLanes <= 1 + problem_",
+    ),
+    Fault(
+        "ignored target taken as hard", "worker.h", "marks_hard = problem.ignores", "marks_hard = 0"
+    ),
+    Fault("nothing divided by nothing", "worker.h", "divisor == 0 ? 0 :", "divisor == -1 ? 0 :"),
+    Fault(
+        "lane not written",
+        "lanes.h",
+        "for (int j = 0; j < kLanes; j += 2)",
+        "for (int j = 0; j < kLanes - 2; j += 2)",
+        logits="cuda::BFloat16",
+    ),
+    Fault("vector that is not aligned", "lanes.h", "(at) % 16 == 0", "(at) % 4 == 0"),
+    Fault("shift of a division", "pack.h", ", l - 1}", ", l}"),
+    Fault("output that is not aligned", "pack.h", "aligned(problem.out, 16)", "true"),
+]
+
+
+def passes(csrc: Path, folder: Path, logits: str, sanitizers: str | None = None) -> bool:
+    program = folder / "program"
+    flags = ("-O0", "-g0", f"-DNATIVE_LOGITS={logits}", f"-I{csrc}")
+    build = compiled(sanitizers, [NATIVE / "cuda_kernels.cpp"], program, flags)
+    assert build.returncode == 0, build.stderr[:8000]
+    return run(program, "short").returncode == 0
+
+
+@pytest.mark.parametrize("logits", sorted({fault.logits for fault in FAULTS}))
+def test_the_program_passes_without_a_fault(logits: str, tmp_path: Path) -> None:
+    skip_without_compiler()
+    assert passes(CSRC, tmp_path, logits)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_is_noticed(fault: Fault, tmp_path: Path) -> None:
+    skip_without_compiler()
+    csrc = tmp_path / "csrc"
+    shutil.copytree(CSRC, csrc, ignore=lambda _, names: [n for n in names if n.endswith(".cpp")])
+    header = csrc / "cuda" / fault.header
+    text = header.read_text(encoding="utf-8")
+    assert text.count(fault.text) == fault.occurs, "the kernels have changed: so must the fault"
+    header.write_text(text.replace(fault.text, fault.instead), encoding="utf-8")
+    assert not passes(csrc, tmp_path, fault.logits, fault.sanitizers)

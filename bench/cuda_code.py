@@ -1,0 +1,189 @@
+"""What is in the built extension for each GPU: kernels, resources, hot paths; read by cuobjdump."""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from . import hot_path, sass
+from .hot_path import HotPaths
+
+TOOLS = ("cuobjdump", "nvdisasm")  # the first one calls the second
+HOW_TO_GET = "pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+MODES = ("loss", "loss and gradient", "gradient", "unreduced loss")  # cuda/parameters.h
+TYPES = {"f": "float32", "d": "float64", "NS0_4HalfE": "float16", "NS0_8BFloat16E": "bfloat16"}
+SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+LARGER = (2, 4, 8)  # bytes of a target, where the kernel finds out
+NAME = re.compile(r"_ZN12weighted_bce4cuda\d+(on_vectors|on_elements|count_targets|finish)I(\w+)Ev")
+ARGUMENT = re.compile(r"NS0_4HalfE|NS0_8BFloat16E|Li(\d+)E|LNS0_4ModeE(\d)E|[fd]")
+
+
+class Unreadable(Exception):
+    """The extension or the tools are not there; the message says what to do."""
+
+
+class Kernel(NamedTuple):
+    name: str
+    dtype: str = ""  # of the logits, or in which sums are stored
+    target: int = -1  # bytes of a target of on_vectors; 0: more than 1
+    mode: str = ""
+
+    @property
+    def lanes(self) -> int:
+        """Logits in 16 bytes."""
+        return 16 // SIZES[self.dtype]
+
+    @property
+    def is_hot(self) -> bool:
+        return self.name == "on_vectors" and self.mode != "unreduced loss"
+
+    @property
+    def sums(self) -> bool:
+        return self.mode in ("loss", "loss and gradient")
+
+    @property
+    def slopes(self) -> bool:
+        return self.mode in ("gradient", "loss and gradient")
+
+    def __str__(self) -> str:
+        targets = {-1: "", 0: "larger targets", 1: "1-byte targets"}[self.target]
+        words = [f"{self.name} {self.dtype}".strip(), targets, self.mode]
+        return ", ".join(word for word in words if word)
+
+
+class Facts(NamedTuple):
+    registers: int
+    shared: int  # bytes
+    stack: int
+    local: int
+    spills: int  # instructions that touch local memory
+    wide_loads: int  # instructions that load 16 bytes
+    wide_stores: int
+    hot: dict[int, HotPaths]  # by the bytes of a target
+    unclear: str  # why there is none
+
+
+class Code(NamedTuple):
+    nvcc: str  # "13.0.88"
+    architectures: tuple[str, ...]  # as the build names them: "sm_80", "compute_120" for PTX
+    kernels: dict[str, dict[Kernel, Facts]]  # by architecture
+
+
+def read(module: Path, nvcc: str) -> Code:
+    """All about the CUDA code of a module.
+
+    Args:
+        module: the shared library.
+        nvcc: the version of the compiler, where its code does not say so.
+
+    Raises:
+        Unreadable: if there is none, or no tool to read it.
+    """
+    machine = list(_listed(module, "-lelf", r"\.(sm_\w+)\.cubin"))
+    virtual = [f"compute_{number}" for number in _listed(module, "-lptx", r"\.sm_(\w+)\.ptx")]
+    if not machine:
+        raise Unreadable("the extension was built without CUDA")
+    patched = re.findall(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", module.read_bytes())
+    versions = sorted({version.decode() for version in patched}) or [nvcc]
+    return Code(", ".join(versions), tuple(machine + virtual), _kernels(module))
+
+
+def tools() -> Path:
+    """The folder with cuobjdump and nvdisasm."""
+    folders = [*os.environ.get("PATH", "").split(os.pathsep)]
+    folders += [str(p) for p in sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin"))]
+    folders += [f"{os.environ['CUDA_HOME']}/bin"] if os.environ.get("CUDA_HOME") else []
+    for folder in folders:
+        if all(shutil.which(tool, path=folder) for tool in TOOLS):
+            return Path(folder)
+    raise Unreadable(f"{' and '.join(TOOLS)} are not installed: {HOW_TO_GET}")
+
+
+def _cuobjdump(module: Path, option: str) -> Iterator[str]:
+    """The lines that it prints, while it prints them."""
+    folder = tools()
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [str(folder / "cuobjdump"), option, str(module)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        yield from process.stdout
+    if process.returncode != 0:
+        raise Unreadable(f"cuobjdump {option} fails with {process.returncode}")
+
+
+def _listed(module: Path, option: str, pattern: str) -> dict[str, None]:
+    text = "".join(_cuobjdump(module, option))
+    return dict.fromkeys(sorted(re.findall(pattern, text), key=lambda name: (len(name), name)))
+
+
+def _kernels(module: Path) -> dict[str, dict[Kernel, Facts]]:
+    resources = _resources(module)
+    kernels: dict[str, dict[Kernel, Facts]] = {}
+    for architecture, name, code in sass.functions(_cuobjdump(module, "-sass")):
+        kernel = kernel_of(name)
+        facts = _facts(kernel, code, resources[architecture, name])
+        others = kernels.setdefault(architecture, {})
+        # The objects of several dtypes may hold the same kernel.
+        if kernel not in others or others[kernel].registers < facts.registers:
+            others[kernel] = facts
+    order = sorted(kernels, key=lambda name: (len(name), name))
+    return {name: dict(sorted(kernels[name].items())) for name in order}
+
+
+def kernel_of(mangled: str) -> Kernel:
+    """The kernel of a mangled name; of one that is not known here, just the name."""
+    match = NAME.match(mangled)
+    if match is None:
+        return Kernel(mangled)
+    dtypes, target, mode = [], -1, ""
+    for argument in ARGUMENT.finditer(match.group(2)):
+        bytes_of_target, number = argument.groups()
+        if bytes_of_target is not None:
+            target = int(bytes_of_target)
+        elif number is not None:
+            mode = MODES[int(number)]
+        else:
+            dtypes.append(TYPES[argument.group()])
+    return Kernel(match.group(1), " of ".join(dict.fromkeys(dtypes)), target, mode)
+
+
+def _resources(module: Path) -> dict[tuple[str, str], dict[str, int]]:
+    """REG, STACK, SHARED and LOCAL by architecture and mangled name."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    architecture, name = "", ""
+    for line in _cuobjdump(module, "-res-usage"):
+        words = line.split()
+        if line.startswith("arch = "):
+            architecture = words[2]
+        elif words[:1] == ["Function"]:
+            name = words[1].rstrip(":")
+        elif words and words[0].startswith("REG:"):
+            pairs = re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)
+            found[architecture, name] = {key: int(value) for key, value in pairs}
+    return found
+
+
+def _facts(kernel: Kernel, code: list[sass.Instruction], used: dict[str, int]) -> Facts:
+    hot: dict[int, HotPaths] = {}
+    unclear = ""
+    if kernel.is_hot:
+        targets = LARGER if kernel.target == 0 else (kernel.target,)
+        try:
+            hot = hot_path.find(code, kernel.lanes, targets, kernel.sums, kernel.slopes)
+        except ValueError as error:
+            unclear = str(error)
+    return Facts(
+        registers=used["REG"],
+        shared=used["SHARED"],
+        stack=used["STACK"],
+        local=used["LOCAL"],
+        spills=sum(i.name in ("STL", "LDL") for i in code),
+        wide_loads=sum(i.name == "LDG" and i.width == 16 for i in code),
+        wide_stores=sum(i.name == "STG" and i.width == 16 for i in code),
+        hot=hot,
+        unclear=unclear,
+    )

@@ -35,11 +35,19 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="fewer rounds, and only --dtype and a bool target; otherwise all three dtypes, and "
-        "float32 and int64 targets too",
+        help="fewer rounds and sizes, and only --dtype and a bool target; otherwise all three "
+        "dtypes, and on the CPU float32 and int64 targets too",
     )
-    add("--device", default="cpu", help="default: %(default)s; this version has no other")
-    add("--rows", type=_positive, default=1024, metavar="N", help="default: %(default)s")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--rows", type=_positive, metavar="N", help="default on the CPU: 1024")
+    size.add_argument(
+        "--elements",
+        type=_elements,
+        metavar="N,...",
+        help="sizes instead of --rows, such as 2^20,2^28; rounded down to whole rows (default on "
+        "CUDA: 2^20, 2^22, ... 2^30 and 2^31; with --quick 2^20, 2^24 and 2^28)",
+    )
     add("--labels", type=_positive, default=16384, metavar="N", help="default: %(default)s")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add(
@@ -65,6 +73,18 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
     return int(text)
+
+
+def _elements(text: str) -> list[int]:
+    return [_size(part.strip()) for part in text.split(",")]
+
+
+def _size(text: str) -> int:
+    """A whole number above 0, or a power of two such as 2^20."""
+    base, power, exponent = text.partition("^")
+    if power and (base != "2" or not exponent.isdecimal() or int(exponent) > 62):
+        raise argparse.ArgumentTypeError(f"must be numbers or powers such as 2^20, got {text!r}")
+    return 2 ** int(exponent) if power else _positive(base)
 
 
 def _number(text: str) -> float:
@@ -97,11 +117,10 @@ def _writable(text: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.device != "cpu":
-        return _fail(f"no kernels for --device {options.device}: this version is for cpu alone", 2)
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     # Imported late, so that --help and wrong arguments do not wait for torch.
-    from .run import Refusal, run
+    from .device import Refusal
+    from .run import run
 
     try:
         run(options)

@@ -11,111 +11,130 @@ from torch import Tensor
 from examples.losses import LossFunction
 from weighted_bce import empty_cache, weighted_bce_with_logits
 
-from .losses import COMPILED, INPLACE, MASKED, OURS, TORCH, Setting, step
+from .losses import COMPILED, INPLACE, MASKED, OURS, TORCH, step
+from .samples import Sample, Samples
 
 COPY = "copy_ of the logits"
 RELEASED = "ours, memory released"
+SCALED = "ours, loss scale 65536"
 TORCH_READY = "F.bce_with_logits, float target"
 
+LOSS_SCALE = 65536.0  # the one that torch.amp.GradScaler starts with
 SMALL = (8, 16)
 SMALL_STEPS = 500
 
+# Memory at the peak beyond the samples, in gradients, of those that need more than their result.
+STEP_GRADIENTS = {MASKED: 3, TORCH: 4, TORCH_READY: 3, INPLACE: 0}
+FORWARD_GRADIENTS = {MASKED: 3, TORCH: 3}
+
 
 class Contender(NamedTuple):
-    """`before`, which is not timed, gives the logits of a `step`, which returns its loss."""
+    """`before`, which is not timed, gives the sample of a `step`, which returns its loss."""
 
     name: str
-    before: Callable[[], Tensor]
-    step: Callable[[Tensor], Tensor | None]
+    before: Callable[[], Sample]
+    step: Callable[[Sample], Tensor | None]
     needed_bytes: int = 0  # that any such step has to read and write
     steps: int = 1  # in one call
+    scale: float = 1.0  # of the loss in backward
+    memory: int = 0  # bytes that are in use at the peak, the samples and the check included
 
 
-def training(setting: Setting, functions: dict[str, LossFunction]) -> list[Contender]:
+def training(functions: dict[str, LossFunction], samples: Samples) -> list[Contender]:
     """Steps of forward and backward, and copy_."""
-    logits, target = setting.sample()
-    ready = target.to(logits.dtype)
-    scratch = torch.empty_like(logits, requires_grad=False)
-    steps = {n: partial(step, f, target, setting.scale) for n, f in functions.items()}
+    setting, gpu = samples.setting, samples.device.is_gpu
+    gradient = setting.gradient_bytes
 
-    def steady() -> Tensor:
-        """As in a loop of such steps: the last one left its gradient's memory."""
-        steps[OURS](logits)
-        logits.grad = None
-        return logits
+    def contender(name: str, of: str = "", scale: float = setting.scale) -> Contender:
+        run = partial(_train, functions[of or name], scale, name == TORCH_READY)
+        before = partial(_steady, run, samples) if gpu or name == OURS else samples.take
+        needed = 2 * gradient + (gradient if name == TORCH_READY else setting.target_bytes)
+        memory = samples.bytes + (STEP_GRADIENTS.get(name, 1) + (name != OURS)) * gradient
+        return Contender(name, before, run, needed, scale=scale, memory=memory)
 
-    def released() -> Tensor:
-        steady()
+    def released() -> Sample:
+        sample = ours.before()
         empty_cache()
-        return logits
+        return sample
 
-    def overwritable() -> Tensor:
-        return scratch.copy_(logits.detach()).detach().requires_grad_()
-
-    def contender(name: str, before: Callable[[], Tensor] = lambda: logits) -> Contender:
-        return Contender(name, before, steps[name], 2 * logits.nbytes + target.nbytes)
-
-    found = [_copy(logits, scratch), contender(OURS, steady)]
-    found.append(contender(OURS, released)._replace(name=RELEASED))
-    found += [contender(INPLACE, overwritable), contender(MASKED), contender(TORCH)]
-    if ready.dtype != target.dtype:
-        with_ready = partial(step, functions[TORCH], ready, setting.scale)
-        needed = 2 * logits.nbytes + ready.nbytes
-        found.append(Contender(TORCH_READY, lambda: logits, with_ready, needed))
+    ours = contender(OURS)
+    found = [_copy(samples), ours]
+    if gpu:
+        found.append(contender(SCALED, OURS, LOSS_SCALE))
+    else:
+        found.append(ours._replace(name=RELEASED, before=released))
+    found.append(contender(INPLACE)._replace(before=partial(_overwritable, samples)))
+    found += [contender(MASKED), contender(TORCH)]
+    if setting.target != setting.dtype:
+        found.append(contender(TORCH_READY, TORCH))
     return found + [contender(name) for name in functions if name == COMPILED]
 
 
-def forward(setting: Setting, functions: dict[str, LossFunction]) -> list[Contender]:
+def _train(function: LossFunction, scale: float, ready: bool, sample: Sample) -> Tensor:
+    return step(function, sample.ready if ready else sample.target, scale, sample.logits)
+
+
+def _steady(run: Callable[[Sample], object], samples: Samples) -> Sample:
+    """As in a loop of such steps: the last one left its gradient's memory and its loss scale.
+
+    A GPU is still busy with it while the timed one is queued.
+    """
+    run(samples.take())
+    return samples.take()
+
+
+def _overwritable(samples: Samples) -> Sample:
+    """A copy of the logits, made before others that drive it out of the cache."""
+    sample = samples.take()
+    for one in (sample, *(other for other in samples.all() if other is not sample)):
+        one.room.copy_(one.values)
+    return sample._replace(logits=sample.room.detach().requires_grad_())
+
+
+def forward(functions: dict[str, LossFunction], samples: Samples) -> list[Contender]:
     """The loss alone, under no_grad, and copy_."""
-    logits, target = setting.sample()
+    setting, gpu = samples.setting, samples.device.is_gpu
 
     def contender(name: str) -> Contender:
         compute = torch.no_grad()(functions[name])
 
-        def evaluate(logits: Tensor) -> Tensor:
-            return compute(logits, target)
+        def run(sample: Sample) -> Tensor:
+            return compute(sample.logits, sample.target)
 
-        def steady() -> Tensor:
-            if name == OURS:
-                evaluate(logits)
-            return logits
+        before = partial(_steady, run, samples) if gpu or name == OURS else samples.take
+        needed = setting.gradient_bytes + setting.target_bytes
+        memory = samples.bytes + FORWARD_GRADIENTS.get(name, 0) * setting.gradient_bytes
+        return Contender(name, before, run, needed, memory=memory)
 
-        return Contender(name, steady, evaluate, logits.nbytes + target.nbytes)
-
-    names = [name for name in functions if name != INPLACE]
-    return [_copy(logits, torch.empty_like(logits)), *map(contender, names)]
+    return [_copy(samples), *(contender(name) for name in functions if name != INPLACE)]
 
 
-def _copy(logits: Tensor, scratch: Tensor) -> Contender:
+def _copy(samples: Samples) -> Contender:
     """The yardstick; like ours it runs once untimed, in its own memory and caches."""
-    source = logits.detach()
 
-    def copy(_: Tensor) -> None:
-        scratch.copy_(source)
+    def copy(sample: Sample) -> None:
+        sample.room.copy_(sample.values)
 
-    def steady() -> Tensor:
-        scratch.copy_(source)
-        return logits
-
-    return Contender(COPY, steady, copy, 2 * logits.nbytes)
+    before = partial(_steady, copy, samples)
+    needed = 2 * samples.setting.gradient_bytes
+    return Contender(COPY, before, copy, needed, memory=samples.bytes)
 
 
-def small(pos_weight: float | None) -> list[Contender]:
+def small(samples: Samples, pos_weight: float | None) -> list[Contender]:
     """Many steps on few numbers: what a call costs before any arithmetic."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(SMALL, generator=generator).requires_grad_()
-    target = (torch.rand(SMALL, generator=generator) < 0.1).float()
-    weight = None if pos_weight is None else torch.tensor(pos_weight)
+    device = samples.device.name
+    weight = None if pos_weight is None else torch.tensor(pos_weight, device=device)
 
     def contender(name: str, function: LossFunction) -> Contender:
-        def many(logits: Tensor) -> Tensor:
+        def many(sample: Sample) -> Tensor:
+            logits, target = sample.logits, sample.target
             for _ in range(SMALL_STEPS):
                 logits.grad = None
                 loss = function(logits, target)
                 loss.backward()
             return loss.detach()
 
-        return Contender(name, lambda: logits, many, steps=SMALL_STEPS)
+        return Contender(name, samples.take, many, steps=SMALL_STEPS)
 
     return [
         contender(OURS, partial(weighted_bce_with_logits, pos_weight=pos_weight)),

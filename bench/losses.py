@@ -28,11 +28,12 @@ class Setting(NamedTuple):
     density: float
     pos_weight: float
 
-    def sample(self) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        logits = torch.randn(self.rows, self.labels, generator=generator)
-        target = torch.rand(self.rows, self.labels, generator=generator) < self.density
+    def sample(self, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        generator = torch.Generator(device).manual_seed(0)
+        shape = self.rows, self.labels
+        logits = torch.randn(shape, generator=generator, device=device)
         logits = logits.to(getattr(torch, self.dtype)).requires_grad_()
+        target = torch.rand(shape, generator=generator, device=device) < self.density
         return logits, target.to(getattr(torch, self.target))
 
     @property
@@ -53,10 +54,14 @@ class Setting(NamedTuple):
     def gradient_bytes(self) -> int:
         return self.elements * int(getattr(torch, self.dtype).itemsize)
 
+    @property
+    def target_bytes(self) -> int:
+        return self.elements * int(getattr(torch, self.target).itemsize)
 
-def losses(setting: Setting, compiled: bool = True) -> dict[str, LossFunction]:
+
+def losses(setting: Setting, compiled: bool = True, device: str = "cpu") -> dict[str, LossFunction]:
     p = setting.pos_weight
-    weight = torch.tensor(p, dtype=getattr(torch, setting.dtype))
+    weight = torch.tensor(p, dtype=getattr(torch, setting.dtype), device=device)
 
     def with_torch(logits: Tensor, target: Tensor) -> Tensor:
         target = target.to(logits.dtype)

@@ -7,73 +7,92 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from . import contenders, report
+from . import captions, contenders, graphs, report, summary
+from .device import Device, Refusal, find
+from .group import Group, Result
 from .losses import COMPILED, INPLACE, MASKED, OURS, TORCH, Setting, losses
 from .peak import peak_bytes
-from .timing import Group, measure
+from .samples import Samples
+from .timing import measure
 
-BYTES_PER_ELEMENT = 80  # that a comparison needs at most, all contenders and float64 checks
+BYTES_PER_ELEMENT = 80  # that a comparison needs at most, all contenders and the checks
 
-TRAINING = (
-    "From the logits to logits.grad. ours: the gradient takes the memory of the last step's, as in "
-    "any training loop; memory released: weighted_bce.empty_cache() comes before each step, so "
-    "that the page faults of fresh memory count; inplace_backward: the gradient replaces the "
-    "logits, of which an untimed copy is made. F.bce_with_logits is "
-    "F.binary_cross_entropy_with_logits(pos_weight=...). It and the masked multiply make a float "
-    "target in each call, but for 'float target'. Ratios: medians of those within a round. GB/s: "
-    "of the bytes that must be read and written."
-)
-FORWARD = "Under no_grad, from the logits to the loss."
-SMALL = "The target is float32."
-MEMORY = (
-    "Rise of the resident set's high-water mark in a step, inputs not counted, in a fresh process "
-    "for each. One gradient is {:.1f} MiB."
-)
+ROWS = 1024
+ELEMENTS = (*(2**n for n in range(20, 31, 2)), 2**31)
+QUICK_ELEMENTS = (2**20, 2**24, 2**28)
 
-
-class Refusal(Exception):
-    """Why there are no numbers to rely on, and the exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
+_TRAINING = {False: captions.TRAINING, True: captions.CUDA_TRAINING}
+_FORWARD = {False: captions.FORWARD, True: captions.CUDA_FORWARD}
 
 
 def run(options: argparse.Namespace) -> None:
+    device = find(options.device)
     console, notes = Console(), Console(stderr=True)
     if not console.is_terminal:
-        console = Console(width=100)
-    settings = _settings(options)
-    _check_memory(settings[0])
-    known = report.facts()
-    report.show_head(console, known, options.rounds)
+        console = Console(width=120 if device.is_gpu else 100)
+    settings = _settings(options, device)
+    if not device.is_gpu:
+        _check_memory(max(settings, key=lambda setting: setting.elements))
+    known = report.facts(device)
+    report.show_head(console, known, options.rounds, device.is_gpu)
     timed: list[dict[str, Any]] = []
-    disagree = False
-    for group, caption in _groups(settings, options.compile, notes):
-        measured = measure(group, options.rounds)
-        report.show_times(console, group.title, measured, caption)
-        disagree = disagree or any(result.disagrees for result in measured.results)
+    reliable = True
+    for group, caption in _groups(settings, options.compile, device, notes):
+        measured = measure(group, options.rounds, device)
+        report.show_times(console, group.title, measured, caption, device.is_gpu)
+        reliable = reliable and not any(map(_unreliable, measured.results))
         timed.append(report.group_json(group, measured))
-    memory = _memory(settings[0], options.compile, notes)
-    size = settings[0].gradient_bytes / 2**20
-    title = f"Peak memory of a training step: {report.describe(settings[0])}"
-    report.show_peaks(console, title, memory, MEMORY.format(size))
+        _save(options, known, timed, [])  # a long run may be stopped
+    memory: list[report.Peak] = []
+    if device.is_gpu:
+        report.show(console, "Summary", summary.columns(timed), summary.CAPTION)
+    else:
+        memory = _memory(settings[0], options.compile, console, notes)
+    _save(options, known, timed, memory)
+    if not reliable:
+        raise Refusal("ours failed or there are contenders that disagree with it, see above", 1)
+
+
+def _unreliable(result: Result) -> bool:
+    failed = result.contender == OURS and result.failed is not None and result.fits
+    return failed or result.disagrees
+
+
+def _save(
+    options: argparse.Namespace,
+    known: dict[str, str],
+    timed: list[dict[str, Any]],
+    memory: list[report.Peak],
+) -> None:
     if options.json is not None:
         rows = [peak._asdict() for peak in memory]
         report.save_json(options.json, known, options.rounds, timed, rows)
-    if disagree:
-        raise Refusal("there are contenders that disagree with ours, see above", 1)
 
 
-def _settings(options: argparse.Namespace) -> list[Setting]:
-    """The one that was asked for; without --quick also the other dtypes."""
-    shape = options.rows, options.labels
+def _settings(options: argparse.Namespace, device: Device) -> list[Setting]:
+    """All sizes, of the kind that was asked for; without --quick also of other dtypes."""
     kinds = [(options.dtype, "bool")]
     if not options.quick:
         others = (d for d in ("float32", "bfloat16", "float16") if d != options.dtype)
         kinds += [(other, "bool") for other in others]
-        kinds += [(options.dtype, target) for target in ("float32", "int64")]
-    return [Setting(*shape, *kind, options.density, options.pos_weight) for kind in kinds]
+        if not device.is_gpu:
+            kinds += [(options.dtype, target) for target in ("float32", "int64")]
+    return [
+        Setting(*shape, *kind, options.density, options.pos_weight)
+        for kind in kinds
+        for shape in _shapes(options, device)
+    ]
+
+
+def _shapes(options: argparse.Namespace, device: Device) -> list[tuple[int, int]]:
+    """--elements in whole rows. By default the CPU has one size, --rows x --labels."""
+    if options.elements is None and (options.rows is not None or not device.is_gpu):
+        return [(options.rows or ROWS, options.labels)]
+    found = []
+    for elements in options.elements or (QUICK_ELEMENTS if options.quick else ELEMENTS):
+        labels = min(options.labels, elements)
+        found.append((elements // labels, labels))
+    return found
 
 
 def _check_memory(setting: Setting) -> None:
@@ -86,32 +105,54 @@ def _check_memory(setting: Setting) -> None:
         )
 
 
-def _groups(settings: list[Setting], compiled: bool, notes: Console) -> Iterator[tuple[Group, str]]:
-    """Each is made when its turn comes, so that only one holds memory."""
+def _groups(
+    settings: list[Setting], compiled: bool, device: Device, notes: Console
+) -> Iterator[tuple[Group, str]]:
+    """Each takes memory when it is measured, after the last one is gone."""
+    gpu = device.is_gpu
     for setting in settings:
         described = report.describe(setting)
+        if gpu:
+            described = f"{report.power(setting.elements)} elements: {described}"
         _note(notes, f"{described}; torch.compile takes a while" if compiled else described)
-        functions = losses(setting, compiled)
-        found = contenders.training(setting, functions)
-        yield Group(f"Training step: {described}", setting, found), TRAINING
-        found = contenders.forward(setting, functions)
-        yield Group(f"Forward alone: {described}", setting, found), FORWARD
-    pos_weight = settings[0].pos_weight
+        functions = losses(setting, compiled, device.name)
+        samples = Samples(setting, device)
+        sets = captions.inputs(samples.count)
+        for kind, what, make, caption in (
+            ("training", "Training step", contenders.training, _TRAINING[gpu].format(sets)),
+            ("forward", "Forward alone", contenders.forward, _FORWARD[gpu]),
+        ):
+            found = make(functions, samples)
+            yield Group(f"{what}: {described}", setting, found, kind), caption
+            if gpu and setting.elements <= graphs.MOST_ELEMENTS:
+                found = graphs.replayed(found, samples)
+                title = f"{what}, CUDA graphs: {described}"
+                yield Group(title, setting, found, kind, True), captions.GRAPHS.format(sets)
+    yield from _small_groups(settings[0].pos_weight, device)
+
+
+def _small_groups(pos_weight: float, device: Device) -> Iterator[tuple[Group, str]]:
     for weight in (pos_weight, None):
         named = "no pos_weight" if weight is None else f"pos_weight {weight:g}"
         shape = contenders.SMALL
         setting = Setting(*shape, "float32", "float32", 0.1, 1.0 if weight is None else weight)
         title = f"Small training step: {shape[0]} x {shape[1]} float32 logits, {named}"
-        yield Group(title, setting, contenders.small(weight)), SMALL
+        found = contenders.small(Samples(setting, device), weight)
+        yield Group(title, setting, found), captions.SMALL
 
 
-def _memory(setting: Setting, compiled: bool, notes: Console) -> list[report.Peak]:
+def _memory(
+    setting: Setting, compiled: bool, console: Console, notes: Console
+) -> list[report.Peak]:
+    """Of a step on the CPU, in processes of their own."""
     found = []
     for name in (OURS, INPLACE, MASKED, TORCH, *[COMPILED] * compiled):
         _note(notes, f"peak memory of {name}")
         peak = peak_bytes(name, setting)
         gradients = None if peak is None else peak / setting.gradient_bytes
         found.append(report.Peak(name, peak, gradients))
+    title = f"Peak memory of a training step: {report.describe(setting)}"
+    report.show_peaks(console, title, found, captions.MEMORY.format(setting.gradient_bytes / 2**20))
     return found
 
 

@@ -1,43 +1,19 @@
 """Contenders that take turns: all agree first, then each is timed once in every round."""
 
-import math
 import os
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import psutil
-import torch
-from torch import Tensor
 
+from .agreement import check, failure
 from .contenders import COPY, Contender
-from .losses import OURS, Setting
-
-
-class Disagreement(Exception):
-    """Two contenders do not compute the same."""
-
-
-class Group(NamedTuple):
-    """Contenders that are compared with one another."""
-
-    title: str
-    setting: Setting
-    contenders: list[Contender]
-
-
-class Result(NamedTuple):
-    """One contender of a group. The ratios are medians of the ratios in each round."""
-
-    contender: str
-    seconds: float | None = None
-    times_copy: float | None = None
-    times_ours: float | None = None
-    gigabytes_per_second: float | None = None
-    rounds: list[float] | None = None  # seconds
-    failed: str | None = None  # why there are no times
-    disagrees: bool = False
+from .device import CPU, Device
+from .group import Group, Result
+from .losses import OURS
 
 
 class Measured(NamedTuple):
@@ -47,24 +23,40 @@ class Measured(NamedTuple):
     taken: float
 
 
-def measure(group: Group, rounds: int) -> Measured:
+def measure(group: Group, rounds: int, device: Device = CPU) -> Measured:
     """Medians over `rounds`, in which machine noise meets all alike."""
-    failures = check(group)
+    device.release()
+    failures = check(group, device)
     start, before = time.perf_counter(), _seconds_of_others()
-    running = [c for c in group.contenders if c.name not in failures]
-    spent: dict[str, list[float]] = {c.name: [] for c in running}
-    for number in range(1 + rounds):
-        for contender in running:
-            seconds = _timed(contender)
-            if number > 0:  # the first round warms up
-                spent[contender.name].append(seconds)
+    spent = _spent(group, rounds, device, failures)
     available = max(1.0, time.perf_counter() - start) * (psutil.cpu_count() or 1)
     taken = max(0.0, _seconds_of_others() - before) / available
+    peaks = _peaks(group, device, failures) if device.is_gpu else {}
     results = [
-        failures[c.name] if c.name in failures else _result(c, spent[c.name], spent)
+        failures[c.name] if c.name in failures else _result(c, spent, group, peaks.get(c.name))
         for c in group.contenders
     ]
     return Measured(results, taken)
+
+
+def _spent(
+    group: Group, rounds: int, device: Device, failures: dict[str, Result]
+) -> dict[str, list[float]]:
+    """Seconds of a step in each round. Adds to the failures what fails only now."""
+    spent: dict[str, list[float]] = {c.name: [] for c in group.contenders}
+    for number in range(1 + rounds):
+        for contender in group.contenders:
+            if contender.name in failures:
+                continue
+            try:
+                seconds = _timed(contender, device)
+            except Exception as error:
+                failures[contender.name] = failure(contender, error)
+            if contender.name in failures:
+                device.release()
+            elif number > 0:  # the first round warms up
+                spent[contender.name].append(seconds)
+    return {name: times for name, times in spent.items() if name not in failures}
 
 
 def _seconds_of_others() -> float:
@@ -73,76 +65,55 @@ def _seconds_of_others() -> float:
     return everyone.user + everyone.nice + everyone.system - ours.user - ours.system
 
 
-def _timed(contender: Contender) -> float:
-    logits = contender.before()
-    start = time.perf_counter()
-    contender.step(logits)
-    seconds = time.perf_counter() - start
-    logits.grad = None
-    return seconds / contender.steps
+def _timed(contender: Contender, device: Device) -> float:
+    sample = contender.before()
+    return device.seconds(partial(contender.step, sample)) / contender.steps
 
 
-def _result(contender: Contender, mine: list[float], spent: dict[str, list[float]]) -> Result:
+def _peaks(group: Group, device: Device, failures: dict[str, Result]) -> dict[str, int | None]:
+    peaks: dict[str, int | None] = {}
+    if group.graphs or not group.kind:  # a graph allocates when it is captured
+        return peaks
+    for contender in group.contenders:
+        if contender.name not in failures:
+            work = partial(contender.step, contender.before())
+            peaks[contender.name] = device.rise_of_peak(work)
+    return peaks
+
+
+def _result(
+    contender: Contender, spent: dict[str, list[float]], group: Group, peak: int | None
+) -> Result:
+    mine = spent[contender.name]
     seconds = statistics.median(mine)
+    p20, p80 = percentiles(mine)
+    times_copy = median_ratio(mine, spent.get(COPY))
+    copied = next((c.needed_bytes for c in group.contenders if c.name == COPY), 0)
+    share = None
+    if times_copy is not None and copied:
+        share = contender.needed_bytes / copied / times_copy
     return Result(
         contender.name,
         seconds,
-        median_ratio(mine, spent.get(COPY)),
+        times_copy,
         median_ratio(mine, spent.get(OURS)),
         contender.needed_bytes / seconds / 1e9 if contender.needed_bytes else None,
         mine,
+        p20=p20,
+        p80=p80,
+        share_of_copy=share,
+        peak_bytes=peak,
+        peak_gradients=None if peak is None else peak / group.setting.gradient_bytes,
     )
+
+
+def percentiles(times: Sequence[float]) -> tuple[float, float]:
+    """The 20th and the 80th."""
+    if len(times) < 2:
+        return times[0], times[0]
+    fifths = statistics.quantiles(times, n=5, method="inclusive")
+    return fifths[0], fifths[-1]
 
 
 def median_ratio(times: Sequence[float], to: Sequence[float] | None) -> float | None:
     return None if to is None else statistics.median(a / b for a, b in zip(times, to, strict=True))
-
-
-def check(group: Group) -> dict[str, Result]:
-    """Contenders that raise or disagree with ours, by name: there is nothing to time."""
-    failures = {}
-    expected = _outcome(next(c for c in group.contenders if c.name == OURS))
-    for contender in group.contenders:
-        if contender.name in (COPY, OURS):
-            continue
-        try:
-            _compare(_outcome(contender), expected, group.setting)
-        except Exception as error:
-            wrong = isinstance(error, Disagreement)
-            failures[contender.name] = Result(contender.name, failed=reason(error), disagrees=wrong)
-    return failures
-
-
-def reason(error: Exception) -> str:
-    """The line that says it, of a message that can be very long."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = next((line for line in lines if not line.endswith(":")), type(error).__name__)
-    return text if len(text) <= 150 else text[:147] + "..."
-
-
-def _outcome(contender: Contender) -> tuple[Tensor, Tensor | None]:
-    logits = contender.before()
-    loss = contender.step(logits)
-    assert loss is not None
-    grad, logits.grad = logits.grad, None
-    return loss.double(), grad
-
-
-def _compare(
-    actual: tuple[Tensor, Tensor | None],
-    expected: tuple[Tensor, Tensor | None],
-    setting: Setting,
-) -> None:
-    """Equal but for the few roundings in the logits' dtype that others make and ours does not."""
-    known = torch.finfo(getattr(torch, setting.dtype))
-    for what, got, wanted in zip(("loss", "gradient"), actual, expected, strict=True):
-        if got is None or wanted is None:
-            continue
-        # The gradient of a positive is negative. It is a difference of numbers up to pos_weight.
-        weight = max(1.0, setting.pos_weight) * setting.scale / setting.elements
-        size = wanted.abs() + (wanted < 0) * weight
-        allowed = 4 * known.eps * (size + known.smallest_normal)
-        excess = (got - wanted).abs() - allowed
-        if not bool((excess <= 0).all()):
-            worst = float(excess.double().nan_to_num(nan=math.inf, posinf=math.inf).max())
-            raise Disagreement(f"the {what} differs from ours, {worst:.3g} more than by rounding")

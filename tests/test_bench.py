@@ -18,8 +18,11 @@ pytest.importorskip("psutil")
 
 from bench import __main__, contenders, losses, report, run, timing
 from bench.contenders import COPY, RELEASED, TORCH_READY
+from bench.device import CPU
+from bench.group import Group
 from bench.losses import COMPILED, INPLACE, MASKED, OURS, TORCH, Setting
-from bench.timing import Group, measure
+from bench.samples import Samples
+from bench.timing import measure
 
 ROOT = Path(__file__).parents[1]
 TRAINING = [COPY, OURS, RELEASED, INPLACE, MASKED, TORCH, TORCH_READY]
@@ -70,7 +73,13 @@ def _check_numbers(row: dict[str, Any], against_copy: bool) -> None:
     ("arguments", "words"),
     [
         (("--device", "cuda"), ("cuda", "cpu")),
+        (("--device", "tpu"), ("--device", "'tpu'", "cuda")),
         (("--rows", "0"), ("--rows", "'0'")),
+        (("--elements", "2^20,"), ("--elements", "''")),
+        (("--elements", "3^2"), ("--elements", "'3^2'", "2^20")),
+        (("--elements", "2^63"), ("--elements", "'2^63'")),
+        (("--elements", "0"), ("--elements", "'0'")),
+        (("--elements", "8", "--rows", "8"), ("--elements", "--rows")),
         (("--labels", "1e3"), ("--labels", "'1e3'")),
         (("--density", "2"), ("--density", "0 to 1")),
         (("--density", "nan"), ("--density", "'nan'")),
@@ -82,8 +91,12 @@ def _check_numbers(row: dict[str, Any], against_copy: bool) -> None:
     ],
 )
 def test_bad_arguments(
-    arguments: tuple[str, ...], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    words: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     try:
         code = __main__.main(arguments)
     except SystemExit as end:
@@ -96,9 +109,27 @@ def test_bad_arguments(
     assert all(word in printed.err for word in words)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_kernels_for_cuda_is_one_line_and_exit_code_2() -> None:
     ran = bench("--device", "cuda")
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shapes"),
+    [
+        (("--elements", "2^20, 2^28"), [(64, 16384), (16384, 16384)]),
+        (("--elements", "2^31"), [(131072, 16384)]),
+        (("--elements", "2^12,3000", "--labels", "1000"), [(4, 1000), (3, 1000)]),
+        (("--elements", "100"), [(1, 100)]),
+        (("--rows", "3"), [(3, 16384)]),
+        ((), [(1024, 16384)]),
+    ],
+)
+def test_sizes(arguments: tuple[str, ...], shapes: list[tuple[int, int]]) -> None:
+    options = __main__._parser().parse_args(["--quick", *arguments])
+    settings = run._settings(options, CPU)
+    assert [(setting.rows, setting.labels) for setting in settings] == shapes
 
 
 def test_what_does_not_fit_in_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,13 +143,13 @@ def test_all_agree(dtype: str, target: str) -> None:
     setting = Setting(300, 700, dtype, target, 0.05, 7.0)
     functions = losses.losses(setting, compiled=False)
     for make in (contenders.training, contenders.forward):
-        group = Group("", setting, make(setting, functions))
+        group = Group("", setting, make(functions, Samples(setting)))
         assert timing.check(group) == {}
 
 
 def _with(function: Callable[[Tensor, Tensor], Tensor]) -> Group:
     functions = {**losses.losses(SETTING, compiled=False), COMPILED: function}
-    return Group("", SETTING, contenders.training(SETTING, functions))
+    return Group("", SETTING, contenders.training(functions, Samples(SETTING)))
 
 
 def other_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -182,3 +213,8 @@ def test_ratios_are_of_each_round() -> None:
     """A round in which the whole machine is slow does not count twice."""
     assert timing.median_ratio([2.0, 40.0, 9.0], [1.0, 20.0, 3.0]) == 2.0
     assert timing.median_ratio([1.0], None) is None
+
+
+def test_percentiles() -> None:
+    assert timing.percentiles([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 5.0)
+    assert timing.percentiles([7.0]) == (7.0, 7.0)

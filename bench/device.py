@@ -1,0 +1,159 @@
+"""The devices: how work on them is timed, and what they tell of their memory."""
+
+import gc
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from weighted_bce import backend, weighted_bce_with_logits
+
+WARM_UPS = 2
+T = TypeVar("T")
+
+
+class Refusal(Exception):
+    """Why there are no numbers to rely on, and the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Device:
+    """The CPU. Its memory is measured in other processes, by bench.peak."""
+
+    name = "cpu"
+    is_gpu = False
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    def cache_bytes(self) -> int:
+        """Of the cache that samples should exceed; 0: one sample is enough."""
+        return 0
+
+    def free_bytes(self) -> int | None:
+        """What can be allocated now; None where it is not known."""
+        return None
+
+    def rise_of_peak(self, work: Callable[[], object]) -> int | None:
+        """How many bytes the work needs at its peak, beyond what is in use; None: not known."""
+        return None
+
+    def release(self) -> None:
+        """Gives unused memory back to the system."""
+
+    def facts(self) -> dict[str, str]:
+        return {}
+
+
+class Cuda(Device):
+    """The current CUDA device. Events time the work, torch's allocator counts its memory."""
+
+    name = "cuda"
+    is_gpu = True
+
+    def __init__(self) -> None:
+        # Made once: an event made between two others would count as their time.
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """From the end of what was queued before to the end of the work.
+
+        So the time that it takes to queue the work counts only where the GPU waits for it.
+        """
+        self._start.record()
+        work()
+        self._end.record()
+        self._end.synchronize()
+        return float(self._start.elapsed_time(self._end)) / 1e3
+
+    def cache_bytes(self) -> int:
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
+
+    def free_bytes(self) -> int | None:
+        self.release()
+        return int(torch.cuda.mem_get_info()[0])
+
+    def rise_of_peak(self, work: Callable[[], object]) -> int | None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated()) - before
+
+    def release(self) -> None:
+        gc.collect()
+        # Refused for the rest of the process once the capture of a graph has failed.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+    def graph(self, prepare: Callable[[], T], work: Callable[[T], object]) -> Callable[[], None]:
+        """Captures the work on what `prepare` returns; the result replays it."""
+        prepare()  # so that what it allocates at first use belongs to the usual stream
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # torch.cuda.graph does not leave it when it fails
+            for _ in range(WARM_UPS):  # what is made or loaded at first use cannot be captured
+                work(prepare())
+            prepared = prepare()
+            with torch.cuda.graph(graph, stream=stream):
+                work(prepared)
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph.replay
+
+    def facts(self) -> dict[str, str]:
+        version = int(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
+        supported = f"{version // 1000}.{version % 1000 // 10}"
+        return {"driver": f"{_driver()} (CUDA {supported})", "CUDA": str(torch.version.cuda)}
+
+
+def _driver() -> str:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        text = ""
+    found = re.search(r"\d+\.\d+(\.\d+)?", text)
+    return found[0] if found else "unknown"
+
+
+CPU = Device()
+
+
+def find(name: str) -> Device:
+    """The device of that name; raises Refusal where it cannot be used."""
+    if name == CPU.name:
+        return CPU
+    if not torch.cuda.is_available():
+        text = f"torch {torch.__version__} finds none; --device cpu needs none"
+        raise Refusal(f"no CUDA device for --device {name}: {text}", 2)
+    nothing = torch.empty(0, device=name)
+    try:
+        with backend("fused"):
+            weighted_bce_with_logits(nothing, nothing)
+    except RuntimeError as error:
+        raise Refusal(f"no kernels for --device {name}: {reason(error)}", 2) from None
+    return Cuda()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Also as others report it. The stable ABI, which ours allocates with, names the call alone."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in text for words in ("out of memory", "aoti_torch_empty_strided")
+    )
+
+
+def reason(error: Exception) -> str:
+    """The line that says it, of a message that can be very long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = next((line for line in lines if not line.endswith(":")), type(error).__name__)
+    return text if len(text) <= 150 else text[:147] + "..."

@@ -1,0 +1,65 @@
+"""What the contenders work on."""
+
+from typing import NamedTuple
+
+from torch import Tensor, empty_like
+
+from .device import CPU, Device
+from .losses import Setting
+
+MOST = 256
+
+
+class Sample(NamedTuple):
+    """What one step works on."""
+
+    logits: Tensor
+    values: Tensor  # the logits, outside of autograd
+    target: Tensor
+    ready: Tensor  # the target in the dtype of the logits
+    room: Tensor  # as large as the logits
+
+
+class Samples:
+    """Equal samples that take turns, so many that none is still in the cache when it is used.
+
+    They are made at first use: until then they need no memory.
+    """
+
+    def __init__(self, setting: Setting, device: Device = CPU) -> None:
+        self.setting, self.device = setting, device
+        step = setting.gradient_bytes + setting.target_bytes
+        self.count = min(MOST, 1 + 4 * device.cache_bytes() // step)
+        self._made: list[Sample] = []
+        self._uses = 0
+
+    @property
+    def bytes(self) -> int:
+        same = self.setting.dtype == self.setting.target
+        each = (2 if same else 3) * self.setting.gradient_bytes + self.setting.target_bytes
+        return self.count * each
+
+    def all(self) -> list[Sample]:
+        """All samples, without gradients."""
+        if not self._made:
+            self._made = [self._make() for _ in range(self.count)]
+            self.device.release()
+        for sample in self._made:
+            sample.logits.grad = None
+        return self._made
+
+    def take(self) -> Sample:
+        """The sample that was used longest ago.
+
+        It loses its gradient only now, so that gradients, too, take turns in memory.
+        """
+        made = self._made or self.all()
+        sample = made[self._uses % len(made)]
+        self._uses += 1
+        sample.logits.grad = None
+        return sample
+
+    def _make(self) -> Sample:
+        logits, target = self.setting.sample(self.device.name)
+        ready = target.to(logits.dtype)
+        return Sample(logits, logits.detach(), target, ready, empty_like(logits.detach()))

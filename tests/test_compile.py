@@ -91,34 +91,39 @@ def test_the_graph_holds_the_op_and_its_gradient(kernel_device: str, dtype: torc
 
 @pytest.mark.parametrize("reduction", [*REDUCTIONS, torch.sum])
 @pytest.mark.parametrize("ignore_index", [None, -1, float("nan")])
-def test_every_reduction(reduction: Any, ignore_index: float | None) -> None:
-    target = torch.where(torch.rand(6, 9) < 0.2, ignore_index or 0.0, labels(6, 9).float())
+def test_every_reduction(kernel_device: str, reduction: Any, ignore_index: float | None) -> None:
+    y = labels(6, 9, device=kernel_device).float()
+    target = torch.where(torch.rand_like(y) < 0.2, ignore_index or 0.0, y)
+    x = logits(6, 9, device=kernel_device)
     options = dict(reduction=reduction, ignore_index=ignore_index, label_smoothing=0.1)
-    criterion = WeightedBCEWithLogitsLoss(torch.rand(9), 7.0, **options)
+    criterion = WeightedBCEWithLogitsLoss(torch.rand(9), 7.0, **options).to(kernel_device)
     graphs = Graphs()
     compiled = torch.compile(criterion, backend=graphs.backend, fullgraph=True)
-    assert_as_eager(lambda x: compiled(x, target), lambda x: criterion(x, target), logits(6, 9))
+    assert_as_eager(lambda x: compiled(x, target), lambda x: criterion(x, target), x)
     whole = reduction in ("none", torch.sum)
     assert (graphs.forward, graphs.backward) == (["unreduced" if whole else "loss"], ["grad"])
 
 
 @pytest.mark.parametrize("reduction", [None, torch.mean, torch.sum, "none"])
-def test_the_module_of_the_question(reduction: Any) -> None:
-    criterion, y = WeightBCEWithLogitsLoss(7.0, reduction), labels(6, 9)
+def test_the_module_of_the_question(kernel_device: str, reduction: Any) -> None:
+    criterion = WeightBCEWithLogitsLoss(7.0, reduction)
+    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
     compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
-    assert_as_eager(lambda x: compiled(x, y), lambda x: criterion(x, y), logits(6, 9))
+    assert_as_eager(lambda x: compiled(x, y), lambda x: criterion(x, y), x)
 
 
-def test_without_a_gradient_only_the_loss_is_computed() -> None:
-    case, graphs = Case(logits(6, 9), labels(6, 9), None, 7.0), Graphs()
+def test_without_a_gradient_only_the_loss_is_computed(kernel_device: str) -> None:
+    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
+    case, graphs = Case(x, y, None, 7.0), Graphs()
     compiled = torch.compile(case, backend=graphs.backend, fullgraph=True)
     with torch.no_grad():
         assert_near(compiled(case.input), case())
     assert (graphs.forward, graphs.backward) == (["loss"], [])
 
 
-def test_the_chosen_backend_is_followed() -> None:
-    case, graphs = Case(logits(6, 9), labels(6, 9), torch.rand(9), 7.0), Graphs()
+def test_the_chosen_backend_is_followed(kernel_device: str) -> None:
+    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
+    case, graphs = Case(x, y, torch.rand(9, device=kernel_device), 7.0), Graphs()
     compiled = torch.compile(case, backend=graphs.backend, fullgraph=True)
     with backend("reference"):
         assert_as_eager(compiled, case, case.input)
@@ -129,12 +134,12 @@ def test_the_chosen_backend_is_followed() -> None:
 
 
 @pytest.mark.parametrize("name", ["weight", "pos_weight"])
-def test_gradients_that_the_kernels_lack(name: str) -> None:
+def test_gradients_that_the_kernels_lack(kernel_device: str, name: str) -> None:
     """They come from the reference, in one graph as well."""
-    x, y = logits(6, 9), labels(6, 9)
+    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
 
     def gradient(loss: Callable[..., Tensor]) -> Tensor:
-        factor = torch.linspace(0.5, 3, 9, requires_grad=True)
+        factor = torch.linspace(0.5, 3, 9, device=kernel_device, requires_grad=True)
         (grad,) = torch.autograd.grad(loss(x, y, **{name: factor}), factor)
         return grad
 
@@ -142,8 +147,8 @@ def test_gradients_that_the_kernels_lack(name: str) -> None:
     torch.testing.assert_close(gradient(compiled), gradient(weighted_bce_with_logits))
 
 
-def test_transforms_inside_the_graph() -> None:
-    x, y = logits(6, 9), labels(6, 9)
+def test_transforms_inside_the_graph(kernel_device: str) -> None:
+    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
 
     def rows(x: Tensor) -> Tensor:
         return torch.func.vmap(torch.func.grad(weighted_bce_with_logits))(x, y)
@@ -155,7 +160,9 @@ def test_transforms_inside_the_graph() -> None:
 @pytest.mark.parametrize("how", ["dynamic", "mark_dynamic", "automatic"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("ignore_index", [None, -1])
-def test_batch_size_may_change(how: str, reduction: str, ignore_index: float | None) -> None:
+def test_batch_size_may_change(
+    kernel_device: str, how: str, reduction: str, ignore_index: float | None
+) -> None:
     """Without compiling anew; by default once, when the size is first seen to change."""
     criterion = WeightedBCEWithLogitsLoss(None, 7.0, reduction, ignore_index=ignore_index)
     dynamic = True if how == "dynamic" else None
@@ -167,19 +174,21 @@ def test_batch_size_may_change(how: str, reduction: str, ignore_index: float | N
         return t
 
     for call, rows in enumerate((8, 13, 21, 34)):
-        y = marked(labels(rows, 9, dtype=torch.int64))
+        y = marked(labels(rows, 9, dtype=torch.int64, device=kernel_device))
         compilations = 2 if how == "automatic" else 1
         with error_on_recompile(call >= compilations):
             assert_as_eager(
-                lambda x, y=y: compiled(marked(x), y), partial(criterion, target=y), logits(rows, 9)
+                lambda x, y=y: compiled(marked(x), y),
+                partial(criterion, target=y),
+                logits(rows, 9, device=kernel_device),
             )
 
 
-def test_a_weight_in_a_tensor_may_change() -> None:
-    case = Case(logits(6, 9), labels(6, 9))
+def test_a_weight_in_a_tensor_may_change(kernel_device: str) -> None:
+    case = Case(logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device))
     compiled = torch.compile(case, backend="aot_eager", fullgraph=True)
     for call, value in enumerate((1.0, 2.0, 7.0)):
-        case.pos_weight = torch.tensor(value)
+        case.pos_weight = torch.tensor(value, device=kernel_device)
         with error_on_recompile(call > 0):
             assert_as_eager(compiled, case, case.input)
 
@@ -239,12 +248,12 @@ class Scored(nn.Module):
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_export(strict: bool, dynamic: bool) -> None:
-    module, rows = Scored(), torch.export.Dim("rows", min=2, max=1000)
+def test_export(kernel_device: str, strict: bool, dynamic: bool) -> None:
+    module, rows = Scored().to(kernel_device), torch.export.Dim("rows", min=2, max=1000)
     shapes = ({0: rows}, {0: rows}) if dynamic else None
-    example = (torch.randn(6, 20), labels(6, 9))
+    example = (torch.randn(6, 20, device=kernel_device), labels(6, 9, device=kernel_device))
     program = torch.export.export(module, example, dynamic_shapes=shapes, strict=strict)
     assert fused_ops(program.graph_module) == ["loss"]
     for n in (6, 17) if dynamic else (6,):
-        x, y = torch.randn(n, 20), labels(n, 9)
+        x, y = torch.randn(n, 20, device=kernel_device), labels(n, 9, device=kernel_device)
         torch.testing.assert_close(program.module()(x, y), module(x, y))

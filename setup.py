@@ -5,7 +5,8 @@ Environment:
     WEIGHTED_BCE_REQUIRE_EXT=1   a failed build is an error, not a warning
     WEIGHTED_BCE_CUDA=0|1        without the CUDA kernels, or not without them; if unset, they are
                                  built where an nvcc is found that fits
-    CUDA_HOME                    the CUDA toolkit; if unset, nvcc on PATH, then that of pip
+    CUDA_HOME                    the CUDA toolkit; if unset, nvcc on PATH, that of pip, or the one
+                                 in /usr/local/cuda
     TORCH_CUDA_ARCH_LIST         the GPUs to compile for, like "8.0;9.0+PTX"
     MAX_JOBS                     how many compilers may run at once
 """
@@ -41,6 +42,15 @@ def cuda_build() -> ModuleType:
     return module
 
 
+def pybind11_headers() -> list[str]:
+    """Those of the package; without it, the compiler finds the copy that torch comes with."""
+    try:
+        import pybind11
+    except ImportError:
+        return []
+    return [pybind11.get_include()]
+
+
 def warn(reason: object) -> None:
     """Says once why there is no extension, or raises where one is required."""
     if "1" in (os.environ.get("WEIGHTED_BCE_REQUIRE_EXT"), os.environ.get("WEIGHTED_BCE_CUDA")):
@@ -58,7 +68,6 @@ def extension_arguments() -> dict:
     cuda = cuda_build()
     cuda.wanted()  # a wrong value is an error before anything is built
 
-    import pybind11
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -82,7 +91,7 @@ def extension_arguments() -> dict:
     extension = CppExtension(
         "weighted_bce._C",
         sorted(map(str, sources)),
-        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+        include_dirs=[str(ROOT / "csrc"), *pybind11_headers()],
         define_macros=list(definitions.items()),
         extra_compile_args=FLAGS.split(),
     )

@@ -18,7 +18,9 @@ MODES = ("loss", "loss and gradient", "gradient", "unreduced loss")  # cuda/para
 TYPES = {"f": "float32", "d": "float64", "NS0_4HalfE": "float16", "NS0_8BFloat16E": "bfloat16"}
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LARGER = (2, 4, 8)  # bytes of a target, where the kernel finds out
-NAME = re.compile(r"_ZN12weighted_bce4cuda\d+(on_vectors|on_elements|count_targets|finish)I(\w+)Ev")
+NAME = re.compile(
+    r"_ZN12weighted_bce4cuda\d+(on_vectors|on_elements|count_targets|finish|learn)I(\w+)Ev"
+)
 ARGUMENT = re.compile(r"NS0_4HalfE|NS0_8BFloat16E|Li(\d+)E|LNS0_4ModeE(\d)E|[fd]")
 
 

@@ -35,11 +35,11 @@ struct Ops {
     return Backend::loss_and_grad(a, expected);
   }
 
-  static void update_grad_(const Tensor& grad_output, const Tensor& used, Tensor expected,
-                           Tensor grad, const Tensor& input, const Tensor& target,
-                           const OptionalTensor& weight, const OptionalTensor& pos_weight,
-                           double pos_weight_value, double label_smoothing,
-                           std::optional<double> ignore_index, std::optional<double> divisor) {
+  static void update_grad_(const Tensor& grad_output, Tensor used, Tensor expected, Tensor grad,
+                           const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                           const OptionalTensor& pos_weight, double pos_weight_value,
+                           double label_smoothing, std::optional<double> ignore_index,
+                           std::optional<double> divisor) {
     const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
                       label_smoothing, ignore_index, divisor};
     check(a);

@@ -22,9 +22,10 @@ STABLE_TORCH_LIBRARY(weighted_bce, m) {
   m.def("loss_and_grad(Tensor input, " WEIGHTED_BCE_ARGS
         ", float? divisor, Tensor expected) -> (Tensor, Tensor, Tensor)");
   // What loss_and_grad gave, grad for an upstream gradient of used, becomes what it is for that of
-  // grad_output; nothing is done where the two are equal. From then on grad_output is expected.
+  // grad_output; it is left alone where the two are equal. used becomes grad_output, and so does
+  // expected, unless it is 0.
   m.def(
-      "update_grad_(Tensor grad_output, Tensor used, Tensor(a!) expected, Tensor(b!) grad, "
+      "update_grad_(Tensor grad_output, Tensor(a!) used, Tensor(b!) expected, Tensor(c!) grad, "
       "Tensor input, " WEIGHTED_BCE_ARGS ", float? divisor) -> ()");
   // grad_output: 0-d, or of input's shape for an unreduced loss. grad_ writes over input, whose
   // version the caller increments.

@@ -24,6 +24,8 @@ def kernel_device(device: str) -> str:
         with backend("fused"):
             weighted_bce_with_logits(nothing, nothing)
     except RuntimeError as error:
+        if not str(error).startswith("backend 'fused' has no kernel"):
+            raise  # a kernel that fails is no reason to skip
         pytest.skip(str(error))
     return device
 

@@ -39,6 +39,7 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     without = [folder for folder in folders if not Path(folder, "nvcc").exists()]
     monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path / "path"), *without]))
     monkeypatch.setattr(module, "site_folders", lambda: [tmp_path / "site-packages"])
+    monkeypatch.setattr(module, "USUAL", tmp_path / "usual" / "bin" / "nvcc")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "CSRC", tmp_path / "csrc")
     (tmp_path / "csrc" / "cuda").mkdir(parents=True)
@@ -68,6 +69,7 @@ def extension() -> Extension:
         ("", "sm_80 sm_90 sm_100 sm_120 compute_120"),
         ("8.0;9.0+PTX", "sm_80 sm_90 compute_90"),
         ("8.0 9.0", "sm_80 sm_90"),
+        ("7.5 8.0 9.0a", "sm_80 sm_90"),  # as lists made for torch have them
         (" 12.0+PTX; 8.6;8.6 ", "sm_120 sm_86 compute_120"),
         ("8.0+PTX;9.0", "sm_80 sm_90 compute_80"),
     ],
@@ -82,7 +84,7 @@ def test_architectures(
 @pytest.mark.parametrize(
     ("variable", "words"),
     [
-        ("7.5;8.0", "TORCH_CUDA_ARCH_LIST has 7.5, but the kernels need 8.0 or newer"),
+        ("6.1;7.5", "TORCH_CUDA_ARCH_LIST has 6.1, 7.5, but the kernels need 8.0 or newer"),
         ("15.0", "TORCH_CUDA_ARCH_LIST has 15.0, which this nvcc does not know"),
         ("Ampere", "TORCH_CUDA_ARCH_LIST must be like \"8.0;9.0+PTX\", got 'Ampere'"),
         ("sm_80", "TORCH_CUDA_ARCH_LIST must be like \"8.0;9.0+PTX\", got 'sm_80'"),
@@ -107,6 +109,8 @@ def test_an_old_nvcc_leaves_newer_gpus_to_its_newest_ptx(build: ModuleType) -> N
 def test_nvcc_by_cuda_home_then_on_path_then_of_pip(
     build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    last = fake_toolkit(tmp_path / "usual", "13.1", "lib64")
+    assert build.find_toolkit(None).nvcc == last
     fake_toolkit(tmp_path / "site-packages" / "nvidia" / "cu12", "12.9")
     of_pip = fake_toolkit(tmp_path / "site-packages" / "nvidia" / "cu13")
     assert build.find_toolkit(None) == build.Toolkit(
@@ -142,7 +146,7 @@ def test_a_toolkit_of_the_major_version_of_torch_is_taken(
 def test_reasons_why_a_toolkit_does_not_fit(
     build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(build.Unavailable, match="no nvcc by CUDA_HOME, on PATH or in"):
+    with pytest.raises(build.Unavailable, match="no nvcc by CUDA_HOME, on PATH, in"):
         build.find_toolkit(None)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
     with pytest.raises(build.Unavailable, match="home/bin/nvcc does not run: No such file"):

@@ -18,6 +18,7 @@ from weighted_bce import (
     weighted_bce_with_logits,
 )
 from weighted_bce._extension import extension
+from weighted_bce._ops import runs_on, why_not_on_cuda
 
 from .truth import REDUCTIONS, TOLERANCES, Case, labels, logits, sample_inputs
 
@@ -257,3 +258,23 @@ def test_export(kernel_device: str, strict: bool, dynamic: bool) -> None:
     for n in (6, 17) if dynamic else (6,):
         x, y = torch.randn(n, 20, device=kernel_device), labels(n, 9, device=kernel_device)
         torch.testing.assert_close(program.module()(x, y), module(x, y))
+
+
+def test_the_choice_of_cuda_kernels_is_no_graph_break() -> None:
+    def chosen(x: Tensor) -> Tensor:
+        return x + 1 if why_not_on_cuda(max(0, x.get_device())) is None else x + 2
+
+    x = torch.zeros(3)
+    assert torch.equal(torch.compile(chosen, backend="eager", fullgraph=True)(x), chosen(x))
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [
+        *(((8, 0), True), ((8, 9), True), ((9, 0), True), ((10, 3), True)),
+        *(((12, 1), True), ((13, 0), True)),  # by PTX
+        *(((7, 5), False), ((11, 0), False)),
+    ],
+)
+def test_which_gpu_runs_what(capability: tuple[int, int], runs: bool) -> None:
+    assert runs_on("sm_80, sm_90, sm_100, sm_120, compute_120", capability) == runs

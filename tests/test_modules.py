@@ -183,6 +183,12 @@ def test_pos_weight_from_labels(device: str, dtype: torch.dtype) -> None:
     assert weighted_bce_with_logits(torch.zeros(4, 3, device=device), y, None, weights).isfinite()
 
 
+def test_import_does_not_bring_the_compiler() -> None:
+    code = "import torch, sys; before = set(sys.modules); import weighted_bce; "
+    code += "assert not any(m.startswith('torch._dynamo') for m in set(sys.modules) - before)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_show_config() -> None:
     text = package.show_config()
     for fact in (f"weighted_bce: {package.__version__}", torch.__version__, "threads", "backend"):

@@ -63,14 +63,20 @@ FAULTS = [
         "if (factors < 0)",
     ),
     Fault("parts left out", "kernel.h", "k += kThreads)", "k += kThreads + 1)"),
-    Fault("factors that differ unseen", "kernel.h", "parts > 0 && differ == 0", "parts > 0"),
+    Fault("factors that differ unseen", "kernel.h", "differ > 0 ? nan : found", "found"),
     Fault(
         "guess compared with another number",
         "kernel.h",
         "read_scalar<T>(problem.guessed) ==",
-        "read_scalar<T>(problem.factor) ==",
+        "factor_of<T>(problem) ==",
     ),
     Fault("0 learned", "kernel.h", "if (factor != 0) *", "*"),
+    Fault(
+        "guess not brought up to date",
+        "kernel.h",
+        "(problem.guessed) = factor",
+        "(problem.learned) = factor",
+    ),
     Fault(
         "index of 32 bits",
         "kernel.h",

@@ -139,10 +139,13 @@ on_cpu = Kernels("CPU") if extension is not None else None
 _on_cuda = Kernels("CUDA")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def why_not_on_cuda(device: int) -> str | None:
     """Why the kernels do not run on this GPU; None where they do."""
     return _why_not_on_cuda(device)
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler to do so: a second.
+why_not_on_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
@@ -172,8 +175,6 @@ def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-def kernels_on(input: Tensor) -> Kernels | None:
-    """The kernels for the device of these logits."""
-    if input.is_cpu:
-        return on_cpu
+def on_cuda(input: Tensor) -> Kernels | None:
+    """The kernels for the GPU of these logits; None where they do not run."""
     return _on_cuda if input.is_cuda and why_not_on_cuda(input.get_device()) is None else None

@@ -37,10 +37,8 @@ def _expectation(input: Tensor) -> Tensor:
 def _new_expectation(input: Tensor, kind: Any) -> Tensor:
     if len(_expected) >= _MOST_KINDS:
         kind = (input.get_device(), input.dtype)  # all others share one
-    if kind not in _expected:
-        dtype = compute_dtype(input.dtype)
-        _expected[kind] = torch.ones((), dtype=dtype, device=input.device)
-    return _expected[kind]
+    one = torch.ones((), dtype=compute_dtype(input.dtype), device=input.device)
+    return _expected.setdefault(kind, one)
 
 
 class FusedLoss(Function):
@@ -72,34 +70,24 @@ class FusedLoss(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         input, target, weight, pos_weight, grad, used = ctx.saved_tensors
-        options = Options(target, weight, pos_weight, *ctx.rest)
         plain = not (torch.is_grad_enabled() or _transforms_active() or _is_batched(grad_output))
         # A kept graph comes back for the same gradient: what it holds is not given away.
-        if grad is not None and plain and not _graph_is_kept():
-            _update(grad, used, input, grad_output, options, ctx.divisor)
+        given_away = grad is not None and plain and not _graph_is_kept()
+        # On the CPU a look at the numbers costs less than a call of the op.
+        if given_away and grad_output.is_cpu and grad_output.item() == used.item():
             return grad, None, None, None, None, None
-        if not plain:
+        options = Options(target, weight, pos_weight, *ctx.rest)
+        rest = input, *options, ctx.divisor
+        if given_away:
+            ops.update_grad_.default(grad_output, used, _expectation(input), grad, *rest)
+            result = grad
+        elif not plain:
             result = reference.grad(grad_output, input, options, ctx.divisor)
         elif ctx.inplace:
             result = _write_over(input, grad_output, options, ctx.divisor)
         else:
-            result = ops.grad.default(grad_output, input, *options, ctx.divisor)
+            result = ops.grad.default(grad_output, *rest)
         return result, None, None, None, None, None
-
-
-def _update(
-    grad: Tensor,
-    used: Tensor,
-    input: Tensor,
-    grad_output: Tensor,
-    options: Options,
-    divisor: float | None,
-) -> None:
-    # On the CPU a look at the numbers costs less than a call of the op.
-    if grad_output.is_cpu and grad_output.item() == used.item():
-        return
-    expected = _expectation(input)
-    ops.update_grad_.default(grad_output, used, expected, grad, input, *options, divisor)
 
 
 def _write_over(

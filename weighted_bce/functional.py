@@ -14,7 +14,8 @@ from ._ops import (
     MOST_DIMENSIONS,
     TARGET_DTYPES,
     Kernels,
-    kernels_on,
+    on_cpu,
+    on_cuda,
     ops,
     why_not_on_cuda,
 )
@@ -166,7 +167,7 @@ def _kernels_for(input: Tensor) -> Kernels | None:
     if chosen == "reference":
         return None
     if input.layout is torch.strided and input.dim() <= MOST_DIMENSIONS:
-        kernels = kernels_on(input)
+        kernels = on_cpu if input.is_cpu else on_cuda(input)
         if kernels is not None:
             return kernels
     if chosen == "fused":

@@ -94,13 +94,13 @@ struct Cpu {
     return {new_scalar(a.input, divided(sum, by, problem)), grad, new_scalar(a.input, used)};
   }
 
-  static void update_grad_(const Arguments& a, const Tensor& grad_output, const Tensor& used,
+  static void update_grad_(const Arguments& a, const Tensor& grad_output, Tensor& used,
                            Tensor& expected, const Tensor& grad) {
     const double factor = only_value(grad_output);
-    if (factor == only_value(used)) return;
+    if (factor != only_value(used)) write_grad(a, grad_output, grad);
+    set_scalar(used, factor);
     // 0 has two signs, and needs no gradient in advance.
     if (factor != 0) set_scalar(expected, factor);
-    write_grad(a, grad_output, grad);
   }
 
   static void write_grad(const Arguments& a, const Tensor& grad_output, const Tensor& out) {

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 DEFAULT = ("80", "90", "100", "120")  # and PTX of the last one, for GPUs to come
 OLDEST = 80
+USUAL = Path("/usr/local/cuda/bin/nvcc")
 FLAGS = (
     *("-std=c++17", "-O3", f"-I{CSRC}", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
     "-fmad=false",  # a multiplication and an addition round one by one, as on the CPU
@@ -101,7 +102,10 @@ def find_toolkit(torch_cuda: str | None) -> Toolkit:
             return examined(nvcc, torch_cuda)
         except Unavailable as error:
             reasons.append(str(error))
-    why = "; ".join(reasons) or "no nvcc by CUDA_HOME, on PATH or in Python's packages"
+    why = (
+        "; ".join(reasons)
+        or "no nvcc by CUDA_HOME, on PATH, in Python's packages or in /usr/local/cuda"
+    )
     major = torch_cuda.split(".")[0] if torch_cuda else MAJOR_OF_THE_EXTRA
     by_pip = ", or by pip the extra weighted_bce[cuda]," if major == MAJOR_OF_THE_EXTRA else ""
     how = f"to get them, install the toolkit of CUDA {major}{by_pip} and build again"
@@ -109,7 +113,8 @@ def find_toolkit(torch_cuda: str | None) -> Toolkit:
 
 
 def candidates() -> list[Path]:
-    """That of CUDA_HOME alone where it is set; else that on PATH, then those installed by pip."""
+    """That of CUDA_HOME alone where it is set; else that on PATH, those installed by pip, and the
+    one where NVIDIA's installer puts it."""
     home = os.environ.get("CUDA_HOME")
     if home:
         return [Path(home) / "bin" / "nvcc"]
@@ -117,7 +122,7 @@ def candidates() -> list[Path]:
     found = [Path(on_path)] if on_path else []
     for folder in site_folders():
         found += sorted(folder.glob("nvidia/cu[0-9]*/bin/nvcc"), reverse=True)
-    return found
+    return found + [nvcc for nvcc in (USUAL,) if nvcc.is_file()]
 
 
 def site_folders() -> list[Path]:
@@ -180,17 +185,20 @@ def architectures(known: list[str]) -> tuple[str, ...]:
         return (*(f"sm_{number}" for number in numbers), f"compute_{numbers[-1]}")
     machine, ptx = [], []
     for item in items:
-        match = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", item)
+        # Instructions of one GPU alone ("9.0a") are not needed here.
+        match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", item)
         if match is None:
             raise bad_list(f'must be like "8.0;9.0+PTX", got {item!r}')
         number = match.group(1) + match.group(2)
         if int(number) < OLDEST:
-            raise bad_list(f"has {item}, but the kernels need 8.0 or newer")
+            continue  # lists are made for torch; there the package works without kernels
         if number not in known:
             raise bad_list(f"has {item}, which this nvcc does not know")
         machine.append(f"sm_{number}")
         if match.group(3):
             ptx.append(f"compute_{number}")
+    if not machine:
+        raise bad_list(f"has {', '.join(items)}, but the kernels need 8.0 or newer")
     return tuple(dict.fromkeys(machine + ptx))
 
 

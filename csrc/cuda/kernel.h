@@ -49,26 +49,23 @@ struct Found {
   Scale<T> scale;  // what the gradient is multiplied by
 };
 
+template <class T>
+WEIGHTED_BCE_DEVICE T factor_of(const Problem& problem) {
+  return problem.factor ? read_scalar<T>(problem.factor) : T(1);
+}
+
 /// Whether the forward pass has guessed right, so that nothing is to be done.
 template <class T>
 WEIGHTED_BCE_DEVICE bool guessed_right(const Problem& problem) {
-  return problem.guessed != nullptr &&
-         read_scalar<T>(problem.guessed) == read_scalar<T>(problem.factor);
+  return problem.guessed != nullptr && read_scalar<T>(problem.guessed) == factor_of<T>(problem);
 }
 
 /// Reads the factor. False where nothing is to be done.
 template <class T, Mode kMode>
 WEIGHTED_BCE_DEVICE bool start(const Problem& problem, Found<T>& shared) {
-  if constexpr (kMode == Mode::kGrad) {
-    if (problem.guessed != nullptr && block() == 0 && thread() == 0) {
-      // 0 has two signs, and needs no gradient in advance.
-      const T factor = read_scalar<T>(problem.factor);
-      if (factor != 0) *static_cast<T*>(problem.learned) = factor;
-    }
-    if (guessed_right<T>(problem)) return false;
-  }
+  if (kMode == Mode::kGrad && guessed_right<T>(problem)) return false;
   if (thread() == 0) {
-    shared.factor = problem.factor ? read_scalar<T>(problem.factor) : T(1);
+    shared.factor = factor_of<T>(problem);
     constexpr bool kSlopes = kMode == Mode::kGrad || kMode == Mode::kLossAndGrad;
     shared.scale = kSlopes ? scale_of(problem, shared.factor) : Scale<T>{1, 0};
   }
@@ -182,7 +179,21 @@ finish(const WEIGHTED_BCE_PARAMETER Problem problem, int parts) {
   if (thread() != 0) return;
   // A learned factor that another stream changes meanwhile is no guess of a right gradient.
   const T nan = from_bits(static_cast<typename Scalar<T>::Bits>(~typename Scalar<T>::Bits{0}));
-  write_results<Out>(problem, sum, parts > 0 && differ == 0 ? factors[0] : nan);
+  const T found = parts > 0 ? factors[0] : factor_of<T>(problem);
+  write_results<Out>(problem, sum, differ > 0 ? nan : found);
+}
+
+/// After the backward pass that follows a guess: the gradient carries the factor now, and the next
+/// forward pass guesses it. A kernel of its own, since each block of that pass compares with the
+/// guess. One thread is enough.
+template <class T>
+WEIGHTED_BCE_KERNEL(1)
+learn(const WEIGHTED_BCE_PARAMETER Problem problem) {
+  if (thread() != 0) return;
+  const T factor = factor_of<T>(problem);
+  *static_cast<T*>(problem.guessed) = factor;
+  // 0 has two signs, and needs no gradient in advance.
+  if (factor != 0) *static_cast<T*>(problem.learned) = factor;
 }
 
 }  // namespace weighted_bce::cuda

@@ -155,10 +155,10 @@ struct Cuda {
     return {result, grad, used};
   }
 
-  static void update_grad_(const Arguments& a, const Tensor& grad_output, const Tensor& used,
+  static void update_grad_(const Arguments& a, const Tensor& grad_output, Tensor& used,
                            Tensor& expected, const Tensor& grad) {
     Call call(a, &grad_output, &grad);
-    call.problem().guessed = used.const_data_ptr();
+    call.problem().guessed = used.mutable_data_ptr();
     call.problem().learned = expected.mutable_data_ptr();
     call.run(Mode::kGrad);
   }

@@ -69,10 +69,10 @@ struct Problem {
   const double* count;  // the divisor; null: the one below
   double divisor;
 
-  // Of the backward pass that follows a guess: nothing is to be done where *guessed == *factor, and
-  // *learned becomes *factor, the next guess. Null: no guess.
-  const void* guessed;  // T
-  void* learned;        // T
+  // Of the backward pass that follows a guess: the factor that the gradient carries, where nothing
+  // is to be done if it is *factor, and the next guess. `learn` sets both. Null: no guess.
+  void* guessed;  // T
+  void* learned;  // T
 
   // A sum over all blocks: the parts of each, then the results.
   double* sums;   // [blocks]

@@ -15,11 +15,11 @@ bool same(T a, T b) {
 template <class T>
 struct Left {
   std::vector<uint64_t> out;  // the bits of each element
-  T loss, used, learned;
+  T loss, used, learned, guessed;
 
   bool is_that_of(const Left& other) const {
     return out == other.out && same(loss, other.loss) && same(used, other.used) &&
-           same(learned, other.learned);
+           same(learned, other.learned) && same(guessed, other.guessed);
   }
 };
 
@@ -130,7 +130,7 @@ class CudaCase {
                    const T* guessed, Order order,
                    const std::function<void()>& between = nullptr) const {
     if (out) refill(*out, logits);
-    Left<T> left{{}, kNever, kNever, kNever};
+    Left<T> left{{}, kNever, kNever, kNever, guessed ? *guessed : kNever};
     std::vector<double> sums(blocks_, std::nan(""));
     std::vector<T> factors(blocks_, kNever);
     cuda::Problem problem = cuda::packed(plan);
@@ -138,8 +138,7 @@ class CudaCase {
     problem.divisor = divisor_;
     problem.count = count_;
     problem.factor = factor_ == 1 && guessed == nullptr && !between ? nullptr : &factor_;
-    problem.guessed = guessed;
-    if (guessed) problem.learned = &left.learned;
+    if (guessed) problem.guessed = &left.guessed, problem.learned = &left.learned;
     problem.sums = sums.data();
     problem.factors = factors.data();
     problem.loss = &left.loss;
@@ -174,13 +173,13 @@ class CudaCase {
     Problem plan = of_.problem;
     if (collapses_) collapse(plan);
     const double first = counted(plan, nullptr), again = counted(plan, nullptr);
-    const T right = factor_, wrong = factor_ + 1;
+    T right = factor_, wrong = factor_ + 1;
     if (draw(2)) count_ = &of_.count;
     return is(first == of_.count && again == first, "a wrong count") &&
            is(counted(plan, &right) == kNever, "counts after a right guess") &&
            is(counted(plan, &wrong) == first, "no count after a wrong guess");
   }
-  double counted(const Problem& plan, const T* guessed) const {
+  double counted(const Problem& plan, T* guessed) const {
     std::vector<double> sums(blocks_, std::nan(""));
     std::vector<T> factors(blocks_, kNever);
     double count = kNever;
@@ -213,7 +212,9 @@ class CudaCase {
               "a right guess is overwritten") &&
            is(wrong.out == wanted, "a wrong guess is not made good") &&
            is(right.learned == factor_ && wrong.learned == factor_, "no factor is learned") &&
-           is(zero.learned == kNever, "0 is learned");
+           is(zero.learned == kNever, "0 is learned") &&
+           is(right.guessed == factor_ && wrong.guessed == factor_ && zero.guessed == 0,
+              "the gradient carries another factor");
   }
 
   /// A factor that changes while the blocks run is not the one that all have used.

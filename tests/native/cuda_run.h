@@ -66,6 +66,9 @@ template <class X, Mode kMode>
 void start_mode(const cuda::Problem& problem, bool vectors, const Grid& grid) {
   using T = typename cuda::Arithmetic<X>::T;
   cuda::choose_kernel<X, kMode>(problem, vectors, Start{problem, grid});
+  if (kMode == Mode::kGrad && problem.guessed != nullptr) {
+    Grid{1, grid.order}.run([&] { cuda::learn<T>(problem); });
+  }
   if constexpr (kMode == Mode::kLoss || kMode == Mode::kLossAndGrad) {
     if (grid.blocks != 1 && grid.only.empty()) {
       Grid{1, grid.order}.run([&] { cuda::finish<T, T>(problem, grid.blocks); });

@@ -63,7 +63,7 @@ void poke(char* at, T value) {
 
 inline double decode(Dtype dtype, const char* at) {
   switch (dtype) {
-    case Dtype::kBool:
+    case Dtype::kBool: return peek<uint8_t>(at) != 0;
     case Dtype::kUInt8: return peek<uint8_t>(at);
     case Dtype::kInt8: return peek<int8_t>(at);
     case Dtype::kUInt16: return peek<uint16_t>(at);
@@ -91,7 +91,9 @@ inline void encode(Dtype dtype, double value, char* at) {
   if (dtype == Dtype::kFloat32) return poke(at, static_cast<float>(value));
   if (dtype == Dtype::kFloat16) return poke(at, encode16(value, 10));
   if (dtype == Dtype::kBFloat16) return poke(at, encode16(value, 7));
-  const int64_t whole = dtype == Dtype::kBool ? value != 0 : static_cast<int64_t>(value);
+  // Any byte but 0 is true.
+  const int64_t yes = draw(20) ? 1 : 255;
+  const int64_t whole = dtype == Dtype::kBool ? (value != 0) * yes : static_cast<int64_t>(value);
   std::memcpy(at, &whole, kBytesOf[static_cast<int>(dtype)]);  // little-endian
 }
 

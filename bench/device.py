@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from weighted_bce import backend, weighted_bce_with_logits
+from weighted_bce._extension import extension
 
 WARM_UPS = 2
 T = TypeVar("T")
@@ -111,7 +112,8 @@ class Cuda(Device):
         return graph.replay
 
     def facts(self) -> dict[str, str]:
-        version = int(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
+        assert extension is not None
+        version = int(extension.cuda_driver())
         supported = f"{version // 1000}.{version % 1000 // 10}"
         return {"driver": f"{_driver()} (CUDA {supported})", "CUDA": str(torch.version.cuda)}
 

@@ -7,6 +7,9 @@
 #include <vector>
 
 #include "cpu/memory.h"
+#ifdef WEIGHTED_BCE_WITH_CUDA
+#include "cuda/launch.h"
+#endif
 #include "cpu/levels.h"
 
 namespace {
@@ -36,6 +39,8 @@ PYBIND11_MODULE(_C, m) {
 #ifdef WEIGHTED_BCE_WITH_CUDA
   m.attr("cuda_archs") = WEIGHTED_BCE_CUDA_ARCHS;
   m.attr("cuda_version") = WEIGHTED_BCE_CUDA_VERSION;
+  m.def("cuda_driver", &weighted_bce::cuda::driver_version,
+        "The newest CUDA that the driver serves, 1000 major + 10 minor; 0 without a driver.");
 #else
   m.attr("cuda_archs") = "";
   m.attr("cuda_version") = "";

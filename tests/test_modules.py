@@ -27,6 +27,7 @@ from weighted_bce import (
     weighted_bce_with_logits,
 )
 from weighted_bce._extension import extension
+from weighted_bce._ops import why_not_on_cuda
 
 from .truth import REDUCTIONS, TARGET_DTYPES, labels, logits
 
@@ -181,6 +182,15 @@ def test_pos_weight_from_labels(device: str, dtype: torch.dtype) -> None:
     assert torch.equal(pos_weight_from_labels(none), torch.ones(3, device=device))  # type: ignore[arg-type]
     assert pos_weight_from_labels(none, per_class=False, max_weight=9) == 9.0
     assert weighted_bce_with_logits(torch.zeros(4, 3, device=device), y, None, weights).isfinite()
+
+
+@pytest.mark.skipif(extension is None or not extension.cuda_archs, reason="built without CUDA")
+def test_driver_is_asked_without_a_driver() -> None:
+    assert extension is not None
+    assert 0 <= extension.cuda_driver() < 100_000
+    assert (extension.cuda_driver() > 0) >= torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        assert why_not_on_cuda(0) is not None
 
 
 def test_import_does_not_bring_the_compiler() -> None:

@@ -155,7 +155,7 @@ def _why_not_on_cuda(device: int) -> str | None:
     if torch.version.cuda is None:
         return "the kernels are for CUDA, which this torch does not use"
     needed = int(extension.cuda_version.split(".")[0])
-    driver: int = torch._C._cuda_getDriverVersion() // 1000  # type: ignore[attr-defined]
+    driver: int = extension.cuda_driver() // 1000
     if driver < needed:
         return f"the kernels need a driver for CUDA {needed}, got one for {driver}"
     capability = torch.cuda.get_device_capability(device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _config, reference
+from . import _config, _sharding, reference
 from ._checks import check_reduction, checked_options
 from ._extension import HOW_TO_BUILD, extension
 from ._ops import (
@@ -215,6 +215,10 @@ def _through_dispatcher(input: Tensor, options: Options) -> bool:
     )
 
 
+def _is_sharded(input: Tensor, options: Options) -> bool:
+    return not torch.compiler.is_compiling() and _sharding.prepare(input, options)
+
+
 def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in _PLAIN and not tensor.is_neg()
 
@@ -225,9 +229,13 @@ def _reduced(input: Tensor, options: Options, divisor: float | None, inplace: bo
         return reference.loss(input, options, divisor)
     options = _for_kernels(options)
     if _through_dispatcher(input, options):
-        # Divided outside: as an argument of the op, a batch size would become a constant.
-        total = ops.loss.default(input, *options, None if divisor is None else 1.0)
-        return cast(Tensor, total if divisor is None else total / divisor)
+        # Divided outside: as an argument of the op, a batch size would become a constant, and a
+        # shard does not know what counts in the others.
+        sharded = _is_sharded(input, options)
+        total = ops.loss.default(input, *options, None if divisor is None and not sharded else 1.0)
+        if divisor is None and not sharded:
+            return cast(Tensor, total)
+        return reference.divided(total, divisor, options)
     if input.requires_grad and torch.is_grad_enabled():
         return apply_fused(input, kernels, options, divisor, True, inplace)
     return cast(Tensor, kernels.loss(input, *options, divisor))
@@ -239,6 +247,7 @@ def _unreduced(input: Tensor, options: Options, inplace: bool) -> Tensor:
         return reference.unreduced(input, options).to(input.dtype)
     options = _for_kernels(options)
     if _through_dispatcher(input, options):
+        _is_sharded(input, options)
         return cast(Tensor, ops.unreduced.default(input, *options))
     if input.requires_grad and torch.is_grad_enabled():
         return apply_fused(input, kernels, options, 1.0, False, inplace)

@@ -41,4 +41,10 @@ void launch_count(const Problem& problem, bool wide, int device, void* stream) {
   }
 }
 
+int driver_version() {
+  int version = 0;
+  check(cudaDriverGetVersion(&version));
+  return version;
+}
+
 }  // namespace weighted_bce::cuda

@@ -16,4 +16,7 @@ void launch(Mode mode, const Problem& problem, int device, void* stream);
 /// in float64, otherwise in float32.
 void launch_count(const Problem& problem, bool wide, int device, void* stream);
 
+/// The newest CUDA that the driver serves, as 1000 major + 10 minor; 0 without a driver.
+int driver_version();
+
 }  // namespace weighted_bce::cuda

@@ -1,0 +1,91 @@
+"""A classifier whose labels are split over processes, checked against a whole one.
+
+Run as: torchrun --nproc-per-node 2 -m examples.label_parallel [--labels N] [--steps N]
+
+Each process holds its part of the last layer, of the logits and of the labels, and computes the
+loss of its part. A step communicates the gradient of the layer's input and, to show the loss, one
+number. With GPUs, each process takes one; without, the processes share the CPU.
+"""
+
+import argparse
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+from weighted_bce import WeightedBCEWithLogitsLoss
+
+FEATURES, HIDDEN, ROWS, DENSITY = 64, 128, 256, 0.005
+
+
+def network(labels: int, device: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (nn.Linear(FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, labels))
+    return nn.Sequential(*layers).to(device)
+
+
+def batches(labels: int, steps: int, device: str) -> list[tuple[Tensor, Tensor]]:
+    """The same in each process."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(steps):
+        x = torch.randn(ROWS, FEATURES, generator=generator)
+        y = torch.rand(ROWS, labels, generator=generator) < DENSITY
+        found.append((x.to(device), y.to(device)))
+    return found
+
+
+def train(labels: int, steps: int, device: str, mesh: DeviceMesh | None) -> list[float]:
+    """The losses of all steps; with a mesh, the labels are split over it."""
+    model = network(labels, device)
+    criterion = WeightedBCEWithLogitsLoss(pos_weight=torch.linspace(1, 20, labels)).to(device)
+    if mesh is not None:
+        style = ColwiseParallel(output_layouts=Shard(1), use_local_output=False)
+        parallelize_module(model[2], mesh, style)
+        assert isinstance(criterion.pos_weight, Tensor)
+        criterion.pos_weight = distribute_tensor(criterion.pos_weight, mesh, [Shard(0)])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2, foreach=False)
+    losses = []
+    for x, y in batches(labels, steps, device):
+        optimizer.zero_grad()
+        target = y if mesh is None else distribute_tensor(y, mesh, [Shard(1)])
+        loss = criterion(model(x), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach() if mesh is None else loss.detach().full_tensor()))
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="examples.label_parallel", description=__doc__)
+    parser.add_argument("--labels", type=int, default=1001, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")
+    options = parser.parse_args()
+    if "WORLD_SIZE" not in os.environ:
+        parser.error("run it by torchrun: torchrun --nproc-per-node 2 -m examples.label_parallel")
+    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = "cuda" if torch.cuda.device_count() >= processes else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        mesh = init_device_mesh(device, (processes,))
+        split = train(options.labels, options.steps, device, mesh)
+        whole = train(options.labels, options.steps, device, None)
+    finally:
+        dist.destroy_process_group()
+    furthest = max(abs(a - b) for a, b in zip(split, whole, strict=True))
+    if rank == 0:
+        print(f"{options.labels} labels over {processes} processes on {device}")
+        print(f"loss from {split[0]:.6f} to {split[-1]:.6f} in {options.steps} steps")
+        print(f"a whole classifier: the same, at most {furthest:.1e} apart")
+    if not furthest < 1e-4:
+        raise SystemExit("the split classifier does not train as the whole one")
+
+
+if __name__ == "__main__":
+    main()

@@ -115,8 +115,22 @@ def check_losses(processes: int) -> None:
             assert grad.placements == logits.placements
             (expected_grad,) = torch.autograd.grad(expected.sum() * 2.5, leaf)
             torch.testing.assert_close(grad.full_tensor(), expected_grad)
+        check_one_pass(logits.detach(), labels, x, target)
     with pytest.raises(TypeError, match="target must be a DTensor like input, got Tensor"):
         weighted_bce_with_logits(logits, target)
+
+
+def check_one_pass(logits: Any, labels: Any, x: Tensor, y: Tensor) -> None:
+    """The op that writes loss and gradient at once, called directly."""
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    one, arguments = torch.ones(()), (None, None, 7.0, 0.1, None, 1.0)
+    ones = distribute_tensor(one, logits.device_mesh, [Replicate()] * logits.device_mesh.ndim)
+    op = torch.ops.weighted_bce.loss_and_grad
+    sharded, whole = op(logits, labels, *arguments, ones), op(x, y, *arguments, one)
+    assert sharded[1].placements == logits.placements
+    for found, expected in zip(sharded, whole, strict=True):
+        torch.testing.assert_close(found.full_tensor(), expected)
 
 
 def check_classifier(processes: int) -> None:

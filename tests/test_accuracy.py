@@ -8,10 +8,10 @@ from weighted_bce import backend, weighted_bce_with_logits
 from .truth import Case, logits, truth, ulp, ulps_off
 
 # Against float64, which as its own truth is some ulp off as well. A GPU approximates 2^x and 1 / x
-# in float32, at most 2 ulp and 1 ulp off.
+# in float32, at most 2 ulp and 1 ulp off: both at their worst make 9 ulp of a gradient.
 ULPS = {
     "cpu": {torch.float32: 4, torch.float64: 6},
-    "cuda": {torch.float32: 7, torch.float64: 6},
+    "cuda": {torch.float32: 9, torch.float64: 6},
 }
 
 

@@ -13,10 +13,13 @@
 //     softplus(+-x)  = log1p(z) + max(+-x, 0)
 //     sigmoid(|x|)   = 1 / (1 + z),     sigmoid(-|x|) = z / (1 + z)
 //
-// No difference of nearby numbers appears, so each factor keeps its relative accuracy at any x.
+// No difference of nearby numbers appears, so each factor keeps its relative accuracy at any x. The
+// errors stated below are those of an arithmetic whose exp(-|x|) and reciprocal are at most 1 ulp
+// off, as on the CPU; cuda/scalar.h says by how much a GPU's are.
 //
 // The arithmetic is a parameter: a scalar, a SIMD vector, or a CUDA thread's float supplies
-// Math::Value with the operators + - * > ==, and set, fma, select, abs, max, reciprocal and divide.
+// Math::Value, made of Math::Element, with the operators + - * > ==, and set, fma, select, abs,
+// max, reciprocal and divide.
 #pragma once
 
 #include "series.h"

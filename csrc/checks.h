@@ -43,12 +43,15 @@ inline bool broadcasts(const Tensor& from, const Tensor& to) {
   return true;
 }
 
-inline bool on_same_device(const Tensor& a, const Tensor& b) {
-  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+/// The dtype of arithmetic, of a reduced loss and of what the gradient is multiplied by.
+inline ScalarType compute_type(const Tensor& input) {
+  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 inline void check_same_device(const Tensor& tensor, const Tensor& input, const char* name) {
-  STD_TORCH_CHECK(on_same_device(tensor, input), name, " must be on the device of input");
+  STD_TORCH_CHECK(
+      tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(),
+      name, " must be on the device of input");
 }
 
 /// As torch's own operators, a factor of one number may stay on the CPU.
@@ -78,9 +81,9 @@ inline void check(const Arguments& a) {
 /// 0-d, of the dtype of the loss, where the logits are.
 inline void check_scalar(const Tensor& scalar, const Tensor& input, const char* name) {
   STD_TORCH_CHECK(scalar.dim() == 0, name, " must be 0-d");
-  const bool wide = input.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(scalar.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float), name,
-                  " must be ", wide ? "float64" : "float32", " like the loss of input");
+  const ScalarType dtype = compute_type(input);
+  STD_TORCH_CHECK(scalar.scalar_type() == dtype, name, " must be ",
+                  dtype == ScalarType::Double ? "float64" : "float32", " like the loss of input");
   check_same_device(scalar, input, name);
 }
 

@@ -28,11 +28,6 @@ inline Tensor new_matrix(const Tensor& input) {
   return new_tensor(input, input.scalar_type(), input.dim(), input.sizes().data(), strides);
 }
 
-/// The dtype of arithmetic, of a reduced loss and of what the gradient is multiplied by.
-inline ScalarType compute_type(const Tensor& input) {
-  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 /// 0-d, of the dtype of arithmetic.
 inline Tensor new_scalar(const Tensor& input) {
   return new_tensor(input, compute_type(input), 0, nullptr, nullptr);

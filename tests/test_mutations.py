@@ -102,7 +102,7 @@ FAULTS = [
     Fault(
         "ignored target taken as hard", "worker.h", "marks_hard = problem.ignores", "marks_hard = 0"
     ),
-    Fault("nothing divided by nothing", "worker.h", "divisor == 0 ? 0 :", "divisor == -1 ? 0 :"),
+    Fault("nothing divided by nothing", "worker.h", "divisor == 0 &&", "divisor == -1 &&"),
     Fault(
         "lane not written",
         "lanes.h",

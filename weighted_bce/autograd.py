@@ -37,8 +37,10 @@ def _expectation(input: Tensor) -> Tensor:
 def _new_expectation(input: Tensor, kind: Any) -> Tensor:
     if len(_expected) >= _MOST_KINDS:
         kind = (input.get_device(), input.dtype)  # all others share one
-    one = torch.ones((), dtype=compute_dtype(input.dtype), device=input.device)
-    return _expected.setdefault(kind, one)
+    if kind not in _expected:
+        one = torch.ones((), dtype=compute_dtype(input.dtype), device=input.device)
+        _expected.setdefault(kind, one)  # another thread may have been faster
+    return _expected[kind]
 
 
 class FusedLoss(Function):

@@ -231,11 +231,9 @@ def _reduced(input: Tensor, options: Options, divisor: float | None, inplace: bo
     if _through_dispatcher(input, options):
         # Divided outside: as an argument of the op, a batch size would become a constant, and a
         # shard does not know what counts in the others.
-        sharded = _is_sharded(input, options)
-        total = ops.loss.default(input, *options, None if divisor is None and not sharded else 1.0)
-        if divisor is None and not sharded:
-            return cast(Tensor, total)
-        return reference.divided(total, divisor, options)
+        counts = not _is_sharded(input, options) and divisor is None
+        total = ops.loss.default(input, *options, None if counts else 1.0)
+        return cast(Tensor, total if counts else reference.divided(total, divisor, options))
     if input.requires_grad and torch.is_grad_enabled():
         return apply_fused(input, kernels, options, divisor, True, inplace)
     return cast(Tensor, kernels.loss(input, *options, divisor))

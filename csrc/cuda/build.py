@@ -122,7 +122,9 @@ def candidates() -> list[Path]:
     found = [Path(on_path)] if on_path else []
     for folder in site_folders():
         found += sorted(folder.glob("nvidia/cu[0-9]*/bin/nvcc"), reverse=True)
-    return found + [nvcc for nvcc in (USUAL,) if nvcc.is_file()]
+    if USUAL.is_file():
+        found.append(USUAL)
+    return found
 
 
 def site_folders() -> list[Path]:

@@ -26,9 +26,7 @@ WEIGHTED_BCE_DEVICE double sum_of_block(double v) {
 /// Writes the results of all blocks, the sum as Out. One thread calls it.
 template <class Out, class T>
 WEIGHTED_BCE_DEVICE void write_results(const Problem& problem, double sum, T factor) {
-  const double divisor = problem.count ? *problem.count : problem.divisor;
-  const bool nothing = divisor == 0 && problem.numel > 0;
-  *static_cast<Out*>(problem.loss) = static_cast<Out>(nothing ? 0 : sum / divisor);
+  *static_cast<Out*>(problem.loss) = static_cast<Out>(divided(problem, sum));
   if (problem.used != nullptr) *static_cast<T*>(problem.used) = factor;
 }
 
@@ -66,23 +64,19 @@ WEIGHTED_BCE_DEVICE bool start(const Problem& problem, Found<T>& shared) {
   if (kMode == Mode::kGrad && guessed_right<T>(problem)) return false;
   if (thread() == 0) {
     shared.factor = factor_of<T>(problem);
-    constexpr bool kSlopes = kMode == Mode::kGrad || kMode == Mode::kLossAndGrad;
-    shared.scale = kSlopes ? scale_of(problem, shared.factor) : Scale<T>{1, 0};
+    shared.scale = kHasSlopes<kMode> ? scale_of(problem, shared.factor) : Scale<T>{1, 0};
   }
   barrier();
   return true;
 }
 
 /// The blocks of `on_vectors` that a multiprocessor holds: as many as have registers enough.
-template <class X>
-constexpr int resident(Mode mode) {
-  const bool slopes = mode == Mode::kLossAndGrad || mode == Mode::kGrad;
-  return slopes && sizeof(X) == 2 ? 3 : 4;
-}
+template <class X, Mode kMode>
+constexpr int kResident = kHasSlopes<kMode> && sizeof(X) == 2 ? 3 : 4;
 
 /// Logits, targets and output that are lines, aligned as takes_vectors() says.
 template <class X, int kTargetBytes, Mode kMode>
-WEIGHTED_BCE_KERNEL(resident<X>(kMode))
+WEIGHTED_BCE_KERNEL((kResident<X, kMode>))
 on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem) {
   using T = typename Arithmetic<X>::T;
   using Work = VectorWorker<X, kTargetBytes, kMode>;
@@ -120,7 +114,7 @@ on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem) {
     work.element(rest);
     work.collect();
   }
-  if constexpr (kMode == Mode::kLoss || kMode == Mode::kLossAndGrad) {
+  if constexpr (kAddsUp<kMode>) {
     leave_part<T>(problem, work.total(), shared.factor);
   }
 }
@@ -139,7 +133,7 @@ on_elements(const WEIGHTED_BCE_PARAMETER Problem problem) {
     work.element(i);
     work.collect();
   }
-  if constexpr (kMode == Mode::kLoss || kMode == Mode::kLossAndGrad) {
+  if constexpr (kAddsUp<kMode>) {
     leave_part<T>(problem, work.total(), shared.factor);
   }
 }
@@ -150,14 +144,13 @@ WEIGHTED_BCE_KERNEL(4)
 count_targets(const WEIGHTED_BCE_PARAMETER Problem problem) {
   if (guessed_right<T>(problem)) return;
   const T ignore_index = numbers_of<T>(problem).ignore_index;
-  const bool ignores_nan = ignore_index != ignore_index;
   const int64_t step = int64_t{kThreads} * blocks();
   int64_t kept = 0;
 #pragma unroll 4
   for (int64_t i = int64_t{kThreads} * block() + thread(); i < problem.numel; i += step) {
     const int64_t offset = offset_of(problem, problem.y, i);
     const T y = decoded<T>(load_element(problem.y, offset), problem.y.dtype);
-    kept += !(ignores_nan ? y != y : y == ignore_index);
+    kept += !is_mark(y, ignore_index);
   }
   leave_part<double>(problem, static_cast<double>(kept), T(1));
 }

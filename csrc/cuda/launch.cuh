@@ -64,8 +64,7 @@ struct Start {
 template <class X, Mode kMode>
 void launch_mode(const Problem& problem, int device, cudaStream_t stream) {
   using T = typename Arithmetic<X>::T;
-  constexpr bool kSums = kMode == Mode::kLoss || kMode == Mode::kLossAndGrad;
-  const Finish last = kSums ? finish<T, T> : nullptr;
+  const Finish last = kAddsUp<kMode> ? finish<T, T> : nullptr;
   choose_kernel<X, kMode>(problem, takes_vectors(problem), Start{problem, last, device, stream});
   if (kMode == Mode::kGrad && problem.guessed != nullptr) {
     learn<T><<<1, 1, 0, stream>>>(problem);

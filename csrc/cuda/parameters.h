@@ -12,6 +12,10 @@ constexpr int kThreads = 256;  // of a block
 constexpr int kMostBlocks = 4096;
 
 enum class Mode : uint8_t { kLoss, kLossAndGrad, kGrad, kUnreduced };
+template <Mode kMode>
+constexpr bool kAddsUp = kMode == Mode::kLoss || kMode == Mode::kLossAndGrad;
+template <Mode kMode>
+constexpr bool kHasSlopes = kMode == Mode::kGrad || kMode == Mode::kLossAndGrad;
 
 /// Division by a number from 1 to 2^62, as a multiplication: of n < 2^63,
 ///     n / d = floor(n m / 2^64) / 2^shift    with m = ceil(2^(63 + l) / d), 2^(l - 1) < d <= 2^l

@@ -6,20 +6,25 @@
 namespace weighted_bce::cuda {
 
 template <class T>
+struct Basics {
+  using Value = T;
+  using Element = T;
+
+  static WEIGHTED_BCE_DEVICE T set(T v) { return v; }
+  static WEIGHTED_BCE_DEVICE T fma(T a, T b, T c) { return fused(a, b, c); }
+  static WEIGHTED_BCE_DEVICE T select(bool m, T a, T b) { return m ? a : b; }
+  static WEIGHTED_BCE_DEVICE T max(T a, T b) { return max_number(a, b); }
+  static WEIGHTED_BCE_DEVICE T abs(T v) { return magnitude(v); }
+};
+
+template <class T>
 struct Scalar;
 
 template <>
-struct Scalar<float> {
-  using Value = float;
-  using Element = float;
+struct Scalar<float> : Basics<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23, kBias = 127;
 
-  static WEIGHTED_BCE_DEVICE float set(float v) { return v; }
-  static WEIGHTED_BCE_DEVICE float fma(float a, float b, float c) { return fused(a, b, c); }
-  static WEIGHTED_BCE_DEVICE float select(bool m, float a, float b) { return m ? a : b; }
-  static WEIGHTED_BCE_DEVICE float max(float a, float b) { return max_number(a, b); }
-  static WEIGHTED_BCE_DEVICE float abs(float v) { return magnitude(v); }
   /// For v in [1, 2^126], at most 1 ulp off.
   static WEIGHTED_BCE_DEVICE float reciprocal(float v) { return reciprocal_approximate(v); }
   /// For b in [1, 2^126], at most 2 ulp off.
@@ -41,17 +46,10 @@ struct Scalar<float> {
 };
 
 template <>
-struct Scalar<double> {
-  using Value = double;
-  using Element = double;
+struct Scalar<double> : Basics<double> {
   using Bits = uint64_t;
   static constexpr int kMantissa = 52, kBias = 1023;
 
-  static WEIGHTED_BCE_DEVICE double set(double v) { return v; }
-  static WEIGHTED_BCE_DEVICE double fma(double a, double b, double c) { return fused(a, b, c); }
-  static WEIGHTED_BCE_DEVICE double select(bool m, double a, double b) { return m ? a : b; }
-  static WEIGHTED_BCE_DEVICE double max(double a, double b) { return max_number(a, b); }
-  static WEIGHTED_BCE_DEVICE double abs(double v) { return magnitude(v); }
   static WEIGHTED_BCE_DEVICE double reciprocal(double v) { return 1.0 / v; }
   static WEIGHTED_BCE_DEVICE double divide(double a, double b) { return a / b; }
   /// v 2^n for n from -2^11 to 0. Two factors, each a normal number, so that a denormal result is

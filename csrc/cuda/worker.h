@@ -16,7 +16,6 @@ template <class T>
 struct Uniform : Numbers<T> {
   Scale<T> factor;
   T factor_of_positives;  // -pos_weight times that factor
-  bool ignores_nan;
   bool p_varies, w_varies, has_upstream;
   bool has_hard;  // hard targets go the short way; pos_weight is above 0 and finite, or varies
   uint64_t one;   // the bits of a hard positive
@@ -36,11 +35,22 @@ WEIGHTED_BCE_DEVICE T read_scalar(const void* from) {
   return *static_cast<const volatile T*>(from);
 }
 
-/// factor / divisor, where nothing counts 0 instead of 0 / 0. One thread of a block computes it.
+/// Whether a target is one that does not count; NaN marks NaN.
+template <class T>
+WEIGHTED_BCE_DEVICE bool is_mark(T y, T ignore_index) {
+  return ignore_index != ignore_index ? y != y : y == ignore_index;
+}
+
+/// v / divisor; where nothing counts although there are elements, 0 instead of 0 / 0.
+WEIGHTED_BCE_DEVICE double divided(const Problem& problem, double v) {
+  const double divisor = problem.count ? *problem.count : problem.divisor;
+  return divisor == 0 && problem.numel > 0 ? 0 : v / divisor;
+}
+
+/// factor / divisor. One thread of a block computes it.
 template <class T>
 WEIGHTED_BCE_DEVICE Scale<T> scale_of(const Problem& problem, T factor) {
-  const double divisor = problem.count ? *problem.count : problem.divisor;
-  const double exact = divisor == 0 ? 0 : static_cast<double>(factor) / divisor;
+  const double exact = divided(problem, static_cast<double>(factor));
   const T scale = static_cast<T>(exact);
   const bool finite = scale - scale == 0;
   return {scale, finite ? static_cast<T>(exact - static_cast<double>(scale)) : T(0)};
@@ -55,7 +65,6 @@ WEIGHTED_BCE_DEVICE Uniform<T> uniform_of(const Problem& problem, Scale<T> facto
   u.has_upstream = problem.upstream.form != Form::kAbsent;
   if (problem.p.form == Form::kUniform) u.pos_weight = factor_at<X, T>(problem, problem.p, 0);
   if (problem.w.form == Form::kUniform) u.weight = factor_at<X, T>(problem, problem.w, 0);
-  u.ignores_nan = u.ignore_index != u.ignore_index;
   u.factor = factor;
   u.factor_of_positives = -LossMath<Scalar<T>>::scaled(u.pos_weight, factor.scale, factor.low);
   const bool marks_hard = problem.ignores && (u.ignore_index == 0 || u.ignore_index == 1);
@@ -73,8 +82,7 @@ class Worker {
   using T = typename Arithmetic<X>::T;
   using S = Scalar<T>;
   using Formula = LossMath<S>;
-  static constexpr bool kSums = kMode == Mode::kLoss || kMode == Mode::kLossAndGrad;
-  static constexpr bool kSlopes = kMode == Mode::kLossAndGrad || kMode == Mode::kGrad;
+  static constexpr bool kSums = kAddsUp<kMode>, kSlopes = kHasSlopes<kMode>;
 
   const Problem& problem_;
   const Uniform<T> u_;
@@ -94,7 +102,7 @@ class Worker {
 
   /// Any element of any target, with these factors. Returns what the mode writes.
   WEIGHTED_BCE_DEVICE T general(T x, T y, T w, T p, T upstream) {
-    if (problem_.ignores && (u_.ignores_nan ? y != y : y == u_.ignore_index)) return 0;
+    if (problem_.ignores && is_mark(y, u_.ignore_index)) return 0;
     auto c = Formula::coefficients(y, p, u_.keep, u_.shift);
     c = {w * c.positive, w * c.negative};
     const T z = S::exp_minus_abs(x);

@@ -69,7 +69,7 @@ void start_mode(const cuda::Problem& problem, bool vectors, const Grid& grid) {
   if (kMode == Mode::kGrad && problem.guessed != nullptr) {
     Grid{1, grid.order}.run([&] { cuda::learn<T>(problem); });
   }
-  if constexpr (kMode == Mode::kLoss || kMode == Mode::kLossAndGrad) {
+  if constexpr (cuda::kAddsUp<kMode>) {
     if (grid.blocks != 1 && grid.only.empty()) {
       Grid{1, grid.order}.run([&] { cuda::finish<T, T>(problem, grid.blocks); });
     }

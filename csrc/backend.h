@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <string>
 #include <tuple>
 
 #include "checks.h"
@@ -17,20 +18,18 @@ struct Ops {
   static Tensor loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& pos_weight, double pos_weight_value,
                      double label_smoothing, std::optional<double> ignore_index,
-                     std::optional<double> divisor) {
-    const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                      label_smoothing, ignore_index, divisor};
-    check(a);
+                     const std::string& reduction) {
+    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, reduction);
     return Backend::loss(a);
   }
 
   static std::tuple<Tensor, Tensor, Tensor> loss_and_grad(
       const Tensor& input, const Tensor& target, const OptionalTensor& weight,
       const OptionalTensor& pos_weight, double pos_weight_value, double label_smoothing,
-      std::optional<double> ignore_index, std::optional<double> divisor, const Tensor& expected) {
-    const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                      label_smoothing, ignore_index, divisor};
-    check(a);
+      std::optional<double> ignore_index, const std::string& reduction, const Tensor& expected) {
+    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, reduction);
     check_scalar(expected, input, "expected");
     return Backend::loss_and_grad(a, expected);
   }
@@ -39,10 +38,9 @@ struct Ops {
                            const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                            const OptionalTensor& pos_weight, double pos_weight_value,
                            double label_smoothing, std::optional<double> ignore_index,
-                           std::optional<double> divisor) {
-    const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                      label_smoothing, ignore_index, divisor};
-    check(a);
+                           const std::string& reduction) {
+    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, reduction);
     check_scalar(grad_output, input, "grad_output");
     check_scalar(used, input, "used");
     check_scalar(expected, input, "expected");
@@ -54,10 +52,9 @@ struct Ops {
   static Tensor grad(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                      const OptionalTensor& weight, const OptionalTensor& pos_weight,
                      double pos_weight_value, double label_smoothing,
-                     std::optional<double> ignore_index, std::optional<double> divisor) {
-    const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                      label_smoothing, ignore_index, divisor};
-    check(a);
+                     std::optional<double> ignore_index, const std::string& reduction) {
+    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, reduction);
     check_grad_output(grad_output, input);
     const Tensor out = Backend::new_result(input);
     Backend::write_grad(a, grad_output, out);
@@ -67,10 +64,9 @@ struct Ops {
   static void grad_(const Tensor& grad_output, Tensor input, const Tensor& target,
                     const OptionalTensor& weight, const OptionalTensor& pos_weight,
                     double pos_weight_value, double label_smoothing,
-                    std::optional<double> ignore_index, std::optional<double> divisor) {
-    const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                      label_smoothing, ignore_index, divisor};
-    check(a);
+                    std::optional<double> ignore_index, const std::string& reduction) {
+    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, reduction);
     check_grad_output(grad_output, input);
     check_writable(input, "input");
     Backend::write_grad(a, grad_output, input);
@@ -79,9 +75,8 @@ struct Ops {
   static Tensor unreduced(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                           const OptionalTensor& pos_weight, double pos_weight_value,
                           double label_smoothing, std::optional<double> ignore_index) {
-    const Arguments a{input,           target,       weight, pos_weight, pos_weight_value,
-                      label_smoothing, ignore_index, 1.0};
-    check(a);
+    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, "sum");
     const Tensor out = Backend::new_result(input);
     Backend::write_unreduced(a, out);
     return out;

@@ -233,11 +233,11 @@ def test_ops_check_for_themselves(kernel_device: str) -> None:
         "ignore_index": None,
     }
     calls: list[Callable[[dict[str, Any]], Any]] = [
-        lambda a: ops.loss(*a.values(), 1.0),
-        lambda a: ops.loss_and_grad(*a.values(), 1.0, one),
-        lambda a: ops.update_grad_(one, 2 * one, one.clone(), blank, *a.values(), 1.0),
-        lambda a: ops.grad(one, *a.values(), 1.0),
-        lambda a: ops.grad_(one, *a.values(), 1.0),
+        lambda a: ops.loss(*a.values(), "sum"),
+        lambda a: ops.loss_and_grad(*a.values(), "sum", one),
+        lambda a: ops.update_grad_(one, 2 * one, one.clone(), blank, *a.values(), "sum"),
+        lambda a: ops.grad(one, *a.values(), "sum"),
+        lambda a: ops.grad_(one, *a.values(), "sum"),
         lambda a: ops.unreduced(*a.values()),
     ]
     wrong: dict[str, tuple[Any, str]] = {
@@ -256,22 +256,28 @@ def test_ops_check_for_themselves(kernel_device: str) -> None:
             with pytest.raises(RuntimeError):
                 call({**good, name: value})
         assert torch.equal(good["input"], logits)
+    scalar = [blank[0, 0], labels[0, 0], *list(good.values())[2:]]
+    for reduction in ("none", ""):
+        with pytest.raises(RuntimeError, match="reduction must be mean, sum or batchmean, got"):
+            ops.loss(*good.values(), reduction)
+    with pytest.raises(RuntimeError, match="batchmean needs an input with a first dimension"):
+        ops.loss(*scalar, "batchmean")
     for upstream in (blank[:, 0], blank[0], blank[:1]):
         with pytest.raises(RuntimeError, match="grad_output must be 0-d or have the shape"):
-            ops.grad(upstream, *good.values(), 1.0)
+            ops.grad(upstream, *good.values(), "sum")
     with pytest.raises(RuntimeError, match="expected must be 0-d"):
-        ops.loss_and_grad(*good.values(), 1.0, one.view(1))
+        ops.loss_and_grad(*good.values(), "sum", one.view(1))
     with pytest.raises(RuntimeError, match="expected must be float32 like the loss of input"):
-        ops.loss_and_grad(*good.values(), 1.0, one.double())
+        ops.loss_and_grad(*good.values(), "sum", one.double())
     scalars = [one, one, one.clone()]
     for wrong_grad in (blank[:, :4], blank.double()):
         with pytest.raises(RuntimeError, match="grad must have the shape and dtype of input"):
-            ops.update_grad_(*scalars, wrong_grad, *good.values(), 1.0)
+            ops.update_grad_(*scalars, wrong_grad, *good.values(), "sum")
     with pytest.raises(RuntimeError, match="grad must not overlap itself"):
-        ops.update_grad_(*scalars, blank[:1].expand(8, 5), *good.values(), 1.0)
+        ops.update_grad_(*scalars, blank[:1].expand(8, 5), *good.values(), "sum")
     overlapping = {**good, "input": blank[:1].expand(8, 5)}
     with pytest.raises(RuntimeError, match="must not overlap itself"):
-        ops.grad_(one, *overlapping.values(), 1.0)
+        ops.grad_(one, *overlapping.values(), "sum")
 
 
 def test_backend() -> None:

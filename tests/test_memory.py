@@ -94,7 +94,7 @@ def test_empty_cache_gives_it_back() -> None:
 
 def test_kept_memory_is_bounded() -> None:
     y = torch.zeros(1, LABELS, dtype=torch.bool)
-    args = (None, None, 1.0, 0.0, None, 1.0)
+    args = (None, None, 1.0, 0.0, None, "sum")
     one = torch.zeros(1, LABELS)
     rows = 48 * ROWS  # 96 MiB, 14 of which are more than 1 GiB
     living = [

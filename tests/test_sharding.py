@@ -124,7 +124,7 @@ def check_one_pass(logits: Any, labels: Any, x: Tensor, y: Tensor) -> None:
     """The op that writes loss and gradient at once, called directly."""
     from torch.distributed.tensor import Replicate, distribute_tensor
 
-    one, arguments = torch.ones(()), (None, None, 7.0, 0.1, None, 1.0)
+    one, arguments = torch.ones(()), (None, None, 7.0, 0.1, None, "sum")
     ones = distribute_tensor(one, logits.device_mesh, [Replicate()] * logits.device_mesh.ndim)
     op = torch.ops.weighted_bce.loss_and_grad
     sharded, whole = op(logits, labels, *arguments, ones), op(x, y, *arguments, one)

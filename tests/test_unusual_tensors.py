@@ -129,4 +129,4 @@ def test_ops_do_not_drop_a_gradient_silently(kernel_device: str, position: int) 
     tensors = [x, y, torch.ones_like(x), torch.ones_like(x)]
     tensors[position].requires_grad_()
     with pytest.raises(NotImplementedError, match="weighted_bce_with_logits has"):
-        torch.ops.weighted_bce.loss(*tensors, 1.0, 0.0, None, 1.0)
+        torch.ops.weighted_bce.loss(*tensors, 1.0, 0.0, None, "sum")

@@ -86,12 +86,13 @@ class Case:
             **options,
         )
 
-    def op_args(self, divisor: float | None = 1.0) -> tuple[Any, ...]:
-        """The arguments of the ops that follow `input`."""
+    def op_args(self, reduction: str | None = None) -> tuple[Any, ...]:
+        """The arguments of the ops that follow `input`; by default with its own reduction."""
         tensor = self.pos_weight if isinstance(self.pos_weight, Tensor) else None
         value = self.pos_weight if isinstance(self.pos_weight, float) else 1.0
         options = (value, self.label_smoothing, self.ignore_index)
-        return (self.target, self.weight, tensor, *options, divisor)
+        own = self.reduction if self.reduction in ("mean", "sum", "batchmean") else "sum"
+        return (self.target, self.weight, tensor, *options, reduction or own)
 
 
 @dataclass

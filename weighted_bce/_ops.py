@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import _batching, reference
 from ._extension import extension
 from .reference import Options, compute_dtype
 
@@ -43,36 +43,29 @@ def _only_logits(ctx: Any, others: slice) -> None:
 
 def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _only_logits(ctx, slice(1, 4))
-    input, target, weight, pos_weight = inputs[:4]
-    ctx.save_for_backward(input, target, weight, pos_weight)
-    ctx.rest = inputs[4:7]
-    ctx.divisor = inputs[7] if len(inputs) > 7 else 1.0
-    ctx.count = len(inputs)
+    ctx.save_for_backward(*inputs[:4])
+    ctx.rest = inputs[4:]
 
 
-def _loss_backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Any, ...]:
-    input, *tensors = ctx.saved_tensors
-    grad = ops.grad(grad_output, input, *tensors, *ctx.rest, ctx.divisor)
-    return (grad, *(None,) * (ctx.count - 1))
+def _loss_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    return ops.grad(grad_output, *ctx.saved_tensors, *ctx.rest), *(None,) * 7
+
+
+def _unreduced_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    return ops.grad(grad_output, *ctx.saved_tensors, *ctx.rest, "sum"), *(None,) * 6
 
 
 def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _only_logits(ctx, slice(2, 5))
     ctx.save_for_backward(*inputs[:5])
-    ctx.rest = inputs[5:8]
-    ctx.divisor = inputs[8]
+    ctx.rest = inputs[5:]
 
 
 def _grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     grad_output, input, *tensors = ctx.saved_tensors
-    with torch.enable_grad():
-        # Both as they are in the graph, where a third derivative may be wanted.
-        input, grad_output = (
-            t if t.requires_grad else t.detach().requires_grad_() for t in (input, grad_output)
-        )
-        grad = reference.grad(grad_output, input, Options(*tensors, *ctx.rest), ctx.divisor)
-        both = torch.autograd.grad(grad, (grad_output, input), upstream, create_graph=True)
-    return (*both, *(None,) * 7)
+    *rest, reduction = ctx.rest
+    options = Options(*tensors, *rest)
+    return *reference.grad_vjp(upstream, grad_output, input, options, reduction), *(None,) * 7
 
 
 def _fake_loss(input: Tensor, *_: Any) -> Tensor:
@@ -108,11 +101,14 @@ _FAKES: dict[str, Callable[..., Any]] = {
 def _register() -> None:
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"weighted_bce::{name}", fake)
-    for name in ("loss", "unreduced"):
-        torch.library.register_autograd(
-            f"weighted_bce::{name}", _loss_backward, setup_context=_save_loss
-        )
-    torch.library.register_autograd("weighted_bce::grad", _grad_backward, setup_context=_save_grad)
+    for name, backward, save in (
+        ("loss", _loss_backward, _save_loss),
+        ("unreduced", _unreduced_backward, _save_loss),
+        ("grad", _grad_backward, _save_grad),
+    ):
+        torch.library.register_autograd(f"weighted_bce::{name}", backward, setup_context=save)
+    for name, rule in _batching.RULES.items():
+        torch.library.register_vmap(f"weighted_bce::{name}", rule)  # type: ignore[arg-type]
 
 
 if extension is not None:

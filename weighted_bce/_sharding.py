@@ -86,9 +86,9 @@ def _unreduced(*arguments: Any) -> _Rule:
     return _each(arguments[:4], True, lambda own, all: ([own[0]], [*own, *[None] * 3]))
 
 
-def _sum_is_local(divisor: float | None) -> bool:
-    """An op without a divisor counts the elements, which a shard cannot."""
-    return divisor is not None
+def _sum_is_local(reduction: str) -> bool:
+    """A shard does not know how many elements there are in all."""
+    return reduction == "sum"
 
 
 def _each(

@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
-from . import reference
+from . import transforms
 from ._ops import Kernels, ops
 from .reference import Options, compute_dtype
 
 _graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
-_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 
 # Upstream gradients by kind of input, 0-d, on its device. The ops change their values; a CUDA graph
@@ -44,7 +43,7 @@ def _new_expectation(input: Tensor, kind: Any) -> Tensor:
 
 
 class FusedLoss(Function):
-    """Loss of `input`: reduced to a sum over `divisor`, or of each element."""
+    """The loss of `input` after a reduction, or, where that is None, of each element."""
 
     @staticmethod
     def forward(
@@ -52,53 +51,49 @@ class FusedLoss(Function):
         input: Tensor,
         kernels: Kernels,
         options: Options,
-        divisor: float | None,
-        reduced: bool,
+        reduction: str | None,
         inplace: bool,
     ) -> Tensor:
         grad = used = None
-        if reduced and not inplace:
-            expected = _expectation(input)
-            loss, grad, used = kernels.loss_and_grad(input, *options, divisor, expected)
-        elif reduced:
-            loss = kernels.loss(input, *options, divisor)
-        else:
+        if reduction is None:
             loss = kernels.unreduced(input, *options)
+        elif inplace:
+            loss = kernels.loss(input, *options, reduction)
+        else:
+            expected = _expectation(input)
+            loss, grad, used = kernels.loss_and_grad(input, *options, reduction, expected)
         # Both together: a checkpoint computes them a second time, with another expectation.
         ctx.save_for_backward(input, *options[:3], grad, used)
-        ctx.rest, ctx.divisor, ctx.inplace = options[3:], divisor, inplace
+        ctx.rest, ctx.inplace = (*options[3:], reduction or "sum"), inplace
         return cast(Tensor, loss)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         input, target, weight, pos_weight, grad, used = ctx.saved_tensors
-        plain = not (torch.is_grad_enabled() or _transforms_active() or _is_batched(grad_output))
+        plain = not (torch.is_grad_enabled() or transforms.active() or _is_batched(grad_output))
         # A kept graph comes back for the same gradient: what it holds is not given away.
         given_away = grad is not None and plain and not _graph_is_kept()
         # On the CPU a look at the numbers costs less than a call of the op.
         if given_away and grad_output.is_cpu and grad_output.item() == used.item():
-            return grad, None, None, None, None, None
-        options = Options(target, weight, pos_weight, *ctx.rest)
-        rest = input, *options, ctx.divisor
+            return grad, None, None, None, None
+        rest = input, target, weight, pos_weight, *ctx.rest
         if given_away:
             ops.update_grad_.default(grad_output, used, _expectation(input), grad, *rest)
             result = grad
         elif not plain:
-            result = reference.grad(grad_output, input, options, ctx.divisor)
+            result = transforms.gradient(grad_output, *rest)
         elif ctx.inplace:
-            result = _write_over(input, grad_output, options, ctx.divisor)
+            result = _write_over(grad_output, *rest)
         else:
             result = ops.grad.default(grad_output, *rest)
-        return result, None, None, None, None, None
+        return result, None, None, None, None
 
 
-def _write_over(
-    input: Tensor, grad_output: Tensor, options: Options, divisor: float | None
-) -> Tensor:
+def _write_over(grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
     logits = input.detach()
     if _overlaps(logits):  # elements that share their memory cannot each hold a gradient
-        return cast(Tensor, ops.grad.default(grad_output, logits, *options, divisor))
-    ops.grad_.default(grad_output, logits, *options, divisor)
+        return cast(Tensor, ops.grad.default(grad_output, logits, *rest))
+    ops.grad_.default(grad_output, logits, *rest)
     increment_version(input)
     return logits
 

@@ -5,9 +5,8 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import _config, _sharding, reference
+from . import _config, _sharding, reference, transforms
 from ._checks import check_reduction, checked_options
 from ._extension import HOW_TO_BUILD, extension
 from ._ops import (
@@ -26,7 +25,6 @@ from .reference import Options
 Reduction = str | Callable[[Tensor], Tensor]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _tracing_state: Callable[[], object] = torch._C._get_tracing_state
 
@@ -96,18 +94,12 @@ def weighted_bce_with_logits(
         2.0794
     """
     options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
-    divisor: float | None
-    if reduction == "mean":
-        divisor = None if ignore_index is not None else input.numel()
-    elif reduction == "sum":
-        divisor = 1.0
-    else:
+    if reduction not in ("mean", "sum"):
         check_reduction(reduction, input)
         if reduction != "batchmean":
             loss = _unreduced(input, options, inplace_backward)
             return loss if isinstance(reduction, str) else reduction(loss)
-        divisor = input.shape[0]
-    return _reduced(input, options, divisor, inplace_backward)
+    return _reduced(input, options, reduction, inplace_backward)
 
 
 def weighted_bce(
@@ -155,10 +147,7 @@ def weighted_bce(
         return reduction(loss.to(input.dtype))
     if reduction == "none":
         return loss.to(input.dtype)
-    divisor: float | None = {"mean": None, "sum": 1.0}.get(reduction)
-    if reduction == "batchmean":
-        divisor = input.shape[0]
-    return reference.divided(loss.sum(), divisor, options)
+    return reference.divided(loss.sum(), reduction, options)
 
 
 def _kernels_for(input: Tensor) -> Kernels | None:
@@ -182,24 +171,36 @@ def _why_none(input: Tensor) -> str:
     return reason or f"got {input.layout} on {input.device.type} with {input.dim()} dimensions"
 
 
-def _differentiable_elsewhere(options: Options) -> bool:
-    """Whether a gradient is wanted that the kernels do not give, or a transform is active."""
+def _kernels_lack(options: Options) -> bool:
+    """Whether a gradient is wanted that the kernels do not give."""
+    if transforms.active():
+        # The compiler traces transforms of plain torch only.
+        return torch.compiler.is_compiling() or transforms.lack(options[:3])
     target, weight, pos_weight = options[:3]
     wanted = (
         target.requires_grad
         or (weight is not None and weight.requires_grad)
         or (pos_weight is not None and pos_weight.requires_grad)
     )
-    return (
-        (wanted and torch.is_grad_enabled())
-        or _transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    return wanted and torch.is_grad_enabled()
 
 
 def _for_kernels(options: Options) -> Options:
     target = options.target
-    return options if target.dtype in TARGET_DTYPES else options._replace(target=target.float())
+    if target.dtype not in TARGET_DTYPES:
+        options = options._replace(target=target.float())
+    if torch.compiler.is_compiling() and _changes(options.pos_weight_value):
+        # As an op's argument each value would be compiled anew, as a product it is an input.
+        value = torch.ones((), dtype=torch.float64, device="cpu") * options.pos_weight_value
+        options = options._replace(pos_weight=value, pos_weight_value=1.0)
+    return options
+
+
+def _changes(number: float) -> bool:
+    """Whether the compiler has seen a number change, and keeps it as a symbol."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not has_static_value(number)
 
 
 def _through_dispatcher(input: Tensor, options: Options) -> bool:
@@ -215,38 +216,40 @@ def _through_dispatcher(input: Tensor, options: Options) -> bool:
     )
 
 
-def _is_sharded(input: Tensor, options: Options) -> bool:
-    return not torch.compiler.is_compiling() and _sharding.prepare(input, options)
-
-
 def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in _PLAIN and not tensor.is_neg()
 
 
-def _reduced(input: Tensor, options: Options, divisor: float | None, inplace: bool) -> Tensor:
+def _reduced(input: Tensor, options: Options, reduction: str, inplace: bool) -> Tensor:
     kernels = _kernels_for(input)
-    if kernels is None or _differentiable_elsewhere(options):
-        return reference.loss(input, options, divisor)
+    if kernels is None or _kernels_lack(options):
+        return reference.loss(input, options, reduction)
     options = _for_kernels(options)
+    if transforms.active():
+        return transforms.loss(input, *options, reduction)
     if _through_dispatcher(input, options):
-        # Divided outside: as an argument of the op, a batch size would become a constant, and a
-        # shard does not know what counts in the others.
-        counts = not _is_sharded(input, options) and divisor is None
-        total = ops.loss.default(input, *options, None if counts else 1.0)
-        return cast(Tensor, total if counts else reference.divided(total, divisor, options))
+        if _is_sharded(input, options):  # a shard does not know what counts in the others
+            return reference.divided(ops.loss.default(input, *options, "sum"), reduction, options)
+        return cast(Tensor, ops.loss.default(input, *options, reduction))
     if input.requires_grad and torch.is_grad_enabled():
-        return apply_fused(input, kernels, options, divisor, True, inplace)
-    return cast(Tensor, kernels.loss(input, *options, divisor))
+        return apply_fused(input, kernels, options, reduction, inplace)
+    return cast(Tensor, kernels.loss(input, *options, reduction))
 
 
 def _unreduced(input: Tensor, options: Options, inplace: bool) -> Tensor:
     kernels = _kernels_for(input)
-    if kernels is None or _differentiable_elsewhere(options):
+    if kernels is None or _kernels_lack(options):
         return reference.unreduced(input, options).to(input.dtype)
     options = _for_kernels(options)
+    if transforms.active():
+        return transforms.unreduced(input, *options)
     if _through_dispatcher(input, options):
         _is_sharded(input, options)
         return cast(Tensor, ops.unreduced.default(input, *options))
     if input.requires_grad and torch.is_grad_enabled():
-        return apply_fused(input, kernels, options, 1.0, False, inplace)
+        return apply_fused(input, kernels, options, None, inplace)
     return cast(Tensor, kernels.unreduced(input, *options))
+
+
+def _is_sharded(input: Tensor, options: Options) -> bool:
+    return not torch.compiler.is_compiling() and _sharding.prepare(input, options)

@@ -76,26 +76,71 @@ def unreduced(input: Tensor, options: Options) -> Tensor:
     return loss if skip is None else loss.masked_fill(skip, 0)
 
 
-def divided(total: Tensor, divisor: float | None, options: Options) -> Tensor:
-    """total / divisor, where None stands for the number of elements that count."""
-    if divisor is not None:
-        return total / divisor
-    skip = ignored(options)
-    if skip is None or skip.numel() == 0:
-        return total / options.target.numel()
-    return total / (~skip).sum().clamp(min=1)
+def divisor(reduction: str, options: Options, first: int = 0) -> float | Tensor:
+    """What a sum is divided by; for each sample, where `first` dimensions number the samples."""
+    shape = options.target.shape[first:]
+    if reduction == "sum":
+        return 1
+    if reduction == "batchmean":
+        return shape[0]
+    skip, size = ignored(options), math.prod(shape)
+    if skip is None or size == 0:
+        return size
+    # No dimensions at all would stand for every one.
+    counted = (~skip).sum(tuple(range(first, skip.dim()))) if shape else (~skip).long()
+    return counted.clamp(min=1)
 
 
-def loss(input: Tensor, options: Options, divisor: float | None) -> Tensor:
-    """The sum of the losses over the divisor, 0-d."""
-    return divided(unreduced(input, options).sum(), divisor, options)
+def divided(total: Tensor, reduction: str, options: Options) -> Tensor:
+    """A sum, or what it is linear in, after the reduction."""
+    return total if reduction == "sum" else total / divisor(reduction, options)
 
 
-def grad(grad_output: Tensor, input: Tensor, options: Options, divisor: float | None) -> Tensor:
-    """The gradient with respect to `input`, itself differentiable."""
+def loss(input: Tensor, options: Options, reduction: str) -> Tensor:
+    """The sum of the losses, or a mean of them, 0-d."""
+    return divided(unreduced(input, options).sum(), reduction, options)
+
+
+def _derivatives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """The first and the second derivative of each element's loss, in the compute dtype."""
     x, options, skip = without_ignored(input, options)
     positive, negative = coefficients(options, x.dtype)
-    slope = negative * torch.sigmoid(x) - positive * torch.sigmoid(-x)
-    if skip is not None:
-        slope = slope.masked_fill(skip, 0)
-    return (divided(grad_output.to(x.dtype), divisor, options) * slope).to(input.dtype)
+    up, down = torch.sigmoid(x), torch.sigmoid(-x)
+    slope, curvature = negative * up - positive * down, (positive + negative) * up * down
+    if skip is None:
+        return slope, curvature
+    return slope.masked_fill(skip, 0), curvature.masked_fill(skip, 0)
+
+
+def grad(grad_output: Tensor, input: Tensor, options: Options, reduction: str) -> Tensor:
+    """The gradient with respect to `input`, itself differentiable.
+
+    grad_output is 0-d, or has the shape of `input`, as in the two functions that follow.
+    """
+    slope, _ = _derivatives(input, options)
+    return (divided(grad_output.to(slope.dtype), reduction, options) * slope).to(input.dtype)
+
+
+def grad_vjp(
+    upstream: Tensor, grad_output: Tensor, input: Tensor, options: Options, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `grad` with respect to grad_output and `input`."""
+    slope, curvature = _derivatives(input, options)
+    share = divided(upstream.to(slope.dtype), reduction, options)
+    to_output = share * slope
+    if grad_output.dim() == 0:
+        to_output = to_output.sum()
+    return to_output.to(grad_output.dtype), (share * grad_output * curvature).to(input.dtype)
+
+
+def grad_jvp(
+    tangents: tuple[Tensor, Tensor],
+    grad_output: Tensor,
+    input: Tensor,
+    options: Options,
+    reduction: str,
+) -> Tensor:
+    """The derivative of `grad` along the tangents of grad_output and `input`."""
+    slope, curvature = _derivatives(input, options)
+    change = tangents[0] * slope + grad_output * curvature * tangents[1]
+    return divided(change, reduction, options).to(input.dtype)

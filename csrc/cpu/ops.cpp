@@ -35,9 +35,8 @@ double run_chunks(const Problem& problem, Kernel kernel) {
 }
 
 double divisor_of(const Arguments& a, const Problem& problem) {
-  if (a.divisor) return *a.divisor;
-  if (!problem.ignores) return static_cast<double>(problem.numel);
-  return run_chunks(problem, kernels_for(a.input).count);
+  const std::optional<double> known = weighted_bce::divisor_of(a);
+  return known ? *known : run_chunks(problem, kernels_for(a.input).count);
 }
 
 /// sum / divisor; where nothing counts although there are elements, 0 instead of 0 / 0.

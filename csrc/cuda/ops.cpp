@@ -76,7 +76,7 @@ class Call {
                              prepared.pos_weight_value,
                              a.label_smoothing,
                              a.ignore_index,
-                             a.divisor};
+                             a.reduction};
     Problem problem =
         packed(plan(readable, prepared.upstream ? &*prepared.upstream : nullptr, out));
     problem.wide.weight = prepared.weight_value;
@@ -103,10 +103,8 @@ class Call {
   void run(Mode mode) {
     void* const stream = current_stream(device_);
     make_room_for_parts();
-    if (a_.divisor) {
-      problem_.divisor = *a_.divisor;
-    } else if (!problem_.ignores) {
-      problem_.divisor = static_cast<double>(problem_.numel);
+    if (const std::optional<double> divisor = divisor_of(a_)) {
+      problem_.divisor = *divisor;
     } else {
       count(stream);
     }

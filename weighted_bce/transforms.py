@@ -1,0 +1,132 @@
+"""The fused ops under torch.func and forward-mode AD: derivatives of every kind and order.
+
+torch.library knows no forward-mode derivatives, and its backward does not work under torch.func; an
+autograd.Function made like these has both. Under torch.vmap the ops follow the rules of _batching.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from . import reference
+from ._ops import ops
+from .reference import Options, compute_dtype
+
+_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_functorch: Any = torch._C._functorch
+
+
+def active() -> bool:
+    """Whether code runs under a transform of torch.func or a level of forward-mode AD."""
+    return _transforms_active() or forward_ad._current_level >= 0
+
+
+def lack(others: Iterable[Tensor | None]) -> bool:
+    """Whether a derivative may be wanted that the functions here do not give.
+
+    That is one with respect to another tensor than the logits, or a jvp within a jvp, in which
+    torch takes what a Function's jvp computes for a constant (seen in 2.11 to 2.13).
+    """
+    levels = _functorch.get_interpreter_stack() or ()
+    return sum(level.key() == _functorch.TransformType.Jvp for level in levels) > 1 or any(
+        map(_differentiated, others)
+    )
+
+
+def _differentiated(tensor: Tensor | None) -> bool:
+    if tensor is None or not tensor.is_floating_point():
+        return False
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = cast(Tensor, _functorch.get_unwrapped(tensor))
+    dual: Any = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return tensor.requires_grad or dual.tangent is not None
+
+
+def _save(tensors: int, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:tensors])
+    ctx.save_for_forward(*inputs[:tensors])
+    ctx.rest = inputs[tensors:]
+
+
+class _Loss(Function):
+    """The op `loss`, with its arguments; of which only the logits are differentiated."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(partial(_save, 4))
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return cast(Tensor, ops.loss.default(*args))
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        return gradient(grad_output, *ctx.saved_tensors, *ctx.rest), *(None,) * 7
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        input, *tensors = ctx.saved_tensors
+        dtype = compute_dtype(input.dtype)  # products are not rounded before they are added
+        return gradient(tangent.to(dtype), input.to(dtype), *tensors, *ctx.rest).sum()
+
+
+class _Unreduced(Function):
+    """The op `unreduced`, likewise."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(partial(_save, 4))
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return cast(Tensor, ops.unreduced.default(*args))
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        return gradient(grad_output, *ctx.saved_tensors, *ctx.rest, "sum"), *(None,) * 6
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return gradient(tangent, *ctx.saved_tensors, *ctx.rest, "sum")
+
+
+class _Gradient(Function):
+    """The op `grad`. Its derivatives are plain torch, and so are all that follow."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(partial(_save, 5))
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return cast(Tensor, ops.grad.default(*args))
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        grad_output, input, *tensors = ctx.saved_tensors
+        *rest, reduction = ctx.rest
+        options = Options(*tensors, *rest)
+        return *reference.grad_vjp(upstream, grad_output, input, options, reduction), *(None,) * 7
+
+    @staticmethod
+    def jvp(ctx: Any, to_output: Tensor, to_input: Tensor, *_: Any) -> Tensor:
+        grad_output, input, *tensors = ctx.saved_tensors
+        *rest, reduction = ctx.rest
+        options = Options(*tensors, *rest)
+        return reference.grad_jvp((to_output, to_input), grad_output, input, options, reduction)
+
+
+loss: Callable[..., Tensor] = _Loss.apply
+unreduced: Callable[..., Tensor] = _Unreduced.apply
+
+
+def gradient(grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
+    """The gradient with respect to `input`, which may itself be differentiated."""
+    if any(map(_functorch.is_legacy_batchedtensor, (grad_output, input))):
+        # What torch.autograd maps over many vectors with has no rules for ops like these.
+        return reference.grad(grad_output, input, Options(*rest[:-1]), rest[-1])
+    apply: Callable[..., Tensor] = _Gradient.apply
+    return apply(grad_output, input, *rest)

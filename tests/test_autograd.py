@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.utils.checkpoint import checkpoint
 
 from weighted_bce import backend, weighted_bce_with_logits
 
@@ -216,26 +215,6 @@ def test_batched_upstream_gradients(device: str) -> None:
         (grads,) = torch.autograd.grad(loss, x, upstream, is_grads_batched=True)
         for grad, factor in zip(grads, factors.tolist(), strict=True):
             assert_grad(grad, case, factor, reduction)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing(device: str, reentrant: bool) -> None:
-    for case in cases(device):
-        leaf = case.input.detach().requires_grad_()
-        for _ in range(2):
-            leaf.grad = None
-            loss = checkpoint(lambda x, c=case: c(x * 1.0), leaf, use_reentrant=reentrant)
-            (loss * 3).backward()
-            assert_grad(leaf.grad, case, 3, case.name)
-
-
-def test_saved_tensor_hooks(device: str) -> None:
-    for case in cases(device):
-        leaf = case.input.detach().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(Tensor.clone, Tensor.clone):
-            loss = case(leaf)
-        loss.backward()
-        assert_grad(leaf.grad, case, 1, case.name)
 
 
 def test_modified_logits_are_noticed(device: str) -> None:

@@ -1,6 +1,9 @@
 """Gradient memory is reused, bounded, never shared; a step needs one gradient and no more."""
 
+import copy
+import io
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -77,6 +80,39 @@ def test_a_saved_gradient_keeps_the_memory() -> None:
         loss.backward()
     for i, x in enumerate(xs):
         torch.testing.assert_close(x.grad, torch.sigmoid(torch.full_like(x, float(i))))
+
+
+def test_a_gradient_goes_where_others_go() -> None:
+    """Its storage cannot be resized; what copies, moves, packs or shares a gradient does not."""
+    holder = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(ROWS, LABELS))])
+    grad = holder[0].grad = gradient(value=3.0)
+    assert not grad.untyped_storage().resizable()
+    expected = grad.clone()
+    file = io.BytesIO()
+    torch.save(grad, file)
+    file.seek(0)
+    leaf = grad.detach().requires_grad_()
+    with torch.autograd.graph.save_on_cpu():
+        squared = leaf.square().sum()
+    squared.backward()
+    copies = [
+        torch.load(file),
+        copy.deepcopy(grad),
+        pickle.loads(pickle.dumps(grad)),
+        torch.from_numpy(grad.numpy()),
+        torch.from_dlpack(grad),
+        leaf.grad / 2,
+        holder.double()[0].grad.float(),
+        gradient(value=3.0).share_memory_(),
+    ]
+    assert copies[-1].is_shared()
+    for same in copies:
+        assert torch.equal(same, expected)
+    holder.float()[0].grad = gradient(value=3.0)
+    torch.nn.utils.clip_grad_norm_(holder.parameters(), 1.0)
+    torch.testing.assert_close(holder[0].grad, expected / expected.norm())
+    holder.to("meta")
+    assert holder[0].grad.is_meta
 
 
 def test_empty_cache_gives_it_back() -> None:

@@ -1,11 +1,8 @@
 """The public names besides the function itself, and the package without its extension."""
 
-import copy
 import doctest
 import importlib
-import io
 import os
-import pickle
 import pkgutil
 import subprocess
 import sys
@@ -100,29 +97,6 @@ def test_options_reach_the_function(device: str) -> None:
     hidden = x.clone().requires_grad_() * 1.0
     WeightedBCEWithLogitsLoss(inplace_backward=True)(hidden, y.clamp(min=0)).backward()
     assert not torch.equal(hidden, x) or device != "cpu"
-
-
-@pytest.mark.parametrize("module", [WeightedBCEWithLogitsLoss, WeightedBCELoss])
-def test_weights_are_buffers_and_floats_stay(module: type[nn.Module]) -> None:
-    loss = module(torch.ones(5), torch.full((5,), 3.0), "sum", label_smoothing=0.1)
-    assert set(loss.state_dict()) == {"weight", "pos_weight"}
-    assert set(module(pos_weight=3.0).state_dict()) == set()
-    assert loss.to(torch.float64).pos_weight.dtype == torch.float64
-    assert loss.to("meta").pos_weight.device.type == "meta"
-    loss = module(torch.rand(5), torch.rand(5) * 7, "sum", label_smoothing=0.1, ignore_index=-1)
-    other = module(torch.zeros(5), torch.zeros(5), "sum", label_smoothing=0.1, ignore_index=-1)
-    other.load_state_dict(loss.state_dict())
-    x, y = torch.rand(4, 5), labels(4, 5)
-    copies = [copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), other]
-    saved = io.BytesIO()
-    torch.save(loss, saved)
-    saved.seek(0)
-    copies.append(torch.load(saved, weights_only=False))
-    for again in copies:
-        assert torch.equal(again(x, y), loss(x, y))
-        assert repr(again) == repr(loss)
-    floats = module(pos_weight=3.0)
-    assert torch.equal(pickle.loads(pickle.dumps(floats))(x, y), floats(x, y))
 
 
 def test_repr() -> None:

@@ -1,14 +1,25 @@
 """Tensors and surroundings that a kernel must not take for plain ones."""
 
+import copy
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
-from torch.utils.checkpoint import checkpoint
 
-from weighted_bce import backend, weighted_bce, weighted_bce_with_logits
+from weighted_bce import (
+    WeightedBCELoss,
+    WeightedBCEWithLogitsLoss,
+    backend,
+    weighted_bce,
+    weighted_bce_with_logits,
+)
 
-from .truth import Case, backends, check, labels, logits
+from .truth import INPUT_DTYPES, REDUCTIONS, Case, backends, check, labels, logits, sample_inputs
 
 INF = float("inf")
 
@@ -48,6 +59,104 @@ def test_subclass_beside_plain_logits() -> None:
     torch.testing.assert_close(loss.a, weighted_bce_with_logits(x, y))
 
 
+class Named(torch.Tensor):
+    """With the __torch_function__ that every subclass inherits."""
+
+
+class Counted(torch.Tensor):
+    """Writes down the functions that it meets."""
+
+    calls: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        cls.calls.append(str(function))
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_subclasses_with_torch_function(kernel_device: str, reduction: str) -> None:
+    """They meet the function, as torch's own, and its results are of their class."""
+    for kind in (Named, Counted):
+        Counted.calls.clear()
+        case = Case(logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device))
+        case.reduction = reduction
+        x = case.input.clone().as_subclass(kind).requires_grad_()
+        loss = case(x)
+        assert type(loss) is kind
+        torch.testing.assert_close(loss.as_subclass(torch.Tensor), case())
+        loss.sum().backward()
+        plain = case.input.clone().requires_grad_()
+        case(plain).sum().backward()
+        torch.testing.assert_close(x.grad.as_subclass(torch.Tensor), plain.grad)
+    assert any("weighted_bce_with_logits" in call for call in Counted.calls)
+
+
+class Listener(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Any] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.heard.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [Listener, BaseTorchFunctionMode])
+def test_function_modes_see_the_loss(kernel_device: str, kind: type[TorchFunctionMode]) -> None:
+    """And change nothing."""
+    for case in sample_inputs(kernel_device, (torch.float32,)):
+        with kind() as mode:
+            check(case, "fused", 3.0)
+        if kind is Listener:
+            assert weighted_bce_with_logits in mode.heard
+
+
+OPTIONS: tuple[dict[str, Any], ...] = ({}, {"ignore_index": -1}, {"label_smoothing": 0.1})
+
+
+def without_data(device: str, dtype: torch.dtype, kind: str) -> Iterator[tuple[Any, ...]]:
+    """A loss of tensors that have no data, the same of real ones, and the logits of both."""
+    for reduction in (*REDUCTIONS, torch.sum):
+        for options in OPTIONS:
+            for module in (WeightedBCEWithLogitsLoss, WeightedBCELoss):
+                criterion = module(torch.ones(9), torch.ones(9), reduction, **options).to(device)
+                real = torch.rand(6, 9, device=device).to(dtype).requires_grad_()
+                y = labels(6, 9, dtype=torch.int64, device=device)
+                if kind == "meta":
+                    x = torch.empty_like(real, device="meta").requires_grad_()
+                    loss = copy.deepcopy(criterion).to("meta")(x, y.to("meta"))
+                else:
+                    with FakeTensorMode(allow_non_fake_inputs=kind == "mixed") as mode:
+                        x = torch.empty(6, 9, dtype=dtype, device=device, requires_grad=True)
+                        weights = [criterion.weight, criterion.pos_weight]
+                        if kind == "fake":
+                            y, *weights = (mode.from_tensor(t) for t in (y, *weights))
+                        loss = module(*weights, reduction, **options)(x, y)
+                yield loss, criterion(real, labels(6, 9, device=device)), x, real
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+@pytest.mark.parametrize("kind", ["meta", "fake", "mixed"])
+def test_tensors_without_data(device: str, dtype: torch.dtype, kind: str) -> None:
+    """Shapes, dtypes and devices of loss and gradient; "mixed": fake logits, real weights."""
+    for loss, real_loss, x, real in without_data(device, dtype, kind):
+        if kind == "meta":
+            assert loss.is_meta
+        else:
+            assert isinstance(loss, FakeTensor)
+            assert loss.device == real_loss.device
+        assert (loss.shape, loss.dtype) == (real_loss.shape, real_loss.dtype)
+        loss.backward(torch.ones_like(loss))
+        assert x.grad.is_meta if kind == "meta" else isinstance(x.grad, FakeTensor)
+        assert (x.grad.shape, x.grad.dtype) == (real.shape, dtype)
+        assert x.grad.stride() == real.stride()
+
+
 def test_default_device_is_not_the_logits_device(kernel_device: str) -> None:
     x, y = logits(7, device=kernel_device).requires_grad_(), labels(7, device=kernel_device)
     with torch.device("meta"):
@@ -55,21 +164,6 @@ def test_default_device_is_not_the_logits_device(kernel_device: str) -> None:
         loss.backward(torch.tensor(2.0, device=kernel_device))
     assert x.grad is not None
     check(Case(x.detach(), y), "fused", 2.0)
-
-
-def test_checkpoint_beside_another_scale(device: str) -> None:
-    """The second forward of a checkpoint meets another expectation than the first."""
-    y = labels(8, 5, device=device)
-    first, second = (logits(8, 5, device=device).requires_grad_() for _ in range(2))
-    losses = [
-        checkpoint(weighted_bce_with_logits, x, y, use_reentrant=False) for x in (first, second)
-    ]
-    (losses[0] + 0.5 * losses[1]).backward()
-    for x, scale in ((first, 1.0), (second, 0.5)):
-        plain = x.detach().requires_grad_()
-        (scale * weighted_bce_with_logits(plain, y)).backward()
-        assert x.grad is not None
-        assert torch.equal(x.grad, plain.grad)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _config, _sharding, reference, transforms
 from ._checks import check_reduction, checked_options
@@ -27,6 +28,7 @@ Reduction = str | Callable[[Tensor], Tensor]
 _PLAIN = (Tensor, torch.nn.Parameter)
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _tracing_state: Callable[[], object] = torch._C._get_tracing_state
+_saved_tensors_hooks: Callable[[bool], object] = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def weighted_bce_with_logits(
@@ -68,7 +70,8 @@ def weighted_bce_with_logits(
         ignore_index: targets equal to it add nothing to the loss, the gradient or the count behind
             "mean"; ``float("nan")`` ignores NaN. Default: None.
         inplace_backward: backward writes the gradient over `input`, which then needs no memory of
-            its own. Using the logits in autograd afterwards raises. Default: False.
+            its own. Using the logits in autograd afterwards raises. Without effect where hooks see
+            what is saved (as in a checkpoint), under torch.func and torch.compile. Default: False.
 
     Returns:
         "none": of the shape and dtype of `input`. Otherwise 0-d, float64 for float64 logits and
@@ -93,6 +96,17 @@ def weighted_bce_with_logits(
         >>> print(f"{loss.item():.4f}")
         2.0794
     """
+    overridable = input, target, weight, pos_weight
+    if has_torch_function_variadic(*overridable):
+        return handle_torch_function(
+            weighted_bce_with_logits,
+            overridable,
+            *overridable,
+            reduction,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            inplace_backward=inplace_backward,
+        )
     options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
     if reduction not in ("mean", "sum"):
         check_reduction(reduction, input)
@@ -185,15 +199,18 @@ def _kernels_lack(options: Options) -> bool:
     return wanted and torch.is_grad_enabled()
 
 
-def _for_kernels(options: Options) -> Options:
+def _for_kernels(input: Tensor, options: Options) -> Options:
     target = options.target
     if target.dtype not in TARGET_DTYPES:
-        options = options._replace(target=target.float())
-    if torch.compiler.is_compiling() and _changes(options.pos_weight_value):
+        target = target.float()
+    if not torch.compiler.is_compiling():
+        if target.is_inference() and _records(input):
+            target = target.clone()  # autograd saves no inference tensor
+    elif _changes(options.pos_weight_value):
         # As an op's argument each value would be compiled anew, as a product it is an input.
         value = torch.ones((), dtype=torch.float64, device="cpu") * options.pos_weight_value
         options = options._replace(pos_weight=value, pos_weight_value=1.0)
-    return options
+    return options if target is options.target else options._replace(target=target)
 
 
 def _changes(number: float) -> bool:
@@ -204,16 +221,25 @@ def _changes(number: float) -> bool:
 
 
 def _through_dispatcher(input: Tensor, options: Options) -> bool:
-    """Whether tracing, a tensor subclass, a mode or a negated view needs the dispatcher."""
+    """Whether tracing, a tensor subclass, a mode or a negated view needs the dispatcher.
+
+    So do hooks of saved tensors, a checkpoint's among them: then the logits are saved, and not a
+    gradient, which hooks may round and which a checkpoint would compute for nothing.
+    """
     return (
         torch.compiler.is_compiling()
         or _dispatch_modes() > 0
         or _tracing_state() is not None
+        or _saved_tensors_hooks(True) is not None
         or not _is_plain(input)
         or not _is_plain(options.target)
         or not (options.weight is None or _is_plain(options.weight))
         or not (options.pos_weight is None or _is_plain(options.pos_weight))
     )
+
+
+def _records(input: Tensor) -> bool:
+    return input.requires_grad and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -224,14 +250,14 @@ def _reduced(input: Tensor, options: Options, reduction: str, inplace: bool) -> 
     kernels = _kernels_for(input)
     if kernels is None or _kernels_lack(options):
         return reference.loss(input, options, reduction)
-    options = _for_kernels(options)
+    options = _for_kernels(input, options)
     if transforms.active():
         return transforms.loss(input, *options, reduction)
     if _through_dispatcher(input, options):
         if _is_sharded(input, options):  # a shard does not know what counts in the others
             return reference.divided(ops.loss.default(input, *options, "sum"), reduction, options)
         return cast(Tensor, ops.loss.default(input, *options, reduction))
-    if input.requires_grad and torch.is_grad_enabled():
+    if _records(input):
         return apply_fused(input, kernels, options, reduction, inplace)
     return cast(Tensor, kernels.loss(input, *options, reduction))
 
@@ -240,13 +266,13 @@ def _unreduced(input: Tensor, options: Options, inplace: bool) -> Tensor:
     kernels = _kernels_for(input)
     if kernels is None or _kernels_lack(options):
         return reference.unreduced(input, options).to(input.dtype)
-    options = _for_kernels(options)
+    options = _for_kernels(input, options)
     if transforms.active():
         return transforms.unreduced(input, *options)
     if _through_dispatcher(input, options):
         _is_sharded(input, options)
         return cast(Tensor, ops.unreduced.default(input, *options))
-    if input.requires_grad and torch.is_grad_enabled():
+    if _records(input):
         return apply_fused(input, kernels, options, None, inplace)
     return cast(Tensor, kernels.unreduced(input, *options))
 

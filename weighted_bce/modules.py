@@ -1,6 +1,7 @@
 """The losses as modules."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,21 @@ class _WeightedLoss(nn.Module):
         if not (weight is None or isinstance(weight, Tensor)):
             raise TypeError(f"weight must be a torch.Tensor or None, got {type(weight).__name__}")
         self.register_buffer("weight", weight)
-        if isinstance(pos_weight, Tensor):
-            self.register_buffer("pos_weight", pos_weight)
-        else:
+        self.register_buffer("pos_weight", pos_weight if isinstance(pos_weight, Tensor) else None)
+        if not isinstance(pos_weight, Tensor):
             self.pos_weight = pos_weight
         self.reduction = reduction
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "pos_weight":  # may become a tensor or a number, whichever it was before
+            if not (value is None or isinstance(value, Tensor)):
+                self._buffers.pop(name, None)
+            elif name in self.__dict__:
+                del self.__dict__[name]
+                self.register_buffer(name, None)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         shown = f"reduction={self.reduction!r}"

@@ -1,0 +1,218 @@
+"""Activation checkpointing, and hooks that keep what the loss saves somewhere else."""
+
+import io
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    checkpoint_sequential,
+    create_selective_checkpoint_contexts,
+    set_checkpoint_early_stop,
+)
+
+from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
+
+from .test_autograd import assert_grad, cases
+from .truth import Case, labels, logits, truth
+
+
+def one_case(device: str) -> Case:
+    return Case(logits(8, 5, device=device), labels(8, 5, device=device), None, 3.0)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(device: str, reentrant: bool) -> None:
+    for case in cases(device):
+        leaf = case.input.detach().requires_grad_()
+        for _ in range(2):
+            leaf.grad = None
+            loss = checkpoint(lambda x, c=case: c(x * 1.0), leaf, use_reentrant=reentrant)
+            (loss * 3).backward()
+            assert_grad(leaf.grad, case, 3, case.name)
+
+
+def test_checkpoint_beside_another_scale(device: str) -> None:
+    """The second forward of a checkpoint meets another expectation than the first."""
+    y = labels(8, 5, device=device)
+    first, second = (logits(8, 5, device=device).requires_grad_() for _ in range(2))
+    losses = [
+        checkpoint(weighted_bce_with_logits, x, y, use_reentrant=False) for x in (first, second)
+    ]
+    (losses[0] + 0.5 * losses[1]).backward()
+    for x, scale in ((first, 1.0), (second, 0.5)):
+        plain = x.detach().requires_grad_()
+        (scale * weighted_bce_with_logits(plain, y)).backward()
+        assert x.grad is not None
+        assert torch.equal(x.grad, plain.grad)
+
+
+class Scored(nn.Module):
+    """The last layer of a model together with its loss."""
+
+    def __init__(self, y: Tensor, **options: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 9)
+        self.criterion = WeightedBCEWithLogitsLoss(pos_weight=torch.full((9,), 7.0), **options)
+        self.register_buffer("y", y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.criterion(self.layer(x), self.y)
+
+
+def selective(found: list[str]) -> Any:
+    """Keeps what the loss gave, computes the rest a second time."""
+
+    def policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        found.append(str(op))
+        ours = op.namespace == "weighted_bce"
+        return CheckpointPolicy.MUST_SAVE if ours else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return partial(create_selective_checkpoint_contexts, policy)
+
+
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "sequential", "selective"])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_checkpointed_models(kernel_device: str, how: str, autocast: bool, inplace: bool) -> None:
+    """A model whose loss lies within a checkpoint, under autocast and in place as well."""
+    model = nn.Sequential(
+        *(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU()),
+        Scored(labels(12, 9), inplace_backward=inplace),
+    ).to(kernel_device)
+    x = torch.randn(12, 20, device=kernel_device, requires_grad=True)
+    found: list[str] = []
+    run = {
+        "plain": model,
+        "reentrant": partial(checkpoint, model, use_reentrant=True),
+        "not reentrant": partial(checkpoint, model, use_reentrant=False),
+        "sequential": lambda x: checkpoint_sequential(model, 2, x, use_reentrant=False),
+        "selective": partial(checkpoint, model, use_reentrant=False, context_fn=selective(found)),
+    }
+    grads, losses = [], []
+    for name in ("plain", how):
+        model.zero_grad()
+        x.grad = None
+        with torch.autocast(kernel_device, torch.bfloat16) if autocast else nullcontext():
+            loss = run[name](x)
+        assert loss.dtype == torch.float32
+        (loss * 3).backward()
+        losses.append(loss.detach())
+        grads.append([x.grad, *(p.grad for p in model.parameters())])
+    close = dict(rtol=0.02, atol=1e-3) if autocast else dict(rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(grads[1], grads[0], **close)
+    assert ("weighted_bce.loss.default" in found) == (how == "selective")
+
+
+def _written(t: Tensor) -> bytes:
+    file = io.BytesIO()
+    torch.save(t, file)
+    return file.getvalue()
+
+
+PACKED: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "the same": (lambda t: t, lambda t: t),
+    "cloned": (Tensor.clone, Tensor.clone),
+    "detached": (Tensor.detach, lambda t: t.detach()),
+    "float64": (
+        lambda t: (t.double() if t.is_floating_point() else t, t.dtype),
+        lambda packed: packed[0].to(packed[1]),
+    ),
+    "a file": (_written, lambda packed: torch.load(io.BytesIO(packed))),
+    "a list of numbers": (
+        lambda t: (t.flatten().tolist(), t.shape, t.dtype, t.device),
+        lambda p: torch.tensor(p[0], dtype=p[2], device=p[3]).view(p[1]),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", [*PACKED, "on the CPU"])
+def test_saved_tensors_may_be_packed(device: str, how: str) -> None:
+    """Whatever hooks make of the saved tensors: the gradient is right for every scale."""
+    for case in cases(device):
+        for factor in (1.0, 1.0, 3.7, 65536.0, 65536.0):
+            leaf = case.input.detach().requires_grad_()
+            with save_on_cpu() if how == "on the CPU" else saved_tensors_hooks(*PACKED[how]):
+                loss = case(leaf)
+            loss.backward(torch.full_like(loss, factor))
+            assert_grad(leaf.grad, case, factor, case.name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_saved_tensors_may_be_packed_in_halves(device: str, dtype: torch.dtype) -> None:
+    """What is saved is of the size of the logits: a gradient of 1 / 10^6 would be 0 in float16."""
+    case = Case(
+        torch.randn(1000, 1000, device=device), labels(1000, 1000, device=device), None, 7.0
+    )
+    leaf = case.input.clone().requires_grad_()
+    with saved_tensors_hooks(
+        lambda t: (t.to(dtype) if t.is_floating_point() else t, t.dtype),
+        lambda packed: packed[0].to(packed[1]),
+    ):
+        loss = case(leaf)
+    loss.backward()
+    assert leaf.grad is not None
+    expected = truth(case).grad / case.input.numel()
+    error = (leaf.grad.double() - expected).norm() / expected.norm()
+    assert error < torch.finfo(dtype).eps / 4
+
+
+class Passive(TorchDispatchMode):
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("during", ["forward", "backward"])
+@pytest.mark.parametrize("early", [True, False])
+def test_mode_in_one_half_of_a_checkpoint(device: str, during: str, early: bool) -> None:
+    """Such as FlopCounterMode or a logger around backward alone: both forwards save as much."""
+    case = one_case(device)
+    leaf = case.input.clone().requires_grad_()
+    with set_checkpoint_early_stop(early):
+        if during == "forward":
+            with Passive():
+                loss = checkpoint(case, leaf, use_reentrant=False)
+            loss.backward()
+        else:
+            loss = checkpoint(case, leaf, use_reentrant=False)
+            with Passive():
+                loss.backward()
+    assert_grad(leaf.grad, case, 1)
+
+
+@pytest.mark.parametrize("how", ["kept graph", "checkpoint of two losses", "two losses"])
+def test_in_place_under_hooks_is_right_or_raises(kernel_device: str, how: str) -> None:
+    """Hooks switch off autograd's own check that what it saved was not modified."""
+    case = one_case(kernel_device)
+    leaf = case.input.clone().requires_grad_()
+    hidden = leaf * 1.0
+
+    def twice(x: Tensor) -> Tensor:
+        return case(x, inplace_backward=True) + case(x, inplace_backward=True)
+
+    def backward() -> None:
+        if how == "checkpoint of two losses":
+            checkpoint(twice, hidden, use_reentrant=False).backward()
+            return
+        with saved_tensors_hooks(lambda t: t, lambda t: t):
+            loss = twice(hidden) if how == "two losses" else case(hidden, inplace_backward=True)
+        loss.backward(retain_graph=how == "kept graph")
+        if how == "kept graph":
+            loss.backward()
+
+    try:
+        backward()
+    except RuntimeError:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            raise
+    else:
+        assert_grad(leaf.grad, case, 2)

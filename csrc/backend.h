@@ -5,7 +5,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <string>
 #include <tuple>
 
 #include "checks.h"
@@ -18,7 +17,7 @@ struct Ops {
   static Tensor loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& pos_weight, double pos_weight_value,
                      double label_smoothing, std::optional<double> ignore_index,
-                     const std::string& reduction) {
+                     int64_t reduction) {
     const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
                                 label_smoothing, ignore_index, reduction);
     return Backend::loss(a);
@@ -27,7 +26,7 @@ struct Ops {
   static std::tuple<Tensor, Tensor, Tensor> loss_and_grad(
       const Tensor& input, const Tensor& target, const OptionalTensor& weight,
       const OptionalTensor& pos_weight, double pos_weight_value, double label_smoothing,
-      std::optional<double> ignore_index, const std::string& reduction, const Tensor& expected) {
+      std::optional<double> ignore_index, int64_t reduction, const Tensor& expected) {
     const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
                                 label_smoothing, ignore_index, reduction);
     check_scalar(expected, input, "expected");
@@ -38,7 +37,7 @@ struct Ops {
                            const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                            const OptionalTensor& pos_weight, double pos_weight_value,
                            double label_smoothing, std::optional<double> ignore_index,
-                           const std::string& reduction) {
+                           int64_t reduction) {
     const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
                                 label_smoothing, ignore_index, reduction);
     check_scalar(grad_output, input, "grad_output");
@@ -52,7 +51,7 @@ struct Ops {
   static Tensor grad(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                      const OptionalTensor& weight, const OptionalTensor& pos_weight,
                      double pos_weight_value, double label_smoothing,
-                     std::optional<double> ignore_index, const std::string& reduction) {
+                     std::optional<double> ignore_index, int64_t reduction) {
     const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
                                 label_smoothing, ignore_index, reduction);
     check_grad_output(grad_output, input);
@@ -64,7 +63,7 @@ struct Ops {
   static void grad_(const Tensor& grad_output, Tensor input, const Tensor& target,
                     const OptionalTensor& weight, const OptionalTensor& pos_weight,
                     double pos_weight_value, double label_smoothing,
-                    std::optional<double> ignore_index, const std::string& reduction) {
+                    std::optional<double> ignore_index, int64_t reduction) {
     const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
                                 label_smoothing, ignore_index, reduction);
     check_grad_output(grad_output, input);
@@ -76,7 +75,7 @@ struct Ops {
                           const OptionalTensor& pos_weight, double pos_weight_value,
                           double label_smoothing, std::optional<double> ignore_index) {
     const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
-                                label_smoothing, ignore_index, "sum");
+                                label_smoothing, ignore_index, kSum);
     const Tensor out = Backend::new_result(input);
     Backend::write_unreduced(a, out);
     return out;

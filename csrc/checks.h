@@ -6,7 +6,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <optional>
-#include <string>
 
 namespace weighted_bce {
 
@@ -15,7 +14,8 @@ using torch::stable::Tensor;
 
 constexpr int64_t kMostDims = 64;
 
-enum class Reduction { kMean, kSum, kBatchMean };
+/// Numbered as torch numbers them, but for the last.
+enum Reduction : int64_t { kMean = 1, kSum = 2, kBatchMean = 3 };
 
 /// The arguments that all ops share.
 struct Arguments {
@@ -64,14 +64,6 @@ inline void check_factor(const Tensor& factor, const Tensor& input, const char* 
   if (!movable) check_same_device(factor, input, name);
 }
 
-inline Reduction reduction_of(const std::string& name, const Tensor& input) {
-  if (name == "mean") return Reduction::kMean;
-  if (name == "sum") return Reduction::kSum;
-  STD_TORCH_CHECK(name == "batchmean", "reduction must be mean, sum or batchmean, got ", name);
-  STD_TORCH_CHECK(input.dim() > 0, "reduction batchmean needs an input with a first dimension");
-  return Reduction::kBatchMean;
-}
-
 inline void check(const Arguments& a) {
   const ScalarType dtype = a.input.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
@@ -87,13 +79,18 @@ inline void check(const Arguments& a) {
                   a.pos_weight_value);
   STD_TORCH_CHECK(a.label_smoothing >= 0 && a.label_smoothing < 1,
                   "label_smoothing must be in [0, 1), got ", a.label_smoothing);
+  STD_TORCH_CHECK(a.reduction >= kMean && a.reduction <= kBatchMean,
+                  "reduction must be 1 (mean), 2 (sum) or 3 (batchmean), got ",
+                  static_cast<int64_t>(a.reduction));
+  STD_TORCH_CHECK(a.reduction != kBatchMean || a.input.dim() > 0,
+                  "reduction batchmean needs an input with a first dimension");
 }
 
 inline Arguments checked(const Tensor& input, const Tensor& target,
                          const std::optional<Tensor>& weight,
                          const std::optional<Tensor>& pos_weight, double pos_weight_value,
                          double label_smoothing, std::optional<double> ignore_index,
-                         const std::string& reduction) {
+                         int64_t reduction) {
   const Arguments a{input,
                     target,
                     weight,
@@ -101,7 +98,7 @@ inline Arguments checked(const Tensor& input, const Tensor& target,
                     pos_weight_value,
                     label_smoothing,
                     ignore_index,
-                    reduction_of(reduction, input)};
+                    static_cast<Reduction>(reduction)};
   check(a);
   return a;
 }
@@ -109,9 +106,9 @@ inline Arguments checked(const Tensor& input, const Tensor& target,
 /// What the sum is divided by; nothing for the number of targets that count, where some may not.
 inline std::optional<double> divisor_of(const Arguments& a) {
   switch (a.reduction) {
-    case Reduction::kSum: return 1;
-    case Reduction::kBatchMean: return static_cast<double>(a.input.size(0));
-    case Reduction::kMean: break;
+    case kSum: return 1;
+    case kBatchMean: return static_cast<double>(a.input.size(0));
+    case kMean: break;
   }
   if (a.ignore_index) return std::nullopt;
   return static_cast<double>(a.input.numel());

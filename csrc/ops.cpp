@@ -6,8 +6,8 @@
 //   pos_weight       broadcasts to input; where it is None, pos_weight_value is used
 //   label_smoothing  in [0, 1)
 //   ignore_index     targets equal to it do not count; NaN ignores NaN
-//   reduction        "mean" over the targets that count, "sum", or "batchmean": the sum divided by
-//                    the size of the first dimension
+//   reduction        1: the mean over the targets that count; 2: the sum; 3: the sum divided by the
+//                    size of the first dimension
 #include <torch/csrc/stable/library.h>
 
 #define WEIGHTED_BCE_ARGS                                                       \
@@ -15,20 +15,20 @@
   "float label_smoothing, float? ignore_index"
 
 STABLE_TORCH_LIBRARY(weighted_bce, m) {
-  m.def("loss(Tensor input, " WEIGHTED_BCE_ARGS ", str reduction) -> Tensor");
+  m.def("loss(Tensor input, " WEIGHTED_BCE_ARGS ", int reduction) -> Tensor");
   // The gradient for an upstream gradient of `expected`, a 0-d tensor of the dtype of the loss; the
   // third result is the value found there, NaN if another stream changed it meanwhile.
   m.def("loss_and_grad(Tensor input, " WEIGHTED_BCE_ARGS
-        ", str reduction, Tensor expected) -> (Tensor, Tensor, Tensor)");
+        ", int reduction, Tensor expected) -> (Tensor, Tensor, Tensor)");
   // What loss_and_grad gave, grad for an upstream gradient of used, becomes what it is for that of
   // grad_output; it is left alone where the two are equal. used becomes grad_output, and so does
   // expected, unless it is 0.
   m.def(
       "update_grad_(Tensor grad_output, Tensor(a!) used, Tensor(b!) expected, Tensor(c!) grad, "
-      "Tensor input, " WEIGHTED_BCE_ARGS ", str reduction) -> ()");
-  // grad_output: 0-d, or of input's shape, which for "sum" makes it that of an unreduced loss.
+      "Tensor input, " WEIGHTED_BCE_ARGS ", int reduction) -> ()");
+  // grad_output: 0-d, or of input's shape, which for a sum makes it that of an unreduced loss.
   // grad_ writes over input, whose version the caller increments.
-  m.def("grad(Tensor grad_output, Tensor input, " WEIGHTED_BCE_ARGS ", str reduction) -> Tensor");
-  m.def("grad_(Tensor grad_output, Tensor(a!) input, " WEIGHTED_BCE_ARGS ", str reduction) -> ()");
+  m.def("grad(Tensor grad_output, Tensor input, " WEIGHTED_BCE_ARGS ", int reduction) -> Tensor");
+  m.def("grad_(Tensor grad_output, Tensor(a!) input, " WEIGHTED_BCE_ARGS ", int reduction) -> ()");
   m.def("unreduced(Tensor input, " WEIGHTED_BCE_ARGS ") -> Tensor");
 }

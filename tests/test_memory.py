@@ -19,6 +19,7 @@ from torch import Tensor
 
 from weighted_bce import empty_cache, weighted_bce_with_logits
 from weighted_bce._extension import extension
+from weighted_bce.reference import SUM
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -130,7 +131,7 @@ def test_empty_cache_gives_it_back() -> None:
 
 def test_kept_memory_is_bounded() -> None:
     y = torch.zeros(1, LABELS, dtype=torch.bool)
-    args = (None, None, 1.0, 0.0, None, "sum")
+    args = (None, None, 1.0, 0.0, None, SUM)
     one = torch.zeros(1, LABELS)
     rows = 48 * ROWS  # 96 MiB, 14 of which are more than 1 GiB
     living = [

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
 from weighted_bce._extension import extension
+from weighted_bce.reference import SUM
 
 pytestmark = [
     pytest.mark.skipif(extension is None, reason="no extension"),
@@ -124,7 +125,7 @@ def check_one_pass(logits: Any, labels: Any, x: Tensor, y: Tensor) -> None:
     """The op that writes loss and gradient at once, called directly."""
     from torch.distributed.tensor import Replicate, distribute_tensor
 
-    one, arguments = torch.ones(()), (None, None, 7.0, 0.1, None, "sum")
+    one, arguments = torch.ones(()), (None, None, 7.0, 0.1, None, SUM)
     ones = distribute_tensor(one, logits.device_mesh, [Replicate()] * logits.device_mesh.ndim)
     op = torch.ops.weighted_bce.loss_and_grad
     sharded, whole = op(logits, labels, *arguments, ones), op(x, y, *arguments, one)

@@ -18,6 +18,7 @@ from weighted_bce import (
     weighted_bce,
     weighted_bce_with_logits,
 )
+from weighted_bce.reference import SUM
 
 from .truth import INPUT_DTYPES, REDUCTIONS, Case, backends, check, labels, logits, sample_inputs
 
@@ -223,4 +224,4 @@ def test_ops_do_not_drop_a_gradient_silently(kernel_device: str, position: int) 
     tensors = [x, y, torch.ones_like(x), torch.ones_like(x)]
     tensors[position].requires_grad_()
     with pytest.raises(NotImplementedError, match="weighted_bce_with_logits has"):
-        torch.ops.weighted_bce.loss(*tensors, 1.0, 0.0, None, "sum")
+        torch.ops.weighted_bce.loss(*tensors, 1.0, 0.0, None, SUM)

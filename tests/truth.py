@@ -14,6 +14,7 @@ from torch import Tensor
 
 from weighted_bce import backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
+from weighted_bce.reference import REDUCTIONS as NUMBERS
 
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (
@@ -91,8 +92,9 @@ class Case:
         tensor = self.pos_weight if isinstance(self.pos_weight, Tensor) else None
         value = self.pos_weight if isinstance(self.pos_weight, float) else 1.0
         options = (value, self.label_smoothing, self.ignore_index)
-        own = self.reduction if self.reduction in ("mean", "sum", "batchmean") else "sum"
-        return (self.target, self.weight, tensor, *options, reduction or own)
+        name = reduction or self.reduction
+        known = name if name in ("mean", "batchmean") else "sum"
+        return (self.target, self.weight, tensor, *options, NUMBERS[known])
 
 
 @dataclass

@@ -59,12 +59,12 @@ def _grad(
     factor = _stacked(grad_output, in_dims[0], info.batch_size)
     if of_sample == 0:
         factor = factor.reshape(-1, *(1,) * (x.dim() - 1))
-    if reduction != "sum":
+    if reduction != reference.SUM:
         by = reference.divisor(reduction, options, first=1)
         if isinstance(by, Tensor):
             by = by.reshape(-1, *(1,) * (x.dim() - 1))
         factor = factor.to(compute_dtype(x.dtype)) / by
-    return ops.grad(factor.expand(x.shape), x, *options, "sum"), 0
+    return ops.grad(factor.expand(x.shape), x, *options, reference.SUM), 0
 
 
 RULES = {"loss": _loss, "grad": _grad, "unreduced": _unreduced}

@@ -6,9 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .reference import Options
-
-REDUCTIONS = ("none", "mean", "sum", "batchmean")
+from .reference import REDUCTIONS, Options
 
 _INPUT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 

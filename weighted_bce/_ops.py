@@ -52,7 +52,7 @@ def _loss_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 
 
 def _unreduced_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    return ops.grad(grad_output, *ctx.saved_tensors, *ctx.rest, "sum"), *(None,) * 6
+    return ops.grad(grad_output, *ctx.saved_tensors, *ctx.rest, reference.SUM), *(None,) * 6
 
 
 def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

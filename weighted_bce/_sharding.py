@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ._ops import ops
-from .reference import Options
+from .reference import SUM, Options
 
 Placements = list[Any]
 
@@ -86,9 +86,9 @@ def _unreduced(*arguments: Any) -> _Rule:
     return _each(arguments[:4], True, lambda own, all: ([own[0]], [*own, *[None] * 3]))
 
 
-def _sum_is_local(reduction: str) -> bool:
+def _sum_is_local(reduction: int) -> bool:
     """A shard does not know how many elements there are in all."""
-    return reduction == "sum"
+    return reduction == SUM
 
 
 def _each(

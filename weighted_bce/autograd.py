@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from . import transforms
 from ._ops import Kernels, ops
-from .reference import Options, compute_dtype
+from .reference import NONE, SUM, Options, compute_dtype
 
 _graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 _is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
@@ -43,7 +43,7 @@ def _new_expectation(input: Tensor, kind: Any) -> Tensor:
 
 
 class FusedLoss(Function):
-    """The loss of `input` after a reduction, or, where that is None, of each element."""
+    """The loss of `input` after a reduction; of each element where that is NONE."""
 
     @staticmethod
     def forward(
@@ -51,11 +51,11 @@ class FusedLoss(Function):
         input: Tensor,
         kernels: Kernels,
         options: Options,
-        reduction: str | None,
+        reduction: int,
         inplace: bool,
     ) -> Tensor:
         grad = used = None
-        if reduction is None:
+        if reduction == NONE:
             loss = kernels.unreduced(input, *options)
         elif inplace:
             loss = kernels.loss(input, *options, reduction)
@@ -64,7 +64,7 @@ class FusedLoss(Function):
             loss, grad, used = kernels.loss_and_grad(input, *options, reduction, expected)
         # Both together: a checkpoint computes them a second time, with another expectation.
         ctx.save_for_backward(input, *options[:3], grad, used)
-        ctx.rest, ctx.inplace = (*options[3:], reduction or "sum"), inplace
+        ctx.rest, ctx.inplace = (*options[3:], reduction or SUM), inplace
         return cast(Tensor, loss)
 
     @staticmethod

@@ -21,7 +21,7 @@ from ._ops import (
 )
 from .autograd import apply_fused
 from .probabilities import unreduced_from_probabilities
-from .reference import Options
+from .reference import MEAN, NONE, REDUCTIONS, SUM, Options
 
 Reduction = str | Callable[[Tensor], Tensor]
 
@@ -108,12 +108,13 @@ def weighted_bce_with_logits(
             inplace_backward=inplace_backward,
         )
     options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
-    if reduction not in ("mean", "sum"):
-        check_reduction(reduction, input)
-        if reduction != "batchmean":
-            loss = _unreduced(input, options, inplace_backward)
-            return loss if isinstance(reduction, str) else reduction(loss)
-    return _reduced(input, options, reduction, inplace_backward)
+    if reduction == "mean":
+        return _reduced(input, options, MEAN, inplace_backward)
+    check_reduction(reduction, input)
+    if isinstance(reduction, str) and reduction != "none":
+        return _reduced(input, options, REDUCTIONS[reduction], inplace_backward)
+    loss = _unreduced(input, options, inplace_backward)
+    return loss if isinstance(reduction, str) else reduction(loss)
 
 
 def weighted_bce(
@@ -161,7 +162,7 @@ def weighted_bce(
         return reduction(loss.to(input.dtype))
     if reduction == "none":
         return loss.to(input.dtype)
-    return reference.divided(loss.sum(), reduction, options)
+    return reference.divided(loss.sum(), REDUCTIONS[reduction], options)
 
 
 def _kernels_for(input: Tensor) -> Kernels | None:
@@ -246,7 +247,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in _PLAIN and not tensor.is_neg()
 
 
-def _reduced(input: Tensor, options: Options, reduction: str, inplace: bool) -> Tensor:
+def _reduced(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tensor:
     kernels = _kernels_for(input)
     if kernels is None or _kernels_lack(options):
         return reference.loss(input, options, reduction)
@@ -255,7 +256,7 @@ def _reduced(input: Tensor, options: Options, reduction: str, inplace: bool) -> 
         return transforms.loss(input, *options, reduction)
     if _through_dispatcher(input, options):
         if _is_sharded(input, options):  # a shard does not know what counts in the others
-            return reference.divided(ops.loss.default(input, *options, "sum"), reduction, options)
+            return reference.divided(ops.loss.default(input, *options, SUM), reduction, options)
         return cast(Tensor, ops.loss.default(input, *options, reduction))
     if _records(input):
         return apply_fused(input, kernels, options, reduction, inplace)
@@ -273,7 +274,7 @@ def _unreduced(input: Tensor, options: Options, inplace: bool) -> Tensor:
         _is_sharded(input, options)
         return cast(Tensor, ops.unreduced.default(input, *options))
     if _records(input):
-        return apply_fused(input, kernels, options, None, inplace)
+        return apply_fused(input, kernels, options, NONE, inplace)
     return cast(Tensor, kernels.unreduced(input, *options))
 
 

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+# The reductions as the ops number them: torch's own numbers, and one more.
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3}
+NONE, MEAN, SUM, BATCHMEAN = REDUCTIONS.values()
+
 
 class Options(NamedTuple):
     """What the loss is made of besides the logits, in the order in which the ops take it."""
@@ -76,12 +80,12 @@ def unreduced(input: Tensor, options: Options) -> Tensor:
     return loss if skip is None else loss.masked_fill(skip, 0)
 
 
-def divisor(reduction: str, options: Options, first: int = 0) -> float | Tensor:
+def divisor(reduction: int, options: Options, first: int = 0) -> float | Tensor:
     """What a sum is divided by; for each sample, where `first` dimensions number the samples."""
     shape = options.target.shape[first:]
-    if reduction == "sum":
+    if reduction == SUM:
         return 1
-    if reduction == "batchmean":
+    if reduction == BATCHMEAN:
         return shape[0]
     skip, size = ignored(options), math.prod(shape)
     if skip is None or size == 0:
@@ -91,12 +95,12 @@ def divisor(reduction: str, options: Options, first: int = 0) -> float | Tensor:
     return counted.clamp(min=1)
 
 
-def divided(total: Tensor, reduction: str, options: Options) -> Tensor:
+def divided(total: Tensor, reduction: int, options: Options) -> Tensor:
     """A sum, or what it is linear in, after the reduction."""
-    return total if reduction == "sum" else total / divisor(reduction, options)
+    return total if reduction == SUM else total / divisor(reduction, options)
 
 
-def loss(input: Tensor, options: Options, reduction: str) -> Tensor:
+def loss(input: Tensor, options: Options, reduction: int) -> Tensor:
     """The sum of the losses, or a mean of them, 0-d."""
     return divided(unreduced(input, options).sum(), reduction, options)
 
@@ -112,7 +116,7 @@ def _derivatives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     return slope.masked_fill(skip, 0), curvature.masked_fill(skip, 0)
 
 
-def grad(grad_output: Tensor, input: Tensor, options: Options, reduction: str) -> Tensor:
+def grad(grad_output: Tensor, input: Tensor, options: Options, reduction: int) -> Tensor:
     """The gradient with respect to `input`, itself differentiable.
 
     grad_output is 0-d, or has the shape of `input`, as in the two functions that follow.
@@ -122,7 +126,7 @@ def grad(grad_output: Tensor, input: Tensor, options: Options, reduction: str) -
 
 
 def grad_vjp(
-    upstream: Tensor, grad_output: Tensor, input: Tensor, options: Options, reduction: str
+    upstream: Tensor, grad_output: Tensor, input: Tensor, options: Options, reduction: int
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `grad` with respect to grad_output and `input`."""
     slope, curvature = _derivatives(input, options)
@@ -138,7 +142,7 @@ def grad_jvp(
     grad_output: Tensor,
     input: Tensor,
     options: Options,
-    reduction: str,
+    reduction: int,
 ) -> Tensor:
     """The derivative of `grad` along the tangents of grad_output and `input`."""
     slope, curvature = _derivatives(input, options)

@@ -87,11 +87,11 @@ class _Unreduced(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return gradient(grad_output, *ctx.saved_tensors, *ctx.rest, "sum"), *(None,) * 6
+        return gradient(grad_output, *ctx.saved_tensors, *ctx.rest, reference.SUM), *(None,) * 6
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return gradient(tangent, *ctx.saved_tensors, *ctx.rest, "sum")
+        return gradient(tangent, *ctx.saved_tensors, *ctx.rest, reference.SUM)
 
 
 class _Gradient(Function):

@@ -1,34 +1,16 @@
-"""The losses as functions: checks of the arguments, then the choice of an implementation."""
+"""The losses as functions."""
 
 from collections.abc import Callable
-from typing import cast
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _config, _sharding, reference, transforms
+from . import _choice, reference
 from ._checks import check_reduction, checked_options
-from ._extension import HOW_TO_BUILD, extension
-from ._ops import (
-    MOST_DIMENSIONS,
-    TARGET_DTYPES,
-    Kernels,
-    on_cpu,
-    on_cuda,
-    ops,
-    why_not_on_cuda,
-)
-from .autograd import apply_fused
 from .probabilities import unreduced_from_probabilities
-from .reference import MEAN, NONE, REDUCTIONS, SUM, Options
+from .reference import MEAN, NONE, REDUCTIONS
 
 Reduction = str | Callable[[Tensor], Tensor]
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-_tracing_state: Callable[[], object] = torch._C._get_tracing_state
-_saved_tensors_hooks: Callable[[bool], object] = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def weighted_bce_with_logits(
@@ -109,12 +91,11 @@ def weighted_bce_with_logits(
         )
     options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
     if reduction == "mean":
-        return _reduced(input, options, MEAN, inplace_backward)
+        return _choice.loss(input, options, MEAN, inplace_backward)
     check_reduction(reduction, input)
-    if isinstance(reduction, str) and reduction != "none":
-        return _reduced(input, options, REDUCTIONS[reduction], inplace_backward)
-    loss = _unreduced(input, options, inplace_backward)
-    return loss if isinstance(reduction, str) else reduction(loss)
+    if isinstance(reduction, str):
+        return _choice.loss(input, options, REDUCTIONS[reduction], inplace_backward)
+    return reduction(_choice.loss(input, options, NONE, inplace_backward))
 
 
 def weighted_bce(
@@ -163,120 +144,3 @@ def weighted_bce(
     if reduction == "none":
         return loss.to(input.dtype)
     return reference.divided(loss.sum(), REDUCTIONS[reduction], options)
-
-
-def _kernels_for(input: Tensor) -> Kernels | None:
-    """The kernels that take these logits, by their kind and by the chosen backend."""
-    chosen = _config.current_backend
-    if chosen == "reference":
-        return None
-    if input.layout is torch.strided and input.dim() <= MOST_DIMENSIONS:
-        kernels = on_cpu if input.is_cpu else on_cuda(input)
-        if kernels is not None:
-            return kernels
-    if chosen == "fused":
-        raise RuntimeError(f"backend 'fused' has no kernel for this input: {_why_none(input)}")
-    return None
-
-
-def _why_none(input: Tensor) -> str:
-    if extension is None:
-        return f"none is built; {HOW_TO_BUILD}"
-    reason = why_not_on_cuda(input.get_device()) if input.is_cuda else None
-    return reason or f"got {input.layout} on {input.device.type} with {input.dim()} dimensions"
-
-
-def _kernels_lack(options: Options) -> bool:
-    """Whether a gradient is wanted that the kernels do not give."""
-    if transforms.active():
-        # The compiler traces transforms of plain torch only.
-        return torch.compiler.is_compiling() or transforms.lack(options[:3])
-    target, weight, pos_weight = options[:3]
-    wanted = (
-        target.requires_grad
-        or (weight is not None and weight.requires_grad)
-        or (pos_weight is not None and pos_weight.requires_grad)
-    )
-    return wanted and torch.is_grad_enabled()
-
-
-def _for_kernels(input: Tensor, options: Options) -> Options:
-    target = options.target
-    if target.dtype not in TARGET_DTYPES:
-        target = target.float()
-    if not torch.compiler.is_compiling():
-        if target.is_inference() and _records(input):
-            target = target.clone()  # autograd saves no inference tensor
-    elif _changes(options.pos_weight_value):
-        # As an op's argument each value would be compiled anew, as a product it is an input.
-        value = torch.ones((), dtype=torch.float64, device="cpu") * options.pos_weight_value
-        options = options._replace(pos_weight=value, pos_weight_value=1.0)
-    return options if target is options.target else options._replace(target=target)
-
-
-def _changes(number: float) -> bool:
-    """Whether the compiler has seen a number change, and keeps it as a symbol."""
-    from torch.fx.experimental.symbolic_shapes import has_static_value
-
-    return not has_static_value(number)
-
-
-def _through_dispatcher(input: Tensor, options: Options) -> bool:
-    """Whether tracing, a tensor subclass, a mode or a negated view needs the dispatcher.
-
-    So do hooks of saved tensors, a checkpoint's among them: then the logits are saved, and not a
-    gradient, which hooks may round and which a checkpoint would compute for nothing.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or _dispatch_modes() > 0
-        or _tracing_state() is not None
-        or _saved_tensors_hooks(True) is not None
-        or not _is_plain(input)
-        or not _is_plain(options.target)
-        or not (options.weight is None or _is_plain(options.weight))
-        or not (options.pos_weight is None or _is_plain(options.pos_weight))
-    )
-
-
-def _records(input: Tensor) -> bool:
-    return input.requires_grad and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in _PLAIN and not tensor.is_neg()
-
-
-def _reduced(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tensor:
-    kernels = _kernels_for(input)
-    if kernels is None or _kernels_lack(options):
-        return reference.loss(input, options, reduction)
-    options = _for_kernels(input, options)
-    if transforms.active():
-        return transforms.loss(input, *options, reduction)
-    if _through_dispatcher(input, options):
-        if _is_sharded(input, options):  # a shard does not know what counts in the others
-            return reference.divided(ops.loss.default(input, *options, SUM), reduction, options)
-        return cast(Tensor, ops.loss.default(input, *options, reduction))
-    if _records(input):
-        return apply_fused(input, kernels, options, reduction, inplace)
-    return cast(Tensor, kernels.loss(input, *options, reduction))
-
-
-def _unreduced(input: Tensor, options: Options, inplace: bool) -> Tensor:
-    kernels = _kernels_for(input)
-    if kernels is None or _kernels_lack(options):
-        return reference.unreduced(input, options).to(input.dtype)
-    options = _for_kernels(input, options)
-    if transforms.active():
-        return transforms.unreduced(input, *options)
-    if _through_dispatcher(input, options):
-        _is_sharded(input, options)
-        return cast(Tensor, ops.unreduced.default(input, *options))
-    if _records(input):
-        return apply_fused(input, kernels, options, NONE, inplace)
-    return cast(Tensor, kernels.unreduced(input, *options))
-
-
-def _is_sharded(input: Tensor, options: Options) -> bool:
-    return not torch.compiler.is_compiling() and _sharding.prepare(input, options)

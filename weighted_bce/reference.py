@@ -101,8 +101,11 @@ def divided(total: Tensor, reduction: int, options: Options) -> Tensor:
 
 
 def loss(input: Tensor, options: Options, reduction: int) -> Tensor:
-    """The sum of the losses, or a mean of them, 0-d."""
-    return divided(unreduced(input, options).sum(), reduction, options)
+    """The loss after a reduction; of each element in the dtype of `input`."""
+    losses = unreduced(input, options)
+    if reduction == NONE:
+        return losses.to(input.dtype)
+    return divided(losses.sum(), reduction, options)
 
 
 def _derivatives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:

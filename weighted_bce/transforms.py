@@ -14,7 +14,7 @@ from torch.autograd import Function, forward_ad
 
 from . import reference
 from ._ops import ops
-from .reference import Options, compute_dtype
+from .reference import NONE, SUM, Options, compute_dtype
 
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _functorch: Any = torch._C._functorch
@@ -55,7 +55,7 @@ def _save(tensors: int, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 
 class _Loss(Function):
-    """The op `loss`, with its arguments; of which only the logits are differentiated."""
+    """The op `loss`, with its arguments."""
 
     generate_vmap_rule = True
     setup_context = staticmethod(partial(_save, 4))
@@ -87,11 +87,11 @@ class _Unreduced(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return gradient(grad_output, *ctx.saved_tensors, *ctx.rest, reference.SUM), *(None,) * 6
+        return gradient(grad_output, *ctx.saved_tensors, *ctx.rest, SUM), *(None,) * 6
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return gradient(tangent, *ctx.saved_tensors, *ctx.rest, reference.SUM)
+        return gradient(tangent, *ctx.saved_tensors, *ctx.rest, SUM)
 
 
 class _Gradient(Function):
@@ -119,8 +119,11 @@ class _Gradient(Function):
         return reference.grad_jvp((to_output, to_input), grad_output, input, options, reduction)
 
 
-loss: Callable[..., Tensor] = _Loss.apply
-unreduced: Callable[..., Tensor] = _Unreduced.apply
+def loss(input: Tensor, options: Options, reduction: int) -> Tensor:
+    """The loss after a reduction, of which only the logits are differentiated."""
+    if reduction == NONE:
+        return _applied(_Unreduced, input, *options)
+    return _applied(_Loss, input, *options, reduction)
 
 
 def gradient(grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
@@ -128,5 +131,9 @@ def gradient(grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
     if any(map(_functorch.is_legacy_batchedtensor, (grad_output, input))):
         # What torch.autograd maps over many vectors with has no rules for ops like these.
         return reference.grad(grad_output, input, Options(*rest[:-1]), rest[-1])
-    apply: Callable[..., Tensor] = _Gradient.apply
-    return apply(grad_output, input, *rest)
+    return _applied(_Gradient, grad_output, input, *rest)
+
+
+def _applied(function: type[Function], *args: Any) -> Tensor:
+    apply: Callable[..., Tensor] = function.apply
+    return apply(*args)

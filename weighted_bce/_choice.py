@@ -1,0 +1,150 @@
+"""Which implementation computes a loss: the kernels, in one of three ways, or plain torch."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _config, _sharding, reference, transforms
+from ._extension import HOW_TO_BUILD, extension
+from ._ops import (
+    MOST_DIMENSIONS,
+    TARGET_DTYPES,
+    Kernels,
+    on_cpu,
+    on_cuda,
+    ops,
+    why_not_on_cuda,
+)
+from .autograd import apply_fused
+from .reference import NONE, SUM, Options
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_tracing_state: Callable[[], object] = torch._C._get_tracing_state
+_saved_tensors_hooks: Callable[[bool], object] = torch._C._autograd._top_saved_tensors_default_hooks
+
+
+def loss(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tensor:
+    """The loss after a reduction, by the best implementation that serves the call."""
+    kernels = _kernels_for(input)
+    if kernels is None:
+        return reference.loss(input, options, reduction)
+    if _nothing_else_looks() and _are_plain(input, options):
+        if _records(input):
+            return apply_fused(input, kernels, options, reduction, inplace)
+        if reduction == NONE:
+            return cast(Tensor, kernels.unreduced(input, *options))
+        return cast(Tensor, kernels.loss(input, *options, reduction))
+    target = _readable(input, options.target)
+    if target is not options.target:
+        return loss(input, options._replace(target=target), reduction, inplace)
+    if transforms.active():
+        # The compiler traces transforms of plain torch only.
+        if torch.compiler.is_compiling() or transforms.lack(options[:3]):
+            return reference.loss(input, options, reduction)
+        return transforms.loss(input, options, reduction)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in options[:3]):
+        return reference.loss(input, options, reduction)
+    return _dispatched(input, _traceable(options), reduction)
+
+
+def _kernels_for(input: Tensor) -> Kernels | None:
+    """The kernels that take these logits, by their kind and by the chosen backend."""
+    chosen = _config.current_backend
+    if chosen == "reference":
+        return None
+    if input.layout is torch.strided and input.dim() <= MOST_DIMENSIONS:
+        kernels = on_cpu if input.is_cpu else on_cuda(input)
+        if kernels is not None:
+            return kernels
+    if chosen == "fused":
+        raise RuntimeError(f"backend 'fused' has no kernel for this input: {_why_none(input)}")
+    return None
+
+
+def _why_none(input: Tensor) -> str:
+    if extension is None:
+        return f"none is built; {HOW_TO_BUILD}"
+    reason = why_not_on_cuda(input.get_device()) if input.is_cuda else None
+    return reason or f"got {input.layout} on {input.device.type} with {input.dim()} dimensions"
+
+
+def _nothing_else_looks() -> bool:
+    """Whether no tracing, mode, transform or hook needs to see the op, or what it saves.
+
+    Hooks of saved tensors, a checkpoint's among them, should see the logits, and not a gradient,
+    which they may round and which a checkpoint would compute for nothing.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or _dispatch_modes()
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or _saved_tensors_hooks(True)
+        or _tracing_state()
+    )
+
+
+def _are_plain(input: Tensor, options: Options) -> bool:
+    """Whether all tensors are what they seem, and the kernels give every gradient there may be."""
+    target, weight, pos_weight, *_ = options
+    return (
+        type(input) in _PLAIN
+        and not input.is_neg()
+        and target.dtype in TARGET_DTYPES
+        and _is_constant(target)
+        and (weight is None or _is_constant(weight))
+        and (pos_weight is None or _is_constant(pos_weight))
+    )
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in _PLAIN
+        and not tensor.requires_grad
+        and not tensor.is_neg()
+        and not tensor.is_inference()
+    )
+
+
+def _records(input: Tensor) -> bool:
+    return input.requires_grad and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def _readable(input: Tensor, target: Tensor) -> Tensor:
+    """The target in a dtype that the kernels read, and such that autograd can save it."""
+    if target.dtype not in TARGET_DTYPES:
+        return target.float()
+    if not torch.compiler.is_compiling() and target.is_inference() and _records(input):
+        return target.clone()
+    return target
+
+
+def _traceable(options: Options) -> Options:
+    """With a pos_weight that the compiler has seen change in a tensor.
+
+    As an argument of an op each value would be compiled anew; as a product it is an input.
+    """
+    if not torch.compiler.is_compiling() or _is_static(options.pos_weight_value):
+        return options
+    one = torch.ones((), dtype=torch.float64, device="cpu")
+    return options._replace(pos_weight=one * options.pos_weight_value, pos_weight_value=1.0)
+
+
+def _is_static(number: float) -> bool:
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return has_static_value(number)
+
+
+def _dispatched(input: Tensor, options: Options, reduction: int) -> Tensor:
+    sharded = not torch.compiler.is_compiling() and _sharding.prepare(input, options)
+    if reduction == NONE:
+        return cast(Tensor, ops.unreduced.default(input, *options))
+    if sharded:  # a shard does not know what counts in the others
+        return reference.divided(ops.loss.default(input, *options, SUM), reduction, options)
+    return cast(Tensor, ops.loss.default(input, *options, reduction))

@@ -54,31 +54,32 @@ class FusedLoss(Function):
         reduction: int,
         inplace: bool,
     ) -> Tensor:
-        grad = used = None
+        grad = None
         if reduction == NONE:
             loss = kernels.unreduced(input, *options)
         elif inplace:
             loss = kernels.loss(input, *options, reduction)
         else:
             expected = _expectation(input)
-            loss, grad, used = kernels.loss_and_grad(input, *options, reduction, expected)
-        # Both together: a checkpoint computes them a second time, with another expectation.
-        ctx.save_for_backward(input, *options[:3], grad, used)
+            loss, grad, ctx.used = kernels.loss_and_grad(input, *options, reduction, expected)
+        ctx.save_for_backward(input, *options[:3], grad)
         ctx.rest, ctx.inplace = (*options[3:], reduction or SUM), inplace
         return cast(Tensor, loss)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        input, target, weight, pos_weight, grad, used = ctx.saved_tensors
+        input, target, weight, pos_weight, grad = ctx.saved_tensors
+        rest = input, target, weight, pos_weight, *ctx.rest
+        if torch.compiler.is_compiling():  # compiled autograd traces this function
+            return ops.grad.default(grad_output, *rest), None, None, None, None
         plain = not (torch.is_grad_enabled() or transforms.active() or _is_batched(grad_output))
         # A kept graph comes back for the same gradient: what it holds is not given away.
         given_away = grad is not None and plain and not _graph_is_kept()
         # On the CPU a look at the numbers costs less than a call of the op.
-        if given_away and grad_output.is_cpu and grad_output.item() == used.item():
+        if given_away and grad_output.is_cpu and grad_output.item() == ctx.used.item():
             return grad, None, None, None, None
-        rest = input, target, weight, pos_weight, *ctx.rest
         if given_away:
-            ops.update_grad_.default(grad_output, used, _expectation(input), grad, *rest)
+            ops.update_grad_.default(grad_output, ctx.used, _expectation(input), grad, *rest)
             result = grad
         elif not plain:
             result = transforms.gradient(grad_output, *rest)

@@ -1,0 +1,112 @@
+"""Transforms and second derivatives with torch.compile: right, or a clear error."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from weighted_bce import weighted_bce_with_logits
+from weighted_bce._extension import extension
+
+from .truth import labels, logits
+
+pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> None:
+    torch._dynamo.reset()
+
+
+def loss(x: Tensor, y: Tensor, p: Tensor | None = None) -> Tensor:
+    return weighted_bce_with_logits(x, y, pos_weight=3.0 if p is None else p)
+
+
+def penalty(x: Tensor, y: Tensor) -> Tensor:
+    """Of the gradient, so that a gradient of it is a second derivative."""
+    (slope,) = torch.autograd.grad(loss(x, y), x, create_graph=True)
+    return slope.square().sum()
+
+
+def dual(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(loss(forward_ad.make_dual(x, t), y)).tangent
+
+
+TRANSFORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "grad": lambda x, y, t: grad(loss)(x, y),
+    "vmap": lambda x, y, t: vmap(loss)(x, y),
+    "vmap, dims": lambda x, y, t: vmap(loss, (1, None))(x, y[:, 0]),
+    "grad of vmap": lambda x, y, t: grad(lambda x: vmap(loss)(x, y).square().sum())(x),
+    "vmap of grad": lambda x, y, t: vmap(grad(loss))(x, y),
+    "jacrev": lambda x, y, t: jacrev(loss)(x, y),
+    "jacfwd": lambda x, y, t: jacfwd(loss)(x, y),
+    "hessian": lambda x, y, t: hessian(loss)(x, y),
+    "jvp": lambda x, y, t: jvp(lambda x: loss(x, y), (x,), (t,)),
+    "vjp": lambda x, y, t: vjp(lambda x: loss(x, y), x)[1](torch.tensor(2.0, device=x.device)),
+    "grad of grad": lambda x, y, t: grad(lambda x: grad(loss)(x, y).square().sum())(x),
+    "forward over reverse": lambda x, y, t: jvp(lambda x: grad(loss)(x, y), (x,), (t,)),
+    "of pos_weight": lambda x, y, t: grad(loss, argnums=2)(x, y, torch.ones_like(x[0])),
+    "dual level": dual,
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_inside_the_graph(kernel_device: str, name: str) -> None:
+    x, y = logits(4, 5, device=kernel_device) / 3, labels(4, 5, device=kernel_device)
+    args = x, y, torch.randn_like(x)
+    compiled = torch.compile(TRANSFORMS[name], backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*args), TRANSFORMS[name](*args))
+
+
+def test_per_sample_gradients_under_inductor(kernel_device: str) -> None:
+    x, y = logits(4, 5, device=kernel_device), labels(4, 5, device=kernel_device)
+    per_sample = vmap(grad(loss))
+    torch.testing.assert_close(torch.compile(per_sample, fullgraph=True)(x, y), per_sample(x, y))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_order_of_a_compiled_loss_raises(kernel_device: str, reduction: str) -> None:
+    """In place of a gradient that lacks a term."""
+    x = logits(4, 5, device=kernel_device).requires_grad_()
+    y = labels(4, 5, device=kernel_device)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def compiled(x: Tensor) -> Tensor:
+        return weighted_bce_with_logits(x, y, reduction=reduction)
+
+    (slope,) = torch.autograd.grad(compiled(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        slope.square().sum().backward()
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="not in this torch"
+)
+def test_second_order_inside_the_graph(kernel_device: str) -> None:
+    """Where the compiler is told to trace torch.autograd.grad."""
+    x = (logits(4, 5, device=kernel_device) / 3).requires_grad_()
+    y = labels(4, 5, device=kernel_device)
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        compiled = torch.compile(penalty, backend="aot_eager", fullgraph=True)
+        (result,) = torch.autograd.grad(compiled(x, y), x)
+    (expected,) = torch.autograd.grad(penalty(x, y), x)
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("name", ["target", "weight", "pos_weight"])
+def test_gradients_of_other_arguments(kernel_device: str, name: str) -> None:
+    """They come from plain torch, in one graph as well."""
+    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
+
+    def gradient(loss: Callable[..., Tensor]) -> Tensor:
+        leaf = torch.linspace(0, 1, 54, device=kernel_device).view(6, 9).requires_grad_()
+        (slope,) = torch.autograd.grad(loss(x, **{"target": y, name: leaf}), leaf)
+        return slope
+
+    compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradient(compiled), gradient(weighted_bce_with_logits))

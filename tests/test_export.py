@@ -1,0 +1,86 @@
+"""torch.export keeps the fused op, in programs that are saved, loaded, compiled ahead and run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from weighted_bce import WeightedBCEWithLogitsLoss
+from weighted_bce._extension import extension
+
+from .test_compile import fused_ops, network
+from .truth import labels
+
+pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
+
+
+class Scored(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.model = network()
+        self.criterion = WeightedBCEWithLogitsLoss(**options)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.criterion(self.model(x), y)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mean": dict(pos_weight=7.0),
+    "per label": dict(pos_weight=torch.full((9,), 7.0), reduction="batchmean"),
+    "ignoring": dict(ignore_index=1, label_smoothing=0.1, weight=torch.rand(9)),
+    "none": dict(reduction="none"),
+}
+ROWS = torch.export.Dim("rows", min=2, max=1000)
+
+
+def example(rows: int, device: str) -> tuple[Tensor, Tensor]:
+    return torch.randn(rows, 20, device=device), labels(rows, 9, device=device)
+
+
+def exported(module: nn.Module, device: str, dynamic: bool, strict: bool = False) -> Any:
+    shapes = ({0: ROWS}, {0: ROWS}) if dynamic else None
+    return torch.export.export(module, example(6, device), dynamic_shapes=shapes, strict=strict)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_saved_and_loaded(
+    kernel_device: str, strict: bool, dynamic: bool, name: str, tmp_path: Path
+) -> None:
+    module = Scored(**OPTIONS[name]).to(kernel_device)
+    program = exported(module, kernel_device, dynamic, strict)
+    assert fused_ops(program.graph_module) == ["unreduced" if name == "none" else "loss"]
+    torch.export.save(program, tmp_path / "scored.pt2")
+    loaded = torch.export.load(tmp_path / "scored.pt2").module()
+    for rows in (6, 17, 2) if dynamic else (6,):
+        args = example(rows, kernel_device)
+        assert torch.equal(program.module()(*args), module(*args))
+        assert torch.equal(loaded(*args), module(*args))
+
+
+def test_the_loaded_program_trains(kernel_device: str, tmp_path: Path) -> None:
+    module = Scored(pos_weight=7.0).to(kernel_device)
+    torch.export.save(exported(module, kernel_device, True), tmp_path / "scored.pt2")
+    loaded = torch.export.load(tmp_path / "scored.pt2").module()
+    args = example(13, kernel_device)
+    for each in (module, loaded):
+        (each(*args) * -2.5).backward()
+    gradients = {name: p.grad for name, p in loaded.named_parameters()}
+    for name, parameter in module.named_parameters():
+        assert torch.equal(gradients[name], parameter.grad)
+
+
+def test_compiled_ahead_of_time(kernel_device: str, tmp_path: Path) -> None:
+    """A package of AOTInductor calls the op, for any number of rows."""
+    module = Scored(pos_weight=torch.full((9,), 7.0)).to(kernel_device)
+    with torch.no_grad():
+        path = torch._inductor.aoti_compile_and_package(
+            exported(module, kernel_device, True), package_path=str(tmp_path / "scored.pt2")
+        )
+        package = torch._inductor.aoti_load_package(path)
+        for rows in (6, 17):
+            args = example(rows, kernel_device)
+            torch.testing.assert_close(package(*args), module(*args))

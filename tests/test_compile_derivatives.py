@@ -69,6 +69,25 @@ def test_per_sample_gradients_under_inductor(kernel_device: str) -> None:
     torch.testing.assert_close(torch.compile(per_sample, fullgraph=True)(x, y), per_sample(x, y))
 
 
+@pytest.mark.parametrize("transform", [grad, vmap, hessian])
+def test_transforms_of_a_compiled_loss_raise(kernel_device: str, transform: Any) -> None:
+    """torch compiles what is transformed, and does not transform what is compiled."""
+    x, y = logits(4, 5, device=kernel_device), labels(4, 5, device=kernel_device)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="functorch"):
+        transform(compiled)(x, y)
+
+
+def test_dual_numbers_for_a_compiled_loss_raise(kernel_device: str) -> None:
+    """Where the logits need a gradient; otherwise torch drops the tangent of any function."""
+    x, y = logits(4, 5, device=kernel_device), labels(4, 5, device=kernel_device)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    with forward_ad.dual_level():
+        numbers = forward_ad.make_dual(x.requires_grad_(), torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            compiled(numbers, y)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_second_order_of_a_compiled_loss_raises(kernel_device: str, reduction: str) -> None:
     """In place of a gradient that lacks a term."""

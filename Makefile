@@ -1,12 +1,17 @@
 PYTHON ?= python3
 TORCH ?= 2.13.0
+TORCHES ?= 2.11.0 2.13.0 newest
 ARGS ?=
 
 BIN := .venv/bin
 CODE := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(filter csrc/%,$(CODE)) csrc/cuda/build.py setup.py pyproject.toml
 
-.PHONY: demo test bench sanitize lint format clean help
+WITH_KERNELS := PATH="$(CURDIR)/$(BIN):$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
+    WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}"
+EACH_TORCH := $(TORCHES:%=torch-%)
+
+.PHONY: demo test wheel versions $(EACH_TORCH) bench sanitize lint format clean help
 
 help:           ## show this list
 	@grep -hE '^[a-z]+: .*##' Makefile | sed 's/:.*##/\t/'
@@ -14,14 +19,13 @@ help:           ## show this list
 .venv/.dependencies: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q torch==$(TORCH)
-	$(BIN)/pip install -q "setuptools>=77" wheel ninja "pybind11>=2.12" \
-	    $$($(BIN)/python -c "import tomllib; e = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*sum(e.values(), []))")
+	$(BIN)/pip install -q "setuptools>=77" wheel ninja "pybind11>=2.12"
+	WEIGHTED_BCE_BUILD=0 $(BIN)/pip install -q --no-build-isolation \
+	    -e ".[cuda,test,bench,examples,dev]"
 	touch $@
 
 .venv/.built: .venv/.dependencies $(SOURCES)
-	PATH="$(CURDIR)/$(BIN):$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
-	    WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}" \
-	    $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	$(WITH_KERNELS) $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 demo: .venv/.built  ## train a classifier on sparse labels with several losses, and compare
@@ -30,6 +34,27 @@ demo: .venv/.built  ## train a classifier on sparse labels with several losses, 
 test: .venv/.built  ## run all tests
 	$(BIN)/python -m pytest -n 2 -m "not large" $(ARGS)
 	$(BIN)/python -m pytest -m large $(ARGS)
+
+wheel: .venv/.dependencies  ## make the sdist and, from it, the wheel; see that its ABI is stable
+	rm -rf dist build/wheel
+	$(WITH_KERNELS) $(BIN)/python -m build --no-isolation
+	$(BIN)/python -m zipfile -e dist/*.whl build/wheel
+	$(BIN)/torch-abi-audit --check torch build/wheel/weighted_bce
+
+versions: $(EACH_TORCH)  ## test one wheel with each torch of TORCHES
+
+# The tests are those of the sdist, without the package beside them: they import the wheel's.
+$(EACH_TORCH): torch-%: wheel
+	rm -rf build/$@
+	$(BIN)/python -m venv build/$@
+	build/$@/bin/pip install -q torch$(patsubst %,==%,$(filter-out newest,$*)) \
+	    "$$(echo dist/*.whl)[test,bench,examples]"
+	mkdir build/$@/sdist
+	tar -xzf dist/*.tar.gz -C build/$@/sdist --strip-components 1 --exclude '*/weighted_bce'
+	cd build/$@/sdist && ../bin/python -W error -c "import weighted_bce as w; \
+	    print(w.show_config()); assert 'site-packages' in w.__file__"
+	cd build/$@/sdist && ../bin/python -m pytest -n 2 -m "not large" $(ARGS)
+	cd build/$@/sdist && ../bin/python -m pytest -m large
 
 bench: .venv/.built  ## compare the speed with the usual ways to write this loss
 	$(BIN)/python -m bench --quick $(ARGS)
@@ -53,4 +78,4 @@ format: .venv/.dependencies  ## format all sources
 	$(BIN)/clang-format -i $(CODE)
 
 clean:          ## remove everything that was built
-	rm -rf .venv build dist *.egg-info weighted_bce/*.so examples/out
+	rm -rf .venv build dist wheelhouse *.egg-info weighted_bce/*.so examples/out

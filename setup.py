@@ -58,8 +58,8 @@ def warn(reason: object) -> None:
     print(
         f"weighted_bce: WARNING: the extension was not built: {reason}\n"
         "The package works through its slower pure-PyTorch reference. To build the kernels, "
-        "install a C++ compiler, torch, ninja and pybind11, then run\n"
-        "    pip install --no-build-isolation --force-reinstall --no-deps weighted_bce",
+        "install a C++ compiler, torch, ninja and pybind11, then run\n    "
+        "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps weighted_bce",
         file=sys.stderr,
     )
 

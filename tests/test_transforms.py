@@ -102,6 +102,8 @@ def test_per_sample_gradients_are_one_call(kernel_device: str, dtype: torch.dtyp
     with Ops() as names:
         rows = vmap(grad(loss))(x, y)
     assert names == ["unreduced", "grad"]
+    singles = [loss(*row) for row in zip(x, y, strict=True)]
+    torch.testing.assert_close(vmap(loss)(x, y), torch.stack(singles), rtol=1e-5, atol=1e-6)
     x.requires_grad_()
     loss(x, y).backward()
     torch.testing.assert_close(rows / 64, x.grad)
@@ -226,6 +228,17 @@ def test_gradcheck_of_every_kind(reduction: str, chosen: str, ignore_index: floa
         assert gradgradcheck(
             f, x, check_batched_grad=True, check_fwd_over_rev=True, check_rev_over_rev=True
         )
+
+
+def test_many_upstream_gradients_at_once(kernel_device: str) -> None:
+    """torch.autograd maps over them in an old way, which would call an op once for each."""
+    x, y = logits(3, 4, device=kernel_device).requires_grad_(), labels(3, 4, device=kernel_device)
+    upstream = torch.tensor([1.0, -2.5, 3.0], device=kernel_device)
+    value = loss(x, y)
+    with Ops() as names:
+        (many,) = torch.autograd.grad(value, x, upstream, is_grads_batched=True)
+    assert names == []
+    torch.testing.assert_close(many, upstream.view(3, 1, 1) * grad(loss)(x.detach(), y))
 
 
 def test_per_sample_gradients_of_a_network(kernel_device: str) -> None:

@@ -8,7 +8,7 @@ from ._version import __version__
 
 HOW_TO_BUILD = (
     "install a C++ compiler, ninja and pybind11, then run "
-    "pip install --no-build-isolation --force-reinstall --no-deps weighted_bce"
+    "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps weighted_bce"
 )
 
 

@@ -8,6 +8,8 @@ import torch
 
 from weighted_bce import _config, autograd, backend, weighted_bce_with_logits
 
+from .processes import Processes
+
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> str:
@@ -45,3 +47,11 @@ def _fresh_state() -> Iterator[None]:
     yield
     _config.current_backend = chosen
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", params=[2, 4])
+def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
+    """Two and four of them, one set after the other."""
+    started = Processes(request.param)
+    yield started
+    started.stop()

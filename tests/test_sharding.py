@@ -1,29 +1,24 @@
 """DTensors: sharded logits give the loss and gradient of one process, without communication."""
 
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import Tensor, nn
+from torch import Tensor
 
-from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
+from weighted_bce import weighted_bce_with_logits
 from weighted_bce._extension import extension
-from weighted_bce.reference import SUM
+from weighted_bce.reference import BATCHMEAN, MEAN, SUM
+
+from .processes import Processes, mesh_of
 
 pytestmark = [
     pytest.mark.skipif(extension is None, reason="no extension"),
     pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed"),
 ]
 
-ROOT = Path(__file__).parents[1]
 OPTIONS: tuple[dict[str, Any], ...] = (
     {"pos_weight": 7.0},
     {"pos_weight": "per label", "weight": "per row"},
@@ -35,188 +30,283 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 )
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def run(work: Any, processes: int) -> None:
-    mp.spawn(_start, (work, processes, free_port()), nprocs=processes)  # raises what one raised
-
-
-def _start(rank: int, work: Any, processes: int, port: int) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=processes)
-    try:
-        work(processes)
-    finally:
-        dist.destroy_process_group()
-
-
 def layouts(processes: int) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Device meshes and how the logits lie on them: over rows, labels, both, and whole."""
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard
 
-    line = init_device_mesh("cpu", (processes,))
+    line = mesh_of(processes)
     yield from ((line, (placement,)) for placement in (Shard(0), Shard(1), Replicate()))
     if processes == 4:
-        square = init_device_mesh("cpu", (2, 2))
+        square = mesh_of(2, 2)
         yield square, (Shard(0), Shard(1))
         yield square, (Shard(1), Replicate())
+        yield square, (Shard(1), Shard(1))
 
 
-def alike(factor: Tensor, input: Tensor, placements: tuple[Any, ...]) -> list[Any]:
-    """The placements of a factor beside logits that have these."""
+def distributed(tensor: Tensor, mesh: Any, placements: Any) -> Any:
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, mesh, placements)
+
+
+def beside(factor: Tensor, logits: Any) -> Any:
+    """A factor, distributed as the logits that it belongs to."""
     from torch.distributed.tensor import Replicate, Shard
 
-    missing = input.dim() - factor.dim()
-    found = []
-    for p in placements:
-        own = p.dim - missing if isinstance(p, Shard) else -1
-        found.append(Shard(own) if own >= 0 and factor.shape[own] > 1 else Replicate())
-    return found
+    missing, own = logits.dim() - factor.dim(), []
+    for p in logits.placements:
+        dim = p.dim - missing if isinstance(p, Shard) else -1
+        own.append(Shard(dim) if dim >= 0 and factor.shape[dim] > 1 else Replicate())
+    return distributed(factor, logits.device_mesh, own)
+
+
+def whole(tensor: Any) -> Any:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def assert_whole(sharded: Any, expected: Tensor) -> None:
+    torch.testing.assert_close(sharded.full_tensor(), expected)
+
+
+def example(rows: int = 7) -> tuple[Tensor, Tensor]:
+    """Neither rows nor labels are a multiple of the processes."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 13, generator=generator) * 4
+    y = torch.randint(-1, 2, (rows, 13), generator=generator)
+    return x, y
+
+
+def each_placed() -> Iterator[tuple[Any, Any, Tensor, Tensor]]:
+    """Logits and labels, in parts and whole."""
+    x, y = example()
+    for mesh, placements in layouts(dist.get_world_size()):
+        x_parts = distributed(x, mesh, placements)
+        yield x_parts, distributed(y.clamp(min=0), mesh, placements), x, y.clamp(min=0)
 
 
 def check_losses(processes: int) -> None:
-    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.distributed.tensor import Shard
     from torch.distributed.tensor.debug import CommDebugMode
 
-    torch.manual_seed(0)
-    x = torch.randn(7, 13) * 4  # neither is a multiple of the processes
-    y = torch.where(torch.rand(7, 13) < 0.3, -1, (torch.rand(7, 13) < 0.3).long())
-    shapes = {"per label": (13,), "per row": (7, 1), "full": (7, 13)}
-    factors = {name: torch.rand(shape) + 0.5 for name, shape in shapes.items()}
-    for mesh, placements in layouts(processes):
-        for given in OPTIONS:
-            target = y if "ignore_index" in given else y.clamp(min=0)
-            plain = {k: factors.get(v, v) for k, v in given.items()}
-            sharded = {
-                k: distribute_tensor(v, mesh, alike(v, x, placements))
-                if isinstance(v, Tensor)
-                else v
-                for k, v in plain.items()
-            }
-            logits = distribute_tensor(x, mesh, placements).requires_grad_()
-            labels = distribute_tensor(target, mesh, placements)
-            with CommDebugMode() as talk:
-                loss = weighted_bce_with_logits(logits, labels, **sharded)
-            counted = "ignore_index" in given and given.get("reduction") != "none"
-            # The count of all shards is one number, which all need.
-            most = sum(isinstance(p, Shard) for p in placements) * 2 if counted else 0
-            assert talk.get_total_counts() <= most, (placements, given, talk.get_comm_counts())
-            leaf = x.clone().requires_grad_()
-            expected = weighted_bce_with_logits(leaf, target, **plain)
-            torch.testing.assert_close(loss.full_tensor(), expected)
-            with CommDebugMode() as talk:
-                (grad,) = torch.autograd.grad(loss.sum() * 2.5, logits)
-            assert talk.get_total_counts() == 0, (placements, given)
-            assert grad.placements == logits.placements
-            (expected_grad,) = torch.autograd.grad(expected.sum() * 2.5, leaf)
-            torch.testing.assert_close(grad.full_tensor(), expected_grad)
-        check_one_pass(logits.detach(), labels, x, target)
+    for rows in (7, processes - 1):
+        x, y = example(rows)
+        shapes = {"per label": (13,), "per row": (rows, 1), "full": (rows, 13)}
+        factors = {name: torch.rand(shape) + 0.5 for name, shape in shapes.items()}
+        for mesh, placements in layouts(processes):
+            for given in OPTIONS if rows == 7 else OPTIONS[::4]:
+                target = y if "ignore_index" in given else y.clamp(min=0)
+                plain = {k: factors.get(v, v) for k, v in given.items()}
+                logits = distributed(x, mesh, placements).requires_grad_()
+                labels = distributed(target, mesh, placements)
+                parts = {
+                    k: beside(v, logits) if isinstance(v, Tensor) else v for k, v in plain.items()
+                }
+                with CommDebugMode() as talk:
+                    loss = weighted_bce_with_logits(logits, labels, **parts)
+                counted = "ignore_index" in given and given.get("reduction") != "none"
+                # The count of all shards is one number, which all need.
+                most = sum(isinstance(p, Shard) for p in placements) if counted else 0
+                assert talk.get_total_counts() <= most, (placements, given, talk.get_comm_counts())
+                leaf = x.clone().requires_grad_()
+                expected = weighted_bce_with_logits(leaf, target, **plain)
+                assert_whole(loss, expected)
+                with CommDebugMode() as talk:
+                    (grad,) = torch.autograd.grad(loss.sum() * 2.5, logits)
+                assert talk.get_total_counts() == 0, (placements, given)
+                assert grad.placements == logits.placements
+                (expected_grad,) = torch.autograd.grad(expected.sum() * 2.5, leaf)
+                assert_whole(grad, expected_grad)
+
+
+def check_ops(processes: int) -> None:
+    """Called directly, one reduction after the other, those that write to arguments as well."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    ops = torch.ops.weighted_bce
+    for logits, labels, x, y in each_placed():
+        mesh = logits.device_mesh
+        upstream = torch.tensor(2.5)
+        rest = None, None, 7.0, 0.1, 1.0
+        for reduction in (SUM, MEAN, BATCHMEAN):
+            arguments = *rest, reduction
+            assert_whole(ops.loss(logits, labels, *arguments), ops.loss(x, y, *arguments))
+            expected = ops.grad(upstream, x, y, *arguments)
+            number = DTensor.from_local(upstream, mesh, [Replicate()] * mesh.ndim)
+            assert_whole(ops.grad(number, logits, labels, *arguments), expected)
+            changed = logits.clone()
+            assert ops.grad_(number, changed, labels, *arguments) is None
+            assert_whole(changed, expected)
+            if reduction != SUM:
+                with pytest.raises(NotImplementedError, match="takes reduction 2"):
+                    ops.loss_and_grad(logits, labels, *arguments, number)
+                with pytest.raises(NotImplementedError, match="takes reduction 2"):
+                    ops.update_grad_(number, number, number, logits, logits, labels, *arguments)
+        for way in (lambda t: t.t(), lambda t: t[:1].expand(7, 13)):
+            unusual = ops.unreduced(way(logits), way(labels), *rest)
+            plain = ops.unreduced(way(x), way(y), *rest)
+            assert_whole(unusual, plain)
+            assert unusual.stride() == plain.stride()
+        assert_whole(ops.unreduced(logits, labels, *rest), ops.unreduced(x, y, *rest))
+
+        one = torch.ones(())
+        parts = ops.loss_and_grad(logits, labels, *rest, SUM, one)
+        together = ops.loss_and_grad(x, y, *rest, SUM, one)
+        for found, wanted in zip(parts, together, strict=True):
+            assert_whole(found, wanted)
+        _, grad, used = parts
+        ops.update_grad_(upstream, used, one, grad, logits, labels, *rest, SUM)
+        assert (used.full_tensor(), one) == (upstream, upstream)
+        assert_whole(grad, ops.grad(upstream, x, y, *rest, SUM))
+
+
+def check_upstream_gradients(processes: int) -> None:
+    """Loss scales, partial and whole losses, and what is not linear in them."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    def replicated(loss: Any) -> Any:
+        if not isinstance(loss, DTensor):
+            return loss
+        return loss.redistribute(placements=[Replicate()] * loss.device_mesh.ndim)
+
+    ways: tuple[Callable[[Any], Any], ...] = (
+        lambda loss: (loss * 1024).backward(),
+        lambda loss: (whole(loss) / 3).backward(),
+        lambda loss: (replicated(loss) * 3).backward(),
+        lambda loss: (loss * loss).backward(),
+        lambda loss: (loss.log() + 1).backward(),
+        lambda loss: (loss.backward(retain_graph=True), (loss * 2).backward()),
+    )
+    for logits, labels, x, y in each_placed():
+        for options in ({}, {"reduction": "batchmean"}, {"ignore_index": 1}):
+            for way in ways:
+                leaf, one = logits.detach().requires_grad_(), x.clone().requires_grad_()
+                way(weighted_bce_with_logits(leaf, labels, **options))
+                way(weighted_bce_with_logits(one, y, **options))
+                assert_whole(leaf.grad, one.grad)
+                assert leaf.grad.placements == leaf.placements
+        mesh = logits.device_mesh
+        leaf, one = logits.detach().requires_grad_(), x.clone().requires_grad_()
+        share = DTensor.from_local(torch.tensor(1.5), mesh, [Partial()] * mesh.ndim)
+        weighted_bce_with_logits(leaf, labels).backward(share)
+        weighted_bce_with_logits(one, y).backward(torch.tensor(1.5 * processes))
+        assert_whole(leaf.grad, one.grad)
+
+
+def check_derivatives(processes: int) -> None:
+    for logits, labels, x, y in each_placed():
+        for reduction in ("mean", "none"):
+
+            def loss(x: Any, y: Any, r: str = reduction) -> Any:
+                return weighted_bce_with_logits(x, y, pos_weight=7.0, reduction=r).sum()
+
+            ends = []
+            for leaf, target in ((logits, labels), (x, y)):
+                leaf = leaf.detach().requires_grad_()
+                (grad,) = torch.autograd.grad(loss(leaf, target), leaf, create_graph=True)
+                (grad * grad).sum().backward()
+                ends.append(leaf.grad)
+            assert_whole(ends[0], ends[1])
+            assert_whole(torch.func.grad(loss)(logits, labels), torch.func.grad(loss)(x, y))
+            assert_whole(torch.func.vmap(loss)(logits, labels), torch.func.vmap(loss)(x, y))
+
+
+def check_backward_in_place(processes: int) -> None:
+    from torch.distributed.tensor import DTensor, Partial
+
+    for logits, labels, x, y in each_placed():
+        for reduction in ("mean", "sum", "batchmean", "none"):
+            leaf, one = logits.detach().requires_grad_(), x.clone().requires_grad_()
+            overwritten = leaf * 1
+            options: Any = {"pos_weight": 7.0, "reduction": reduction}
+            loss = weighted_bce_with_logits(overwritten, labels, **options, inplace_backward=True)
+            square = (overwritten**2).sum()
+            (loss.sum() * 2.5).backward()
+            (weighted_bce_with_logits(one, y, **options).sum() * 2.5).backward()
+            assert_whole(leaf.grad, one.grad)
+            assert_whole(overwritten.detach(), one.grad)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                square.backward()
+    mesh = logits.device_mesh
+    partial = DTensor.from_local(x, mesh, [Partial()] * mesh.ndim).requires_grad_()
+    loss = weighted_bce_with_logits(partial, labels, inplace_backward=True)
+    with pytest.raises(NotImplementedError, match="input cannot be changed in place"):
+        loss.backward()
+
+
+def check_other_placements(processes: int) -> None:
+    """Partial logits are added first; a target that lies otherwise comes to them."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    for logits, labels, x, y in each_placed():
+        mesh = logits.device_mesh
+        partial = DTensor.from_local(x / processes, mesh, [Partial()] * mesh.ndim)
+        along_rows = distributed(y, mesh, [Shard(0)] + [Replicate()] * (mesh.ndim - 1))
+        for given, target in ((partial, labels), (logits, along_rows)):
+            leaf, one = given.detach().requires_grad_(), x.clone().requires_grad_()
+            loss, expected = (
+                weighted_bce_with_logits(a, b, pos_weight=torch.tensor(7.0))  # whole: 0-d
+                for a, b in ((leaf, target), (one, y))
+            )
+            assert_whole(loss, expected)
+            loss.backward()
+            expected.backward()
+            assert_whole(leaf.grad, one.grad)
+
+
+def check_gradients_of_factors(processes: int) -> None:
+    """Of the factors alone; torch has no rule for what that of the logits needs beside them."""
+    for logits, labels, x, y in each_placed():
+        for name in ("weight", "pos_weight"):
+            for options in ({}, {"ignore_index": 1}):
+                one = torch.linspace(0.5, 3, 13, requires_grad=True)
+                factor = beside(one.detach(), logits).requires_grad_()
+                weighted_bce_with_logits(logits, labels, **{name: factor}, **options).backward()
+                weighted_bce_with_logits(x, y, **{name: one}, **options).backward()
+                assert_whole(factor.grad, one.grad)
+
+
+def check_errors(processes: int) -> None:
+    """What torch's DTensors cannot do, nor can the loss; it says so."""
+    from torch.autograd import forward_ad
+    from torch.distributed.tensor import Replicate
+
+    logits, labels, x, y = next(each_placed())
     with pytest.raises(TypeError, match="target must be a DTensor like input, got Tensor"):
-        weighted_bce_with_logits(logits, target)
+        weighted_bce_with_logits(logits, y)
+    with pytest.raises(TypeError, match="pos_weight must be a DTensor like input, got Tensor"):
+        weighted_bce_with_logits(logits, labels, pos_weight=torch.ones(13))
+    with pytest.raises(TypeError, match="input must be a DTensor like the others, got Tensor"):
+        weighted_bce_with_logits(x, labels)
+    with pytest.raises(TypeError, match="target must be a DTensor like input, got"):
+        torch.func.grad(weighted_bce_with_logits)(logits, y)
+    elsewhere = distributed(y, mesh_of(processes, 1), [Replicate()] * 2)
+    with pytest.raises(ValueError, match="target must be on DeviceMesh"):
+        weighted_bce_with_logits(logits, elsewhere)
+    factor = distributed(torch.ones(13), logits.device_mesh, [Replicate()]).requires_grad_()
+    for name in ("weight", "pos_weight"):
+        leaf = logits.detach().requires_grad_()
+        loss = weighted_bce_with_logits(leaf, labels, **{name: factor})
+        with pytest.raises(NotImplementedError, match="does not have a sharding strategy"):
+            loss.backward()
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="does not have a sharding strategy"),
+    ):
+        weighted_bce_with_logits(forward_ad.make_dual(logits, logits), labels)
 
 
-def check_one_pass(logits: Any, labels: Any, x: Tensor, y: Tensor) -> None:
-    """The op that writes loss and gradient at once, called directly."""
-    from torch.distributed.tensor import Replicate, distribute_tensor
-
-    one, arguments = torch.ones(()), (None, None, 7.0, 0.1, None, SUM)
-    ones = distribute_tensor(one, logits.device_mesh, [Replicate()] * logits.device_mesh.ndim)
-    op = torch.ops.weighted_bce.loss_and_grad
-    sharded, whole = op(logits, labels, *arguments, ones), op(x, y, *arguments, one)
-    assert sharded[1].placements == logits.placements
-    for found, expected in zip(sharded, whole, strict=True):
-        torch.testing.assert_close(found.full_tensor(), expected)
-
-
-def check_classifier(processes: int) -> None:
-    """A classifier whose labels are split over the processes trains as a whole one."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-
-    mesh = init_device_mesh("cpu", (processes,))
-    torch.manual_seed(0)
-    x, y = torch.randn(6, 5), torch.rand(6, 11) < 0.3
-    weight = torch.rand(11) * 5
-    ends = []
-    for split in (False, True):
-        torch.manual_seed(1)
-        model: nn.Module = nn.Linear(5, 11)
-        criterion, labels = WeightedBCEWithLogitsLoss(pos_weight=weight), y
-        if split:
-            style = ColwiseParallel(output_layouts=Shard(1), use_local_output=False)
-            model = parallelize_module(model, mesh, style)
-            criterion.pos_weight = distribute_tensor(weight, mesh, [Shard(0)])
-            labels = distribute_tensor(y, mesh, [Shard(1)])
-        optimizer = torch.optim.SGD(model.parameters(), 0.5)
-        for _ in range(3):
-            optimizer.zero_grad()
-            criterion(model(x), labels).backward()
-            optimizer.step()
-        whole = (p.full_tensor() if split else p for p in model.parameters())
-        ends.append([p.detach() for p in whole])
-    torch.testing.assert_close(ends[1], ends[0])
-
-
-def check_data_parallel(processes: int) -> None:
-    """DDP and FSDP2: each process has its rows; together they train as one that has all."""
-    from torch.distributed.fsdp import fully_shard
-    from torch.nn.parallel import DistributedDataParallel
-
-    torch.manual_seed(0)
-    x, y = torch.randn(processes, 6, 5), torch.rand(processes, 6, 11) < 0.3
-    criterion, rank = WeightedBCEWithLogitsLoss(pos_weight=7.0), dist.get_rank()
-    ends = []
-    for wrap in (None, DistributedDataParallel, fully_shard):
-        torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 11))
-        wrapped = model if wrap is None else wrap(model)
-        mine = slice(None) if wrap is None else rank
-        optimizer = torch.optim.SGD(wrapped.parameters(), 0.5)
-        for _ in range(3):
-            optimizer.zero_grad()
-            criterion(wrapped(x[mine]), y[mine]).backward()
-            optimizer.step()
-        whole = (p.full_tensor() if wrap is fully_shard else p for p in model.parameters())
-        ends.append([p.detach() for p in whole])
-    torch.testing.assert_close(ends[1], ends[0])
-    torch.testing.assert_close(ends[2], ends[0])
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_losses_and_gradients(processes: int) -> None:
-    run(check_losses, processes)
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_labels_split_over_processes(processes: int) -> None:
-    run(check_classifier, processes)
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_rows_split_over_processes(processes: int) -> None:
-    run(check_data_parallel, processes)
-
-
-def test_example() -> None:
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    arguments = ["-m", "examples.label_parallel", "--labels", "101", "--steps", "3"]
-    port = ["--master-port", str(free_port())]
-    ran = subprocess.run([*program, *port, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert "101 labels over 2 processes on cpu" in ran.stdout or torch.cuda.is_available()
-    assert "a whole classifier: the same" in ran.stdout
-
-
-def test_example_without_torchrun() -> None:
-    without = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"}
-    program = [sys.executable, "-m", "examples.label_parallel"]
-    ran = subprocess.run(program, cwd=ROOT, env=without, capture_output=True, text=True)
-    assert ran.returncode == 2
-    assert "run it by torchrun" in ran.stderr
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_losses,
+        check_ops,
+        check_upstream_gradients,
+        check_derivatives,
+        check_backward_in_place,
+        check_other_placements,
+        check_gradients_of_factors,
+        check_errors,
+    ],
+)
+def test(processes: Processes, check: Any) -> None:
+    processes(check)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _config, _sharding, reference, transforms
+from . import _config, reference, transforms
 from ._extension import HOW_TO_BUILD, extension
 from ._ops import (
     MOST_DIMENSIONS,
@@ -16,6 +16,7 @@ from ._ops import (
     on_cpu,
     on_cuda,
     ops,
+    prepare_for_dtensors,
     why_not_on_cuda,
 )
 from .autograd import apply_fused
@@ -46,10 +47,11 @@ def loss(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tens
         # The compiler traces transforms of plain torch only.
         if torch.compiler.is_compiling() or transforms.lack(options[:3]):
             return reference.loss(input, options, reduction)
+        prepare_for_dtensors()  # one may be inside
         return transforms.loss(input, options, reduction)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in options[:3]):
         return reference.loss(input, options, reduction)
-    return _dispatched(input, _traceable(options), reduction)
+    return _dispatched(input, _traceable(options), reduction, inplace)
 
 
 def _kernels_for(input: Tensor) -> Kernels | None:
@@ -141,10 +143,22 @@ def _is_static(number: float) -> bool:
     return has_static_value(number)
 
 
-def _dispatched(input: Tensor, options: Options, reduction: int) -> Tensor:
-    sharded = not torch.compiler.is_compiling() and _sharding.prepare(input, options)
+def _dispatched(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tensor:
+    if _is_dtensor(input):
+        if reduction not in (NONE, SUM):  # what counts is asked for once, of all processes
+            total = _dispatched(input, options, SUM, inplace)
+            return reference.divided(total, reduction, options)
+        seen = torch.compiler.is_compiling() or _saved_tensors_hooks(True)
+        if inplace and not seen and _records(input):
+            return apply_fused(input, ops, options, reduction, inplace)
     if reduction == NONE:
         return cast(Tensor, ops.unreduced.default(input, *options))
-    if sharded:  # a shard does not know what counts in the others
-        return reference.divided(ops.loss.default(input, *options, SUM), reduction, options)
     return cast(Tensor, ops.loss.default(input, *options, reduction))
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    if not prepare_for_dtensors():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)

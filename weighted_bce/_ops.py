@@ -6,6 +6,7 @@ torch.ops.weighted_bce directly get gradients. `loss_and_grad` is not: it is the
 the eager path in autograd.py, and an autograd kernel in Python would double the cost of the call.
 """
 
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -115,6 +116,19 @@ if extension is not None:
     _register()
 
 
+def prepare_for_dtensors() -> bool:
+    """Gives the ops their rules for DTensors, if there can be any: somebody has imported them."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from . import _sharding  # noqa: F401
+
+    return True
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler to do so: a second.
+prepare_for_dtensors._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 class Kernels:
     """The ops without the dispatcher's way to them, which costs as much as a small loss.
 
@@ -140,7 +154,6 @@ def why_not_on_cuda(device: int) -> str | None:
     return _why_not_on_cuda(device)
 
 
-# As torch.compiler.assume_constant_result does, which imports the compiler to do so: a second.
 why_not_on_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

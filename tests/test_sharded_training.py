@@ -1,0 +1,200 @@
+"""Training on several processes ends where training on one does: DDP, FSDP2, split classifiers."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from weighted_bce import weighted_bce_with_logits
+from weighted_bce._extension import extension
+
+from .processes import Processes, free_port, mesh_of
+
+pytestmark = [
+    pytest.mark.skipif(extension is None, reason="no extension"),
+    pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed"),
+]
+
+ROOT = Path(__file__).parents[1]
+LABELS = 11  # not a multiple of the processes
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, LABELS))
+
+
+def batch(parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features and labels of so many processes, and a weight of each label."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(parts, 6, 5, generator=generator)
+    y = torch.rand(parts, 6, LABELS, generator=generator) < 0.3
+    return x, y, torch.rand(LABELS, generator=generator) * 5
+
+
+def split_labels(model: nn.Sequential, mesh: Any) -> nn.Sequential:
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    style = ColwiseParallel(output_layouts=Shard(1), use_local_output=False)
+    parallelize_module(model[2], mesh, style)
+    return model
+
+
+def trained(model: nn.Module, loss: Any, *batch: Any, scale: float = 1.0) -> list[Tensor]:
+    """The parameters after some steps, whole."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (loss(model, *batch) * scale).backward()
+        for parameter in model.parameters():
+            parameter.grad /= scale
+        optimizer.step()
+    found = []
+    for p in model.parameters():
+        found.append((p.full_tensor() if hasattr(p, "full_tensor") else p).detach())
+    return found
+
+
+def loss_of(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    return weighted_bce_with_logits(model(x), y, **options)
+
+
+def check_split_classifier(processes: int) -> None:
+    """Labels split over the processes, with a loss scale; compiled as well, and with what."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = mesh_of(processes)
+    (x,), (y,), weight = batch(1)
+    y_parts, weight_parts = (
+        distribute_tensor(t, mesh, [Shard(dim)]) for t, dim in ((y, 1), (weight, 0))
+    )
+    ends = trained(network(), partial(loss_of, pos_weight=weight), x, y)
+    split = partial(loss_of, pos_weight=weight_parts)
+    for backend in (None, "aot_eager", "inductor")[: 3 if processes == 2 else 1]:
+        torch._dynamo.reset()
+        loss = torch.compile(split, backend=backend, fullgraph=True) if backend else split
+        found = trained(split_labels(network(), mesh), loss, x, y_parts, scale=64.0)
+        torch.testing.assert_close(found, ends)
+
+
+def check_data_parallel(processes: int) -> None:
+    """Each process has its rows; together they train as one that has all."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    x, y, _ = batch(processes)
+    rank, loss = dist.get_rank(), partial(loss_of, pos_weight=7.0)
+    ends = trained(network(), loss, x, y)
+    wraps: list[Any] = [DistributedDataParallel, fully_shard]
+    if processes == 4:
+        wraps.append(partial(fully_shard, mesh=mesh_of(2, 2)))  # HSDP
+    for wrap in wraps:
+        torch.testing.assert_close(trained(wrap(network()), loss, x[rank], y[rank]), ends)
+
+
+def check_rows_and_labels(processes: int) -> None:
+    """FSDP2 over rows and a classifier split over labels, on a 2-d mesh."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = mesh_of(processes // 2, 2)
+    row, labels = mesh.get_local_rank("first"), mesh["second"]
+    x, y, weight = batch(processes // 2)
+    ends = trained(network(), partial(loss_of, pos_weight=weight), x, y)
+    model = fully_shard(split_labels(network(), labels), mesh=mesh["first"])
+    y_parts = distribute_tensor(y[row], labels, [Shard(1)])
+    loss = partial(loss_of, pos_weight=distribute_tensor(weight, labels, [Shard(0)]))
+    torch.testing.assert_close(trained(model, loss, x[row], y_parts), ends)
+
+
+def check_compiled(processes: int) -> None:
+    """One graph, of the ops, that sends nothing but the count; the numbers of eager mode."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    def remember(found: list[str], graph: Any, _: Any) -> Any:
+        names = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+        found += [n for n in names if "weighted_bce" in n or ("c10d" in n and "wait" not in n)]
+        return make_boxed_func(graph.forward)
+
+    mesh = mesh_of(processes)
+    x, y = torch.randn(7, LABELS), torch.randint(-1, 2, (7, LABELS))
+    weight = torch.rand(LABELS)
+    for dim in (0, 1):
+        parts = [distribute_tensor(t, mesh, [Shard(dim)]) for t in (x, y, y.clamp(min=0))]
+        weight_parts = distribute_tensor(weight, mesh, [Shard(0) if dim else Replicate()])
+        for reduction in ("mean", "sum", "batchmean", "none"):
+            for ignored in (None, -1):
+                torch._dynamo.reset()
+
+                def loss(
+                    x: Any, y: Any, p: Any, r: str = reduction, i: float | None = ignored
+                ) -> Any:
+                    return weighted_bce_with_logits(x, y, None, p, r, ignore_index=i).sum() * 2.5
+
+                forward: list[str] = []
+                backward: list[str] = []
+                compiled = torch.compile(
+                    loss,
+                    backend=aot_autograd(
+                        fw_compiler=partial(remember, forward),
+                        bw_compiler=partial(remember, backward),
+                    ),
+                    fullgraph=True,
+                )
+                ends = []
+                for call, leaf, target, p in (
+                    (compiled, parts[0], parts[1 if ignored else 2], weight_parts),
+                    (loss, x, y if ignored else y.clamp(min=0), weight),
+                ):
+                    leaf = leaf.detach().requires_grad_()
+                    total = call(leaf, target, p)
+                    total.backward()
+                    ends.append((total.detach(), leaf.grad))
+                sharded, whole = ends
+                torch.testing.assert_close(tuple(t.full_tensor() for t in sharded), whole)
+                op = "unreduced" if reduction == "none" else "loss"
+                count = ["_c10d_functional.all_reduce.default"]
+                sent = count if reduction == "mean" and ignored else []
+                assert sorted(forward) == [*sent, f"weighted_bce.{op}.default"]
+                assert backward == ["weighted_bce.grad.default"]
+    compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="target must be a DTensor like input, got"):
+        compiled(parts[0], y)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [check_split_classifier, check_data_parallel, check_rows_and_labels, check_compiled],
+)
+def test(processes: Processes, check: Any) -> None:
+    if processes.number == 4 and check is check_compiled:
+        pytest.skip("two processes tell")
+    processes(check)
+
+
+def test_example() -> None:
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    arguments = ["-m", "examples.label_parallel", "--labels", "101", "--steps", "3"]
+    port = ["--master-port", str(free_port())]
+    ran = subprocess.run([*program, *port, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "101 labels over 2 processes on cpu" in ran.stdout or torch.cuda.is_available()
+    assert "a whole classifier: the same" in ran.stdout
+
+
+def test_example_without_torchrun() -> None:
+    without = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"}
+    program = [sys.executable, "-m", "examples.label_parallel"]
+    ran = subprocess.run(program, cwd=ROOT, env=without, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert "run it by torchrun" in ran.stderr

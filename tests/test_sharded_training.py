@@ -198,3 +198,29 @@ def test_example_without_torchrun() -> None:
     ran = subprocess.run(program, cwd=ROOT, env=without, capture_output=True, text=True)
     assert ran.returncode == 2
     assert "run it by torchrun" in ran.stderr
+
+
+def check_transform(_: int) -> None:
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    x, y = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    parts = [distribute_tensor(t, mesh_of(1), [Replicate()]) for t in (x, y)]
+    grad = torch.func.grad(weighted_bce_with_logits)
+    torch.testing.assert_close(grad(*parts).full_tensor(), grad(x, y))
+
+
+def check_compiler(_: int) -> None:
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    x = torch.ones(2, 3)
+    parts = [distribute_tensor(t, mesh_of(1), [Replicate()]) for t in (x, x)]
+    loss = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(loss(*parts).full_tensor(), weighted_bce_with_logits(x, x))
+
+
+@pytest.mark.parametrize("check", [check_transform, check_compiler])
+def test_first_thing_in_a_process(check: Any) -> None:
+    """When the rules of the ops are not there yet."""
+    process = Processes(1)
+    process(check)
+    process.stop()

@@ -55,6 +55,7 @@ struct Order {
 Operand operand(const Tensor& tensor, const Tensor& input) {
   Operand o;
   o.data = tensor.const_data_ptr();
+  STD_TORCH_CHECK(o.data != nullptr || tensor.numel() == 0, "a tensor that has no memory");
   o.dtype = dtype_of(tensor);
   o.element_size = static_cast<int>(tensor.element_size());
   const int64_t missing = input.dim() - tensor.dim();

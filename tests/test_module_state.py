@@ -92,7 +92,8 @@ def test_pos_weight_may_be_set_later(module: type[nn.Module], first: Any) -> Non
         assert loss.pos_weight is None
     x, y = torch.rand(4, 5), labels(4, 5)
     tensor = torch.rand(5) * 7
-    for value in (tensor, 2.0, tensor, None, 2.0, None, tensor):
+    loss.pos_weight = nn.Parameter(tensor)
+    for value in (2.0, tensor, 2.0, tensor, None, 2.0, None, tensor):
         loss.pos_weight = value
         for copied in (
             lambda m: m,

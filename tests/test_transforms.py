@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.autograd.graph import save_on_cpu
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from weighted_bce import backend, weighted_bce_with_logits
@@ -99,9 +101,10 @@ def test_vmap_over_any_dimension(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_per_sample_gradients_are_one_call(kernel_device: str, dtype: torch.dtype) -> None:
     x, y = logits(64, 9, dtype=dtype, device=kernel_device), labels(64, 9, device=kernel_device)
-    with Ops() as names:
-        rows = vmap(grad(loss))(x, y)
-    assert names == ["unreduced", "grad"]
+    for target in (y.float(), y):  # of which only the logits are differentiated
+        with Ops() as names:
+            rows = vmap(grad(loss))(x, target)
+        assert names == ["unreduced", "grad"]
     singles = [loss(*row) for row in zip(x, y, strict=True)]
     torch.testing.assert_close(vmap(loss)(x, y), torch.stack(singles), rtol=1e-5, atol=1e-6)
     x.requires_grad_()
@@ -228,6 +231,63 @@ def test_gradcheck_of_every_kind(reduction: str, chosen: str, ignore_index: floa
         assert gradgradcheck(
             f, x, check_batched_grad=True, check_fwd_over_rev=True, check_rev_over_rev=True
         )
+
+
+def recorded(kind: str, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+    """The gradient of a loss recorded in some surroundings, as a function of the upstream one."""
+    leaf = x.clone().requires_grad_()
+    surroundings: dict[str, Any] = {"hooks": save_on_cpu(), "mode": Ops()}
+    with surroundings.get(kind, nullcontext()):
+        losses = loss(leaf, y, reduction="none")
+
+    def slope(upstream: Tensor) -> Tensor:
+        keep = dict(retain_graph=True, create_graph=kind == "created")
+        (result,) = torch.autograd.grad(losses, leaf, upstream, **keep)
+        return result
+
+    return vjp(lambda x: loss(x, y, reduction="none"), x)[1] if kind == "vjp" else slope
+
+
+@pytest.mark.parametrize("kind", ["plain", "created", "hooks", "mode", "vjp"])
+def test_transforms_of_backward(kernel_device: str, kind: str) -> None:
+    """A gradient recorded before is linear in the upstream one, under any transform."""
+    x, y = logits(3, 4, device=kernel_device) / 3, labels(3, 4, device=kernel_device)
+    u, t, s = torch.randn(3, 3, 4, device=kernel_device)
+    slope = grad(lambda x: loss(x, y, reduction="sum"))(x)
+    backward = recorded(kind, x, y)
+
+    def f(u: Tensor) -> Tensor:
+        result = backward(u)
+        return result[0] if isinstance(result, tuple) else result
+
+    torch.testing.assert_close(jvp(f, (u,), (t,)), (u * slope, t * slope))
+    inner = jvp(lambda t: jvp(f, (u,), (t,))[1], (t,), (s,))
+    torch.testing.assert_close(inner, (t * slope, s * slope))
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(f(forward_ad.make_dual(u, t))).tangent
+    torch.testing.assert_close(found, t * slope)
+    torch.testing.assert_close(vmap(f)(torch.stack([u, t])), torch.stack([u, t]) * slope)
+    if kind in ("created", "vjp"):
+        torch.testing.assert_close(grad(lambda u: (f(u) * s).sum())(u), s * slope)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_no_samples(kernel_device: str, reduction: str) -> None:
+    x = torch.zeros(0, 3, device=kernel_device)
+    y = x.bool()
+
+    def f(x: Tensor, y: Tensor) -> Tensor:
+        return loss(x, y, reduction=reduction)
+
+    assert vmap(f)(x, y).shape == ((0, 3) if reduction == "none" else (0,))
+    assert grad(lambda x: vmap(f)(x, y).sum())(x).shape == (0, 3)
+    assert vmap(grad(lambda x, y: f(x, y).sum()))(x, y).shape == (0, 3)
+
+
+def test_functionalize(kernel_device: str) -> None:
+    x, y = logits(3, 4, device=kernel_device), labels(3, 4, device=kernel_device)
+    for f in (loss, grad(loss)):
+        torch.testing.assert_close(functionalize(f)(x, y), f(x, y))
 
 
 def test_many_upstream_gradients_at_once(kernel_device: str) -> None:

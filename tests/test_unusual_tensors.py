@@ -225,3 +225,12 @@ def test_ops_do_not_drop_a_gradient_silently(kernel_device: str, position: int) 
     tensors[position].requires_grad_()
     with pytest.raises(NotImplementedError, match="weighted_bce_with_logits has"):
         torch.ops.weighted_bce.loss(*tensors, 1.0, 0.0, None, SUM)
+
+
+def test_tensors_without_memory_are_an_error(kernel_device: str) -> None:
+    """torch's zeros that are made only when somebody looks."""
+    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
+    zeros = torch._efficientzerotensor((6, 9), device=kernel_device)
+    for args in ((zeros, y), (x, zeros), (x, y, zeros), (x, y, None, zeros)):
+        with pytest.raises(RuntimeError, match="a tensor that has no memory"):
+            weighted_bce_with_logits(*args)

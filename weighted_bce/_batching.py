@@ -47,7 +47,8 @@ def _loss(info: Any, in_dims: _Dims, input: Tensor, *rest: Any) -> tuple[Tensor,
     x, options = _all_stacked(info.batch_size, in_dims, input, Options(*others))
     # In the dtype of arithmetic: elements are not rounded before they are added.
     losses = ops.unreduced(x.to(compute_dtype(x.dtype)), *options)
-    return losses.reshape(len(x), -1).sum(1) / reference.divisor(reduction, options, first=1), 0
+    totals = losses.sum(tuple(range(1, x.dim()))) if x.dim() > 1 else losses
+    return totals / reference.divisor(reduction, options, first=1), 0
 
 
 def _grad(
@@ -57,12 +58,13 @@ def _grad(
     of_sample = grad_output.dim() - (in_dims[0] is not None)  # its dimensions: none, or input's
     x, options = _all_stacked(info.batch_size, in_dims[1:], input, Options(*others))
     factor = _stacked(grad_output, in_dims[0], info.batch_size)
+    each = (len(x), *(1,) * (x.dim() - 1))  # a number for each sample
     if of_sample == 0:
-        factor = factor.reshape(-1, *(1,) * (x.dim() - 1))
+        factor = factor.reshape(each)
     if reduction != reference.SUM:
         by = reference.divisor(reduction, options, first=1)
         if isinstance(by, Tensor):
-            by = by.reshape(-1, *(1,) * (x.dim() - 1))
+            by = by.reshape(each)
         factor = factor.to(compute_dtype(x.dtype)) / by
     return ops.grad(factor.expand(x.shape), x, *options, reference.SUM), 0
 

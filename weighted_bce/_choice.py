@@ -51,7 +51,7 @@ def loss(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tens
         return transforms.loss(input, options, reduction)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in options[:3]):
         return reference.loss(input, options, reduction)
-    return _dispatched(input, _traceable(options), reduction, inplace)
+    return _dispatched(input, _traceable(options), reduction)
 
 
 def _kernels_for(input: Tensor) -> Kernels | None:
@@ -143,16 +143,12 @@ def _is_static(number: float) -> bool:
     return has_static_value(number)
 
 
-def _dispatched(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tensor:
-    if _is_dtensor(input):
-        if reduction not in (NONE, SUM):  # what counts is asked for once, of all processes
-            total = _dispatched(input, options, SUM, inplace)
-            return reference.divided(total, reduction, options)
-        seen = torch.compiler.is_compiling() or _saved_tensors_hooks(True)
-        if inplace and not seen and _records(input):
-            return apply_fused(input, ops, options, reduction, inplace)
+def _dispatched(input: Tensor, options: Options, reduction: int) -> Tensor:
+    sharded = _is_dtensor(input)
     if reduction == NONE:
         return cast(Tensor, ops.unreduced.default(input, *options))
+    if sharded:  # what counts is asked for once, of all processes
+        return reference.divided(ops.loss.default(input, *options, SUM), reduction, options)
     return cast(Tensor, ops.loss.default(input, *options, reduction))
 
 

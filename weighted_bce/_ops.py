@@ -48,12 +48,18 @@ def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.rest = inputs[4:]
 
 
+def _gradient(*args: Any) -> Any:
+    from . import transforms  # which is made of the ops
+
+    return transforms.gradient(*args) if transforms.active() else ops.grad(*args)
+
+
 def _loss_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    return ops.grad(grad_output, *ctx.saved_tensors, *ctx.rest), *(None,) * 7
+    return _gradient(grad_output, *ctx.saved_tensors, *ctx.rest), *(None,) * 7
 
 
 def _unreduced_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    return ops.grad(grad_output, *ctx.saved_tensors, *ctx.rest, reference.SUM), *(None,) * 6
+    return _gradient(grad_output, *ctx.saved_tensors, *ctx.rest, reference.SUM), *(None,) * 6
 
 
 def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

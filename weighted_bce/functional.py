@@ -53,7 +53,8 @@ def weighted_bce_with_logits(
             "mean"; ``float("nan")`` ignores NaN. Default: None.
         inplace_backward: backward writes the gradient over `input`, which then needs no memory of
             its own. Using the logits in autograd afterwards raises. Without effect where hooks see
-            what is saved (as in a checkpoint), under torch.func and torch.compile. Default: False.
+            what is saved (as in a checkpoint), under torch.func, torch.compile, and on DTensors.
+            Default: False.
 
     Returns:
         "none": of the shape and dtype of `input`. Otherwise 0-d, float64 for float64 logits and

@@ -38,6 +38,7 @@ class _WeightedLoss(nn.Module):
         if name == "pos_weight":  # may become a tensor or a number, whichever it was before
             if not (value is None or isinstance(value, Tensor)):
                 self._buffers.pop(name, None)
+                self._parameters.pop(name, None)
             elif name in self.__dict__:
                 del self.__dict__[name]
                 self.register_buffer(name, None)

@@ -18,6 +18,7 @@ from .reference import NONE, SUM, Options, compute_dtype
 
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _functorch: Any = torch._C._functorch
+_kinds: Any = _functorch.TransformType
 
 
 def active() -> bool:
@@ -26,22 +27,30 @@ def active() -> bool:
 
 
 def lack(others: Iterable[Tensor | None]) -> bool:
-    """Whether a derivative may be wanted that the functions here do not give.
+    """Whether something is wanted that the functions here do not give: a derivative with respect to
+    another tensor than the logits, or a transform that they do not bear."""
+    return _unbearable() or any(map(_differentiated, others))
 
-    That is one with respect to another tensor than the logits, or a jvp within a jvp, in which
-    torch takes what a Function's jvp computes for a constant (seen in 2.11 to 2.13).
-    """
-    levels = _functorch.get_interpreter_stack() or ()
-    return sum(level.key() == _functorch.TransformType.Jvp for level in levels) > 1 or any(
-        map(_differentiated, others)
-    )
+
+def _levels() -> list[Any]:
+    return [level.key() for level in _functorch.get_interpreter_stack() or ()]
+
+
+def _unbearable() -> bool:
+    """In a jvp within a jvp, torch takes what a Function's jvp computes for a constant (seen in
+    2.11 to 2.13), and it has no rule to functionalize a Function."""
+    levels = _levels()
+    return _kinds.Functionalize in levels or levels.count(_kinds.Jvp) > 1
 
 
 def _differentiated(tensor: Tensor | None) -> bool:
     if tensor is None or not tensor.is_floating_point():
         return False
     while _functorch.is_functorch_wrapped_tensor(tensor):
-        if _functorch.is_gradtrackingtensor(tensor):
+        # Whether a jvp has given it a tangent cannot be seen from other levels.
+        if tensor.requires_grad or (
+            _functorch.is_gradtrackingtensor(tensor) and _kinds.Jvp in _levels()
+        ):
             return True
         tensor = cast(Tensor, _functorch.get_unwrapped(tensor))
     dual: Any = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
@@ -128,8 +137,9 @@ def loss(input: Tensor, options: Options, reduction: int) -> Tensor:
 
 def gradient(grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
     """The gradient with respect to `input`, which may itself be differentiated."""
-    if any(map(_functorch.is_legacy_batchedtensor, (grad_output, input))):
-        # What torch.autograd maps over many vectors with has no rules for ops like these.
+    # What torch.autograd maps over many vectors with has no rules for ops like these.
+    mapped = any(map(_functorch.is_legacy_batchedtensor, (grad_output, input)))
+    if mapped or _unbearable():
         return reference.grad(grad_output, input, Options(*rest[:-1]), rest[-1])
     return _applied(_Gradient, grad_output, input, *rest)
 

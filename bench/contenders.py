@@ -11,7 +11,7 @@ from torch import Tensor
 from examples.losses import LossFunction
 from weighted_bce import empty_cache, weighted_bce_with_logits
 
-from .losses import COMPILED, INPLACE, MASKED, OURS, TORCH, step
+from .losses import COMPILED, INPLACE, MASKED, OURS, OURS_COMPILED, TORCH, step
 from .samples import Sample, Samples
 
 COPY = "copy_ of the logits"
@@ -47,7 +47,8 @@ def training(functions: dict[str, LossFunction], samples: Samples) -> list[Conte
 
     def contender(name: str, of: str = "", scale: float = setting.scale) -> Contender:
         run = partial(_train, functions[of or name], scale, name == TORCH_READY)
-        before = partial(_steady, run, samples) if gpu or name == OURS else samples.take
+        steady = gpu or name in (OURS, OURS_COMPILED)
+        before = partial(_steady, run, samples) if steady else samples.take
         needed = 2 * gradient + (gradient if name == TORCH_READY else setting.target_bytes)
         memory = samples.bytes + (STEP_GRADIENTS.get(name, 1) + (name != OURS)) * gradient
         return Contender(name, before, run, needed, scale=scale, memory=memory)
@@ -67,7 +68,7 @@ def training(functions: dict[str, LossFunction], samples: Samples) -> list[Conte
     found += [contender(MASKED), contender(TORCH)]
     if setting.target != setting.dtype:
         found.append(contender(TORCH_READY, TORCH))
-    return found + [contender(name) for name in functions if name == COMPILED]
+    return found + [contender(name) for name in functions if name in (COMPILED, OURS_COMPILED)]
 
 
 def _train(function: LossFunction, scale: float, ready: bool, sample: Sample) -> Tensor:
@@ -101,7 +102,8 @@ def forward(functions: dict[str, LossFunction], samples: Samples) -> list[Conten
         def run(sample: Sample) -> Tensor:
             return compute(sample.logits, sample.target)
 
-        before = partial(_steady, run, samples) if gpu or name == OURS else samples.take
+        steady = gpu or name in (OURS, OURS_COMPILED)
+        before = partial(_steady, run, samples) if steady else samples.take
         needed = setting.gradient_bytes + setting.target_bytes
         memory = samples.bytes + FORWARD_GRADIENTS.get(name, 0) * setting.gradient_bytes
         return Contender(name, before, run, needed, memory=memory)

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from .contenders import COPY, SCALED, TORCH_READY, Contender
 from .device import Cuda
-from .losses import COMPILED, OURS, TORCH
+from .losses import COMPILED, OURS, OURS_COMPILED, TORCH
 from .samples import Sample, Samples
 
 # Larger steps keep the GPU busy for longer than it takes to queue them.
 MOST_ELEMENTS = 2**26
 
 # The others wait for the GPU within a step, or write over their input.
-CAPTURED = (COPY, OURS, SCALED, TORCH, TORCH_READY, COMPILED)
+CAPTURED = (COPY, OURS, SCALED, TORCH, TORCH_READY, COMPILED, OURS_COMPILED)
 
 
 def replayed(found: list[Contender], samples: Samples) -> list[Contender]:

@@ -16,6 +16,7 @@ INPLACE = "ours, inplace_backward"
 MASKED = "masked multiply"
 TORCH = "F.bce_with_logits"
 COMPILED = "torch.compile(F.bce_with_logits)"
+OURS_COMPILED = "torch.compile(ours)"
 
 
 class Setting(NamedTuple):
@@ -67,8 +68,11 @@ def losses(setting: Setting, compiled: bool = True, device: str = "cpu") -> dict
         target = target.to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
 
+    def ours(logits: Tensor, target: Tensor) -> Tensor:
+        return weighted_bce_with_logits(logits, target, pos_weight=p)
+
     found: dict[str, LossFunction] = {
-        OURS: partial(weighted_bce_with_logits, pos_weight=p),
+        OURS: ours,
         INPLACE: partial(weighted_bce_with_logits, pos_weight=p, inplace_backward=True),
         MASKED: partial(masked_multiply, weight=p),
         TORCH: with_torch,
@@ -76,6 +80,7 @@ def losses(setting: Setting, compiled: bool = True, device: str = "cpu") -> dict
     if compiled:
         torch.compiler.reset()  # what earlier settings compiled counts towards a limit
         found[COMPILED] = torch.compile(with_torch, dynamic=False, fullgraph=True)
+        found[OURS_COMPILED] = torch.compile(ours, dynamic=False, fullgraph=True)
     return found
 
 

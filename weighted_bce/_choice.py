@@ -5,7 +5,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import _config, reference, transforms
 from ._extension import HOW_TO_BUILD, extension
@@ -23,7 +22,6 @@ from .autograd import apply_fused
 from .reference import NONE, SUM, Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _tracing_state: Callable[[], object] = torch._C._get_tracing_state
 _saved_tensors_hooks: Callable[[bool], object] = torch._C._autograd._top_saved_tensors_default_hooks
@@ -84,8 +82,7 @@ def _nothing_else_looks() -> bool:
     return not (
         torch.compiler.is_compiling()
         or _dispatch_modes()
-        or _transforms_active()
-        or forward_ad._current_level >= 0
+        or transforms.active()
         or _saved_tensors_hooks(True)
         or _tracing_state()
     )

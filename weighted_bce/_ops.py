@@ -68,7 +68,7 @@ def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.rest = inputs[5:]
 
 
-def _grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+def grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     grad_output, input, *tensors = ctx.saved_tensors
     *rest, reduction = ctx.rest
     options = Options(*tensors, *rest)
@@ -111,7 +111,7 @@ def _register() -> None:
     for name, backward, save in (
         ("loss", _loss_backward, _save_loss),
         ("unreduced", _unreduced_backward, _save_loss),
-        ("grad", _grad_backward, _save_grad),
+        ("grad", grad_backward, _save_grad),
     ):
         torch.library.register_autograd(f"weighted_bce::{name}", backward, setup_context=save)
     for name, rule in _batching.RULES.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import reference
-from ._ops import ops
+from ._ops import grad_backward, ops
 from .reference import NONE, SUM, Options, compute_dtype
 
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -108,17 +108,11 @@ class _Gradient(Function):
 
     generate_vmap_rule = True
     setup_context = staticmethod(partial(_save, 5))
+    backward = staticmethod(grad_backward)
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
         return cast(Tensor, ops.grad.default(*args))
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        grad_output, input, *tensors = ctx.saved_tensors
-        *rest, reduction = ctx.rest
-        options = Options(*tensors, *rest)
-        return *reference.grad_vjp(upstream, grad_output, input, options, reduction), *(None,) * 7
 
     @staticmethod
     def jvp(ctx: Any, to_output: Tensor, to_input: Tensor, *_: Any) -> Tensor:

@@ -6,7 +6,7 @@ import traceback
 import torch
 from torch import Tensor
 
-from .contenders import COPY, Contender
+from .contenders import COPY, NO_POSITIVES, Contender
 from .device import CPU, Device, out_of_memory, reason
 from .group import Group, Result
 from .losses import OURS, Setting
@@ -32,7 +32,7 @@ def check(group: Group, device: Device = CPU) -> dict[str, Result]:
                 traceback.print_exc()
         device.release()  # not before the error is gone, which holds what it interrupted
     for contender in group.contenders:
-        if contender.name in (COPY, OURS) or contender.name in failures:
+        if contender.name in (COPY, OURS, NO_POSITIVES) or contender.name in failures:
             continue
         if expected is None:
             failures[contender.name] = Result(

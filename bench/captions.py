@@ -24,6 +24,11 @@ CUDA_FORWARD = (
     "Under no_grad, from the logits to the loss, otherwise as above. GB/s: logits and target once."
 )
 GRAPHS = "The same work as one CUDA graph, a step on each input ({}): no gaps between the kernels."
+SPARSE = (
+    "From the logits to logits.grad; the target is SparseLabels, each row of as many positives. no "
+    "positives: with an empty list; bool target: with a dense one that is there already; "
+    "zeros().scatter_: a dense float target is made in each call. GB/s: logits, target, gradient."
+)
 SMALL = "The target is float32."
 MEMORY = (
     "Rise of the resident set's high-water mark in a step, inputs not counted, in a fresh process "

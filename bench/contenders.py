@@ -8,15 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.losses import LossFunction
-from weighted_bce import empty_cache, weighted_bce_with_logits
+from weighted_bce import SparseLabels, empty_cache, weighted_bce_with_logits
 
-from .losses import COMPILED, INPLACE, MASKED, OURS, OURS_COMPILED, TORCH, step
+from .losses import (
+    COMPILED,
+    INPLACE,
+    MASKED,
+    OURS,
+    OURS_COMPILED,
+    SCATTER,
+    TORCH,
+    LossFunction,
+    Target,
+    step,
+)
 from .samples import Sample, Samples
 
 COPY = "copy_ of the logits"
 RELEASED = "ours, memory released"
 SCALED = "ours, loss scale 65536"
+BOOL = "ours, bool target"
+NO_POSITIVES = "ours, no positives"
 TORCH_READY = "F.bce_with_logits, float target"
 
 LOSS_SCALE = 65536.0  # the one that torch.amp.GradScaler starts with
@@ -24,7 +36,7 @@ SMALL = (8, 16)
 SMALL_STEPS = 500
 
 # Memory at the peak beyond the samples, in gradients, of those that need more than their result.
-STEP_GRADIENTS = {MASKED: 3, TORCH: 4, TORCH_READY: 3, INPLACE: 0}
+STEP_GRADIENTS = {MASKED: 3, TORCH: 4, TORCH_READY: 3, INPLACE: 0, SCATTER: 4}
 FORWARD_GRADIENTS = {MASKED: 3, TORCH: 3}
 
 
@@ -69,6 +81,35 @@ def training(functions: dict[str, LossFunction], samples: Samples) -> list[Conte
     if setting.target != setting.dtype:
         found.append(contender(TORCH_READY, TORCH))
     return found + [contender(name) for name in functions if name in (COMPILED, OURS_COMPILED)]
+
+
+def sparse(functions: dict[str, LossFunction], samples: Samples) -> list[Contender]:
+    """Steps with the list of positives, the same as a bool target, and none of them."""
+    setting, ours = samples.setting, functions[OURS]
+
+    def contender(name: str, function: LossFunction, needed: int) -> Contender:
+        def run(sample: Sample) -> Tensor:
+            return step(function, of(name, sample), setting.scale, sample.logits)
+
+        before = samples.take if name == SCATTER else partial(_steady, run, samples)
+        memory = samples.bytes + (1 + STEP_GRADIENTS.get(name, 1)) * setting.gradient_bytes
+        needed += 2 * setting.gradient_bytes
+        return Contender(name, before, run, needed, scale=setting.scale, memory=memory)
+
+    def of(name: str, sample: Sample) -> Target:
+        if name == BOOL:
+            return sample.ready
+        return nothing if name == NO_POSITIVES else sample.target
+
+    at = {"dtype": torch.int64, "device": samples.device.name}
+    nothing = SparseLabels(torch.zeros(setting.rows + 1, **at), torch.zeros(0, **at))
+    return [
+        _copy(samples),
+        contender(OURS, ours, setting.target_bytes),
+        contender(NO_POSITIVES, ours, 0),
+        contender(BOOL, ours, setting.elements),
+        contender(SCATTER, functions[SCATTER], setting.target_bytes),
+    ]
 
 
 def _train(function: LossFunction, scale: float, ready: bool, sample: Sample) -> Tensor:

@@ -19,7 +19,8 @@ TYPES = {"f": "float32", "d": "float64", "NS0_4HalfE": "float16", "NS0_8BFloat16
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LARGER = (2, 4, 8)  # bytes of a target, where the kernel finds out
 NAME = re.compile(
-    r"_ZN12weighted_bce4cuda\d+(on_vectors|on_elements|count_targets|finish|learn)I(\w+)Ev"
+    r"_ZN12weighted_bce4cuda\d+"
+    r"(on_(?:sparse_)?(?:vectors|elements)|count_(?:sparse_)?targets|finish|learn)I(\w+)Ev"
 )
 ARGUMENT = re.compile(r"NS0_4HalfE|NS0_8BFloat16E|Li(\d+)E|LNS0_4ModeE(\d)E|[fd]")
 
@@ -41,7 +42,18 @@ class Kernel(NamedTuple):
 
     @property
     def is_hot(self) -> bool:
-        return self.name == "on_vectors" and self.mode != "unreduced loss"
+        return self.is_vectors and self.mode != "unreduced loss"
+
+    @property
+    def is_vectors(self) -> bool:
+        return self.name in ("on_vectors", "on_sparse_vectors")
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The bytes that a target may have; of sparse ones 0."""
+        if self.name == "on_sparse_vectors":
+            return (0,)
+        return LARGER if self.target == 0 else (self.target,)
 
     @property
     def sums(self) -> bool:
@@ -173,9 +185,8 @@ def _facts(kernel: Kernel, code: list[sass.Instruction], used: dict[str, int]) -
     hot: dict[int, HotPaths] = {}
     unclear = ""
     if kernel.is_hot:
-        targets = LARGER if kernel.target == 0 else (kernel.target,)
         try:
-            hot = hot_path.find(code, kernel.lanes, targets, kernel.sums, kernel.slopes)
+            hot = hot_path.find(code, kernel.lanes, kernel.targets, kernel.sums, kernel.slopes)
         except ValueError as error:
             unclear = str(error)
     return Facts(

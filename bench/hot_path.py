@@ -2,7 +2,8 @@
 
 On it a group of logits has one MUFU.EX2 for each, one MUFU.RCP too where gradients are written,
 loads of 16 bytes of logits and of the targets, a store of 16 bytes or none, and no other access to
-memory.
+memory. With sparse labels it is the way of groups without a positive; shared memory, where others
+have theirs, may be read and cleared on it under a condition.
 """
 
 import heapq
@@ -15,6 +16,7 @@ from .sass import Block, Instruction, Loop, blocks_of, main_loop, predecessors, 
 # What the hot path has no use for: other memory, calls. Constants (LDC, ULDC) are none of it.
 FOREIGN = {"LD", "ST", "LDL", "STL", "LDS", "STS", "LDSM", "LDGSTS", "UBLKCP"}
 FOREIGN |= {"ATOM", "ATOMG", "ATOMS", "RED", "REDG", "EXIT", "RET"}
+MARKS = {"LDS", "STS"}
 STREAMED = {"EF", "NA", "CI"}  # evict first, no allocation, invalidate: as the GPU has them
 DOUBLES = {"DADD", "DMUL", "DFMA", "DSETP"}
 SUMS = 2  # products of which a logarithm is taken at the end of a run; each takes one MUFU.RCP
@@ -69,9 +71,9 @@ def find(
     """The hot paths of a kernel, by the bytes of a target.
 
     Args:
-        code: of `on_vectors`.
+        code: of `on_vectors` or `on_sparse_vectors`.
         lanes: logits in a group.
-        targets: bytes of one; several where the kernel finds out.
+        targets: bytes of one, 0 with sparse labels; several where the kernel finds out.
         sums: whether losses are added up.
         slopes: whether gradients are written.
 
@@ -91,7 +93,8 @@ def find(
         if hot is None or (sums and collecting is None):
             missing = more if hot else wanted
             raise ValueError(f"no way through the main loop has {missing}")
-        varying = shortest(Loop(loop.header, by_label), wanted)
+        # A group without a positive needs no pos_weight.
+        varying = shortest(Loop(loop.header, by_label), wanted) if target else hot
         found[target] = HotPaths(hot, collecting, varying)
     return found
 
@@ -126,7 +129,9 @@ def tally_of(block: Block) -> Tally | None:
     """None for a block that is on no hot path."""
     tally = Tally()
     for i in block.instructions:
-        if i.name in FOREIGN or (i.name == "CALL" and not i.is_branch):
+        if i.name in FOREIGN and not (i.name in MARKS and i.predicate):
+            return None
+        if i.name == "CALL" and not i.is_branch:
             return None
         if i.name in ("LDG", "STG"):
             if not is_streamed(i):

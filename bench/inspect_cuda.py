@@ -22,8 +22,9 @@ Written by `python -m bench.inspect_cuda`, from what nvcc made of csrc/cuda. All
 machine code, or a prediction from these counts. **Nothing is a measurement; no GPU was used.**
 """
 EXPLANATION = f"""
-The hot path is one iteration of the main loop of on_vectors in which all targets are 0 or 1. Counts
-are instructions of a warp for each element of a thread:
+The hot path is one iteration of the main loop of on_vectors in which all targets are 0 or 1; of
+on_sparse_vectors, one in which all are 0. Counts are instructions of a warp for each element of a
+thread:
 
 - *instructions*: all of them, pos_weight a single number; *sums*: what the logarithms, taken once
   in {RUN} elements, add to that; *p varies*: all, with a pos_weight for each label and no positive;
@@ -46,7 +47,7 @@ def report(code: Code) -> str:
     if PREDICTED in code.kernels:
         kernels = code.kernels[PREDICTED]
         parts += [f"\n## Hot paths, {PREDICTED}\n", EXPLANATION, _hot_paths(kernels)]
-        parts += [f"\n## Resources of on_vectors, {PREDICTED}\n", _resources(kernels)]
+        parts += [f"\n## Resources of the kernels on vectors, {PREDICTED}\n", _resources(kernels)]
     parts += ["\n## Instructions per element of the hot paths\n", _instructions(code)]
     parts += ["\n## Registers of all kernels\n", _registers(code)]
     return "".join(parts)
@@ -63,7 +64,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _hot_name(kernel: Kernel, target: int) -> str:
-    return f"{kernel.dtype}, {target}-byte targets, {kernel.mode}"
+    targets = f"{target}-byte targets" if target else "sparse labels"
+    return f"{kernel.dtype}, {targets}, {kernel.mode}"
 
 
 def _hot_paths(kernels: dict[Kernel, Facts]) -> str:
@@ -92,9 +94,7 @@ def _hot_paths(kernels: dict[Kernel, Facts]) -> str:
 
 def _resources(kernels: dict[Kernel, Facts]) -> str:
     head = "kernel|registers|shared bytes|stack|local|spills|16-byte loads|16-byte stores"
-    rows = [
-        [kernel, *facts[:7]] for kernel, facts in kernels.items() if kernel.name == "on_vectors"
-    ]
+    rows = [[kernel, *facts[:7]] for kernel, facts in kernels.items() if kernel.is_vectors]
     return _table(head.split("|"), rows)
 
 

@@ -1,15 +1,15 @@
 """The ways to compute the loss, and what they are given."""
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.losses import LossFunction, masked_multiply
-from weighted_bce import weighted_bce_with_logits
+from weighted_bce import SparseLabels, weighted_bce_with_logits
 
 OURS = "ours"
 INPLACE = "ours, inplace_backward"
@@ -17,6 +17,17 @@ MASKED = "masked multiply"
 TORCH = "F.bce_with_logits"
 COMPILED = "torch.compile(F.bce_with_logits)"
 OURS_COMPILED = "torch.compile(ours)"
+SCATTER = "zeros().scatter_, F.bce_with_logits"
+SPARSE = "sparse"  # a kind of target
+
+Target = Tensor | SparseLabels
+LossFunction = Callable[[Tensor, Any], Tensor]  # of logits and a target
+
+
+def masked_multiply(logits: Tensor, target: Tensor, weight: float) -> Tensor:
+    loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+    loss[target.bool()] *= weight
+    return loss.mean()
 
 
 class Setting(NamedTuple):
@@ -29,13 +40,31 @@ class Setting(NamedTuple):
     density: float
     pos_weight: float
 
-    def sample(self, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    def sample(self, device: str = "cpu") -> tuple[Tensor, Target]:
         generator = torch.Generator(device).manual_seed(0)
         shape = self.rows, self.labels
         logits = torch.randn(shape, generator=generator, device=device)
         logits = logits.to(getattr(torch, self.dtype)).requires_grad_()
+        if self.is_sparse:
+            return logits, self._positives(generator)
         target = torch.rand(shape, generator=generator, device=device) < self.density
         return logits, target.to(getattr(torch, self.target))
+
+    def _positives(self, generator: torch.Generator) -> SparseLabels:
+        """As many in each row, one in each of so many equal parts of the labels."""
+        each, device = self.positives_per_row, generator.device
+        part = self.labels // each
+        labels = torch.randint(part, (self.rows, each), generator=generator, device=device)
+        labels += part * torch.arange(each, device=device)
+        return SparseLabels(each * torch.arange(self.rows + 1, device=device), labels.flatten())
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.target == SPARSE
+
+    @property
+    def positives_per_row(self) -> int:
+        return max(1, round(self.density * self.labels))
 
     @property
     def scale(self) -> float:
@@ -57,6 +86,8 @@ class Setting(NamedTuple):
 
     @property
     def target_bytes(self) -> int:
+        if self.is_sparse:
+            return 8 * (self.rows * self.positives_per_row + self.rows + 1)
         return self.elements * int(getattr(torch, self.target).itemsize)
 
 
@@ -64,13 +95,20 @@ def losses(setting: Setting, compiled: bool = True, device: str = "cpu") -> dict
     p = setting.pos_weight
     weight = torch.tensor(p, dtype=getattr(torch, setting.dtype), device=device)
 
+    def scattered(logits: Tensor, labels: SparseLabels) -> Tensor:
+        places = labels.col_indices.view(len(logits), -1)
+        target = torch.zeros_like(logits).scatter_(1, places, 1.0)
+        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
+
     def with_torch(logits: Tensor, target: Tensor) -> Tensor:
         target = target.to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
 
-    def ours(logits: Tensor, target: Tensor) -> Tensor:
+    def ours(logits: Tensor, target: Target) -> Tensor:
         return weighted_bce_with_logits(logits, target, pos_weight=p)
 
+    if setting.is_sparse:
+        return {OURS: ours, SCATTER: scattered}
     found: dict[str, LossFunction] = {
         OURS: ours,
         INPLACE: partial(weighted_bce_with_logits, pos_weight=p, inplace_backward=True),

@@ -55,9 +55,12 @@ def show_head(console: Console, known: dict[str, str], rounds: int, gpu: bool = 
 
 
 def describe(setting: Setting) -> str:
+    target = f"{setting.target} target with {setting.density:.3g} positives"
+    if setting.is_sparse:
+        target = f"sparse labels, {setting.positives_per_row} in each row"
     return (
-        f"{setting.rows} x {setting.labels} {setting.dtype} logits, {setting.target} target with "
-        f"{setting.density:.3g} positives, pos_weight {setting.pos_weight:g}"
+        f"{setting.rows} x {setting.labels} {setting.dtype} logits, {target}, "
+        f"pos_weight {setting.pos_weight:g}"
     )
 
 

@@ -1,7 +1,7 @@
 """All groups of measurements, one after the other."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -10,12 +10,14 @@ from rich.console import Console
 from . import captions, contenders, graphs, report, summary
 from .device import Device, Refusal, find
 from .group import Group, Result
-from .losses import COMPILED, INPLACE, MASKED, OURS, TORCH, Setting, losses
+from .losses import COMPILED, INPLACE, MASKED, OURS, SCATTER, SPARSE, TORCH, Setting, losses
 from .peak import peak_bytes
 from .samples import Samples
 from .timing import measure
 
-BYTES_PER_ELEMENT = 80  # that a comparison needs at most, all contenders and the checks
+# That a comparison needs at most, all contenders and the checks.
+BYTES_PER_ELEMENT = 80
+SPARSE_BYTES_PER_ELEMENT = 40
 
 ROWS = 1024
 ELEMENTS = (*(2**n for n in range(20, 31, 2)), 2**31)
@@ -31,13 +33,16 @@ def run(options: argparse.Namespace) -> None:
     if not console.is_terminal:
         console = Console(width=120 if device.is_gpu else 100)
     settings = _settings(options, device)
+    largest = max(settings, key=lambda setting: setting.elements)
+    sparse = _sparse_of(largest)
     if not device.is_gpu:
-        _check_memory(max(settings, key=lambda setting: setting.elements))
+        _check_memory(largest, BYTES_PER_ELEMENT)
+        _check_memory(sparse, SPARSE_BYTES_PER_ELEMENT)
     known = report.facts(device)
     report.show_head(console, known, options.rounds, device.is_gpu)
     timed: list[dict[str, Any]] = []
     reliable = True
-    for group, caption in _groups(settings, options.compile, device, notes):
+    for group, caption in _groups(settings, sparse, options.compile, device, notes):
         measured = measure(group, options.rounds, device)
         report.show_times(console, group.title, measured, caption, device.is_gpu)
         reliable = reliable and not any(map(_unreliable, measured.results))
@@ -47,7 +52,9 @@ def run(options: argparse.Namespace) -> None:
     if device.is_gpu:
         report.show(console, "Summary", summary.columns(timed), summary.CAPTION)
     else:
-        memory = _memory(settings[0], options.compile, console, notes)
+        names = OURS, INPLACE, MASKED, TORCH, *[COMPILED] * options.compile
+        memory = _memory(settings[0], names, console, notes)
+        memory += _memory(sparse, (OURS, SCATTER), console, notes)
     _save(options, known, timed, memory)
     if not reliable:
         raise Refusal("ours failed or there are contenders that disagree with it, see above", 1)
@@ -95,8 +102,8 @@ def _shapes(options: argparse.Namespace, device: Device) -> list[tuple[int, int]
     return found
 
 
-def _check_memory(setting: Setting) -> None:
-    needed, available = BYTES_PER_ELEMENT * setting.elements, psutil.virtual_memory().available
+def _check_memory(setting: Setting, bytes_per_element: int) -> None:
+    needed, available = bytes_per_element * setting.elements, psutil.virtual_memory().available
     if needed > available:
         raise Refusal(
             f"--rows {setting.rows} --labels {setting.labels} needs up to {needed / 2**30:.1f} GiB "
@@ -105,8 +112,16 @@ def _check_memory(setting: Setting) -> None:
         )
 
 
+def _sparse_of(setting: Setting) -> Setting:
+    """Sparse labels, 5 in each row; eight times the labels and half the rows."""
+    labels = 8 * setting.labels + 1
+    return setting._replace(
+        rows=max(1, setting.rows // 2), labels=labels, target=SPARSE, density=5 / labels
+    )
+
+
 def _groups(
-    settings: list[Setting], compiled: bool, device: Device, notes: Console
+    settings: list[Setting], sparse: Setting, compiled: bool, device: Device, notes: Console
 ) -> Iterator[tuple[Group, str]]:
     """Each takes memory when it is measured, after the last one is gone."""
     gpu = device.is_gpu
@@ -128,6 +143,11 @@ def _groups(
                 found = graphs.replayed(found, samples)
                 title = f"{what}, CUDA graphs: {described}"
                 yield Group(title, setting, found, kind, True), captions.GRAPHS.format(sets)
+    described = report.describe(sparse)
+    _note(notes, described)
+    samples = Samples(sparse, device)
+    found = contenders.sparse(losses(sparse, False, device.name), samples)
+    yield Group(f"Training step: {described}", sparse, found, SPARSE), captions.SPARSE
     yield from _small_groups(settings[0].pos_weight, device)
 
 
@@ -142,11 +162,11 @@ def _small_groups(pos_weight: float, device: Device) -> Iterator[tuple[Group, st
 
 
 def _memory(
-    setting: Setting, compiled: bool, console: Console, notes: Console
+    setting: Setting, names: Iterable[str], console: Console, notes: Console
 ) -> list[report.Peak]:
     """Of a step on the CPU, in processes of their own."""
     found = []
-    for name in (OURS, INPLACE, MASKED, TORCH, *[COMPILED] * compiled):
+    for name in names:
         _note(notes, f"peak memory of {name}")
         peak = peak_bytes(name, setting)
         gradients = None if peak is None else peak / setting.gradient_bytes

@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor, empty_like
 
+from weighted_bce import SparseLabels
+
 from .device import CPU, Device
-from .losses import Setting
+from .losses import Setting, Target
 
 MOST = 256
 
@@ -15,8 +17,8 @@ class Sample(NamedTuple):
 
     logits: Tensor
     values: Tensor  # the logits, outside of autograd
-    target: Tensor
-    ready: Tensor  # the target in the dtype of the logits
+    target: Target
+    ready: Tensor  # the target in the dtype of the logits, or sparse labels as a bool target
     room: Tensor  # as large as the logits
 
 
@@ -35,6 +37,8 @@ class Samples:
 
     @property
     def bytes(self) -> int:
+        if self.setting.is_sparse:
+            return self.count * (2 * self.setting.gradient_bytes + self.setting.elements)
         same = self.setting.dtype == self.setting.target
         each = (2 if same else 3) * self.setting.gradient_bytes + self.setting.target_bytes
         return self.count * each
@@ -61,5 +65,8 @@ class Samples:
 
     def _make(self) -> Sample:
         logits, target = self.setting.sample(self.device.name)
-        ready = target.to(logits.dtype)
+        if isinstance(target, SparseLabels):
+            ready = target.to_dense(self.setting.labels)
+        else:
+            ready = target.to(logits.dtype)
         return Sample(logits, logits.detach(), target, ready, empty_like(logits.detach()))

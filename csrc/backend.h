@@ -14,32 +14,35 @@ namespace weighted_bce {
 
 template <class Backend>
 struct Ops {
-  static Tensor loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                     const OptionalTensor& pos_weight, double pos_weight_value,
-                     double label_smoothing, std::optional<double> ignore_index,
+  static Tensor loss(const Tensor& input, const Tensor& target, const OptionalTensor& crow_indices,
+                     const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                     double pos_weight_value, double label_smoothing,
+                     std::optional<double> ignore_index, std::optional<int64_t> first_label,
                      int64_t reduction) {
-    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
-                                label_smoothing, ignore_index, reduction);
+    const Arguments a = checked(input, target, crow_indices, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, first_label, reduction);
     return Backend::loss(a);
   }
 
   static std::tuple<Tensor, Tensor, Tensor> loss_and_grad(
-      const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-      const OptionalTensor& pos_weight, double pos_weight_value, double label_smoothing,
-      std::optional<double> ignore_index, int64_t reduction, const Tensor& expected) {
-    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
-                                label_smoothing, ignore_index, reduction);
+      const Tensor& input, const Tensor& target, const OptionalTensor& crow_indices,
+      const OptionalTensor& weight, const OptionalTensor& pos_weight, double pos_weight_value,
+      double label_smoothing, std::optional<double> ignore_index,
+      std::optional<int64_t> first_label, int64_t reduction, const Tensor& expected) {
+    const Arguments a = checked(input, target, crow_indices, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, first_label, reduction);
     check_scalar(expected, input, "expected");
     return Backend::loss_and_grad(a, expected);
   }
 
   static void update_grad_(const Tensor& grad_output, Tensor used, Tensor expected, Tensor grad,
-                           const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                           const Tensor& input, const Tensor& target,
+                           const OptionalTensor& crow_indices, const OptionalTensor& weight,
                            const OptionalTensor& pos_weight, double pos_weight_value,
                            double label_smoothing, std::optional<double> ignore_index,
-                           int64_t reduction) {
-    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
-                                label_smoothing, ignore_index, reduction);
+                           std::optional<int64_t> first_label, int64_t reduction) {
+    const Arguments a = checked(input, target, crow_indices, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, first_label, reduction);
     check_scalar(grad_output, input, "grad_output");
     check_scalar(used, input, "used");
     check_scalar(expected, input, "expected");
@@ -49,11 +52,12 @@ struct Ops {
   }
 
   static Tensor grad(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                     const OptionalTensor& weight, const OptionalTensor& pos_weight,
-                     double pos_weight_value, double label_smoothing,
-                     std::optional<double> ignore_index, int64_t reduction) {
-    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
-                                label_smoothing, ignore_index, reduction);
+                     const OptionalTensor& crow_indices, const OptionalTensor& weight,
+                     const OptionalTensor& pos_weight, double pos_weight_value,
+                     double label_smoothing, std::optional<double> ignore_index,
+                     std::optional<int64_t> first_label, int64_t reduction) {
+    const Arguments a = checked(input, target, crow_indices, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, first_label, reduction);
     check_grad_output(grad_output, input);
     const Tensor out = Backend::new_result(input);
     Backend::write_grad(a, grad_output, out);
@@ -61,21 +65,24 @@ struct Ops {
   }
 
   static void grad_(const Tensor& grad_output, Tensor input, const Tensor& target,
-                    const OptionalTensor& weight, const OptionalTensor& pos_weight,
-                    double pos_weight_value, double label_smoothing,
-                    std::optional<double> ignore_index, int64_t reduction) {
-    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
-                                label_smoothing, ignore_index, reduction);
+                    const OptionalTensor& crow_indices, const OptionalTensor& weight,
+                    const OptionalTensor& pos_weight, double pos_weight_value,
+                    double label_smoothing, std::optional<double> ignore_index,
+                    std::optional<int64_t> first_label, int64_t reduction) {
+    const Arguments a = checked(input, target, crow_indices, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, first_label, reduction);
     check_grad_output(grad_output, input);
     check_writable(input, "input");
     Backend::write_grad(a, grad_output, input);
   }
 
-  static Tensor unreduced(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+  static Tensor unreduced(const Tensor& input, const Tensor& target,
+                          const OptionalTensor& crow_indices, const OptionalTensor& weight,
                           const OptionalTensor& pos_weight, double pos_weight_value,
-                          double label_smoothing, std::optional<double> ignore_index) {
-    const Arguments a = checked(input, target, weight, pos_weight, pos_weight_value,
-                                label_smoothing, ignore_index, kSum);
+                          double label_smoothing, std::optional<double> ignore_index,
+                          std::optional<int64_t> first_label) {
+    const Arguments a = checked(input, target, crow_indices, weight, pos_weight, pos_weight_value,
+                                label_smoothing, ignore_index, first_label, kSum);
     const Tensor out = Backend::new_result(input);
     Backend::write_unreduced(a, out);
     return out;

@@ -20,13 +20,20 @@ enum Reduction : int64_t { kMean = 1, kSum = 2, kBatchMean = 3 };
 /// The arguments that all ops share.
 struct Arguments {
   const Tensor& input;
-  const Tensor& target;
+  const Tensor& target;                       // with crow_indices: col_indices
+  const std::optional<Tensor>& crow_indices;  // null: target has the shape of input
   const std::optional<Tensor>& weight;
   const std::optional<Tensor>& pos_weight;
   double pos_weight_value;
   double label_smoothing;
   std::optional<double> ignore_index;
+  std::optional<int64_t> first_label;
   Reduction reduction;
+
+  /// Whether some targets may not count: those of sparse labels are 0 or 1.
+  bool ignores() const {
+    return ignore_index && (!crow_indices || *ignore_index == 0 || *ignore_index == 1);
+  }
 };
 
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
@@ -64,6 +71,32 @@ inline void check_factor(const Tensor& factor, const Tensor& input, const char* 
   if (!movable) check_same_device(factor, input, name);
 }
 
+inline void check_indices(const Tensor& indices, const char* name) {
+  STD_TORCH_CHECK(
+      indices.scalar_type() == ScalarType::Int || indices.scalar_type() == ScalarType::Long, name,
+      " must be int32 or int64");
+  STD_TORCH_CHECK(indices.dim() == 1 && (indices.numel() < 2 || indices.stride(0) == 1), name,
+                  " must be 1-d and contiguous");
+}
+
+/// All but the values of the indices, which only a CPU can look at without waiting.
+inline void check_sparse(const Arguments& a) {
+  const Tensor& crow = *a.crow_indices;
+  STD_TORCH_CHECK(a.input.dim() == 2, "input must be 2-d with sparse labels, got ", a.input.dim(),
+                  " dimensions");
+  check_indices(a.target, "col_indices");
+  check_indices(crow, "crow_indices");
+  STD_TORCH_CHECK(crow.scalar_type() == a.target.scalar_type(),
+                  "crow_indices must have the dtype of col_indices");
+  STD_TORCH_CHECK(crow.numel() == a.input.size(0) + 1, "crow_indices must have ",
+                  a.input.size(0) + 1, " elements, one more than input has rows, got ",
+                  crow.numel());
+  check_same_device(crow, a.input, "crow_indices");
+  constexpr int64_t kMost = int64_t{1} << 62;  // leaves room for the number of labels
+  STD_TORCH_CHECK(a.first_label.value_or(0) >= 0 && a.first_label.value_or(0) < kMost,
+                  "first_label must be in [0, 2**62), got ", a.first_label.value_or(0));
+}
+
 inline void check(const Arguments& a) {
   const ScalarType dtype = a.input.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
@@ -71,7 +104,12 @@ inline void check(const Arguments& a) {
                   "input must be float16, bfloat16, float32 or float64");
   STD_TORCH_CHECK(a.input.dim() <= kMostDims, "input must have at most ", kMostDims,
                   " dimensions, got ", a.input.dim());
-  STD_TORCH_CHECK(same_sizes(a.target, a.input), "target must have the shape of input");
+  if (a.crow_indices) {
+    check_sparse(a);
+  } else {
+    STD_TORCH_CHECK(same_sizes(a.target, a.input), "target must have the shape of input");
+    STD_TORCH_CHECK(!a.first_label, "first_label needs crow_indices");
+  }
   check_same_device(a.target, a.input, "target");
   if (a.weight) check_factor(*a.weight, a.input, "weight");
   if (a.pos_weight) check_factor(*a.pos_weight, a.input, "pos_weight");
@@ -87,18 +125,16 @@ inline void check(const Arguments& a) {
 }
 
 inline Arguments checked(const Tensor& input, const Tensor& target,
+                         const std::optional<Tensor>& crow_indices,
                          const std::optional<Tensor>& weight,
                          const std::optional<Tensor>& pos_weight, double pos_weight_value,
                          double label_smoothing, std::optional<double> ignore_index,
-                         int64_t reduction) {
-  const Arguments a{input,
-                    target,
-                    weight,
-                    pos_weight,
-                    pos_weight_value,
-                    label_smoothing,
-                    ignore_index,
-                    static_cast<Reduction>(reduction)};
+                         std::optional<int64_t> first_label, int64_t reduction) {
+  const Arguments a{input,           target,
+                    crow_indices,    weight,
+                    pos_weight,      pos_weight_value,
+                    label_smoothing, ignore_index,
+                    first_label,     static_cast<Reduction>(reduction)};
   check(a);
   return a;
 }
@@ -110,7 +146,7 @@ inline std::optional<double> divisor_of(const Arguments& a) {
     case kBatchMean: return static_cast<double>(a.input.size(0));
     case kMean: break;
   }
-  if (a.ignore_index) return std::nullopt;
+  if (a.ignores()) return std::nullopt;
   return static_cast<double>(a.input.numel());
 }
 

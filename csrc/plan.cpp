@@ -31,8 +31,7 @@ Dtype dtype_of(const Tensor& tensor) {
 struct Order {
   int dims[kMaxDims];
   int count;
-  explicit Order(const Tensor& t) : count(static_cast<int>(t.dim())) {
-    for (int i = 0; i < count; ++i) dims[i] = count - 1 - i;
+  explicit Order(const Tensor& t) : Order(of_dimensions(t)) {
     for (int i = 1; i < count; ++i) {
       for (int at = i, before = i - 1; before >= 0; --before) {
         const int64_t side = compared(t, dims[before], dims[at]);
@@ -43,19 +42,34 @@ struct Order {
       }
     }
   }
+  /// That of the dimensions themselves.
+  static Order of_dimensions(const Tensor& t) {
+    Order order;
+    order.count = static_cast<int>(t.dim());
+    for (int i = 0; i < order.count; ++i) order.dims[i] = order.count - 1 - i;
+    return order;
+  }
   /// Above 0 where a belongs outside of b, below 0 where inside, 0 where either may be.
   static int64_t compared(const Tensor& t, int a, int b) {
     if (t.stride(a) == 0 || t.stride(b) == 0) return 0;
     if (t.stride(a) != t.stride(b)) return t.stride(a) - t.stride(b);
     return t.size(a) > t.size(b) ? 1 : 0;
   }
+
+ private:
+  Order() = default;
 };
+
+const void* memory_of(const Tensor& tensor) {
+  const void* const data = tensor.const_data_ptr();
+  STD_TORCH_CHECK(data != nullptr || tensor.numel() == 0, "a tensor that has no memory");
+  return data;
+}
 
 /// A tensor's memory and its strides over the shape of input.
 Operand operand(const Tensor& tensor, const Tensor& input) {
   Operand o;
-  o.data = tensor.const_data_ptr();
-  STD_TORCH_CHECK(o.data != nullptr || tensor.numel() == 0, "a tensor that has no memory");
+  o.data = memory_of(tensor);
   o.dtype = dtype_of(tensor);
   o.element_size = static_cast<int>(tensor.element_size());
   const int64_t missing = input.dim() - tensor.dim();
@@ -64,6 +78,18 @@ Operand operand(const Tensor& tensor, const Tensor& input) {
     o.strides[d] = repeated ? 0 : tensor.stride(d - missing);
   }
   return o;
+}
+
+Positives positives_of(const Arguments& a) {
+  Positives positives;
+  positives.crow = memory_of(*a.crow_indices);
+  positives.col = memory_of(a.target);
+  positives.index_size = static_cast<int>(a.target.element_size());
+  positives.rows = a.input.size(0);
+  positives.labels = a.input.size(1);
+  positives.count = a.target.numel();
+  positives.first_label = a.first_label.value_or(0);
+  return positives;
 }
 
 struct Operands {
@@ -77,7 +103,7 @@ struct Operands {
 /// Reorders the dimensions, drops those of size 1, and merges neighbours that every operand walks
 /// in one step.
 void collapse(Problem& problem, Operands& operands, const Tensor& input) {
-  const Order order(input);
+  const Order order = problem.positives.crow ? Order::of_dimensions(input) : Order(input);
   int64_t strides[6][kMaxDims];
   int dims = 0;
   for (int i = order.count - 1; i >= 0; --i) {
@@ -163,7 +189,11 @@ Problem plan(const Arguments& a, const Tensor* upstream, const Tensor* out) {
   Problem problem;
   problem.numel = a.input.numel();
   problem.x = operand(a.input, a.input);
-  problem.y = operand(a.target, a.input);
+  if (a.crow_indices) {
+    problem.positives = positives_of(a);
+  } else {
+    problem.y = operand(a.target, a.input);
+  }
   if (a.weight) problem.w = operand(*a.weight, a.input);
   problem.pos_weight = a.pos_weight_value;
   if (a.pos_weight) {
@@ -182,7 +212,7 @@ Problem plan(const Arguments& a, const Tensor* upstream, const Tensor* out) {
   }
   if (out != nullptr) problem.out = operand(*out, a.input);
   problem.label_smoothing = a.label_smoothing;
-  problem.ignores = a.ignore_index.has_value();
+  problem.ignores = a.ignores();
   if (problem.ignores) problem.ignore_index = rounded_to(*a.ignore_index, a.target.scalar_type());
 
   Operands operands;

@@ -8,7 +8,8 @@ namespace weighted_bce {
 
 /// The iteration follows the memory of `input`, whatever the order of its dimensions
 /// (channels_last, a transpose). `out`, when not null, has its shape; `upstream` is null, has the
-/// shape of input, or is 0-d and on the CPU. Dimensions that no operand tells apart are merged.
+/// shape of input, or is 0-d and on the CPU. With sparse labels it goes row by row. Dimensions that
+/// no operand tells apart are merged.
 Problem plan(const Arguments& arguments, const Tensor* upstream, const Tensor* out);
 
 /// The value of a floating-point tensor on the CPU with one element.

@@ -34,17 +34,29 @@ struct Operand {
   int64_t strides[kMaxDims];
 };
 
+/// Targets that are 1 at the listed elements of an iteration space [rows, labels], and 0 elsewhere:
+/// row r is 1 at label col[i] - first_label for i from crow[r] to crow[r + 1]. Other labels may be
+/// listed too; they count for nothing.
+struct Positives {
+  const void* crow = nullptr;  // [rows + 1], never falling; null: the targets are an operand
+  const void* col = nullptr;   // [count], ascending within each row
+  int index_size = 0;          // bytes of an element of either: 4 or 8
+  int64_t rows = 0, labels = 0, count = 0;
+  int64_t first_label = 0;
+};
+
 /// The iteration space is [sizes[0], ..., sizes[dims - 1]], row-major, walked as one line.
 struct Problem {
   int dims = 0;
   int64_t sizes[kMaxDims];
   int64_t numel = 0;
   Operand x;         // logits
-  Operand y;         // targets
+  Operand y;         // targets, where positives.crow is null
   Operand w;         // weight, optional
   Operand p;         // pos_weight, optional
   Operand upstream;  // one factor an element, optional: the incoming gradient of an unreduced loss
   Operand out;       // gradient or unreduced loss; its data is written
+  Positives positives;
   bool stream = false;  // write `out` past the caches
 
   double pos_weight = 1;  // where p is absent

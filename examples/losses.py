@@ -14,24 +14,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weighted_bce import weighted_bce_with_logits
+from weighted_bce import SparseLabels, weighted_bce_with_logits
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, SparseLabels], Tensor]
 PROC = Path("/proc/self")
 
 
-def plain_bce(logits: Tensor, target: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, target.float())
+def places(labels: SparseLabels) -> tuple[Tensor, Tensor]:
+    """The row and the label of each positive."""
+    crow, label = labels
+    return torch.repeat_interleave(crow.diff()), label
 
 
-def categorical(logits: Tensor, target: Tensor) -> Tensor:
+# None of these makes a target of rows x labels, which at a million labels would not fit.
+
+
+def plain_bce(logits: Tensor, labels: SparseLabels) -> Tensor:
+    """softplus(x) - x y."""
+    return (F.softplus(logits).sum() - logits[places(labels)].sum()) / logits.numel()
+
+
+def categorical(logits: Tensor, labels: SparseLabels) -> Tensor:
     """Softmax cross-entropy against a target that shares 1 among the positives of a row."""
-    return F.cross_entropy(logits, target / target.sum(1, keepdim=True).clamp(min=1))
+    rows, _ = at = places(labels)
+    share = 1 / labels.crow_indices.diff()[rows]
+    return -(logits.log_softmax(1)[at] * share).sum() / len(logits)
 
 
-def masked_multiply(logits: Tensor, target: Tensor, weight: float) -> Tensor:
-    loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
-    loss[target.bool()] *= weight
+def masked_multiply(logits: Tensor, labels: SparseLabels, weight: float) -> Tensor:
+    at = places(labels)
+    loss = F.softplus(logits)
+    loss[at] = weight * F.softplus(-logits[at])
     return loss.mean()
 
 
@@ -61,15 +74,19 @@ LOSSES = (
 )
 
 
-def _step(function: LossFunction, logits: Tensor, target: Tensor) -> None:
+def _step(function: LossFunction, logits: Tensor, target: SparseLabels) -> None:
     """Loss and gradient with respect to the logits; nothing is kept."""
     torch.autograd.grad(function(logits, target), logits)
 
 
-def _sample(rows: int, labels: int, positives: float) -> tuple[Tensor, Tensor]:
+def _sample(rows: int, labels: int, positives: float) -> tuple[Tensor, SparseLabels]:
+    """Each row has as many positives, one in each of so many equal parts of the labels."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(rows, labels, generator=generator).requires_grad_()
-    return logits, torch.rand(rows, labels, generator=generator) < positives / labels
+    part = labels // max(1, round(positives))
+    first = torch.arange(0, part * max(1, round(positives)), part)
+    chosen = first + torch.randint(part, (rows, len(first)), generator=generator)
+    return logits, SparseLabels.from_padded(chosen)
 
 
 def step_milliseconds(

@@ -80,10 +80,10 @@ def _caption(shape: Shape, positives_per_row: float) -> str:
     return (
         "CE: cross-entropy; weight: pos_weight. Labels predicted: probability >= 0.5; softmax "
         f"(categorical CE) >= 0.5 / {positives_per_row:.2f}, half of a positive's mean share of "
-        "its target. mAP: sklearn's average precision of each row's ranking, mean over rows "
-        '(average="samples").\n'
-        f"Step: loss and backward, from {shape.rows} x {shape.labels} float32 logits and bool "
-        "targets to the gradient of the logits. ms: median of rounds in which the losses take "
+        "its target. mAP: average precision of each row's ranking, mean over rows (as sklearn's, "
+        'average="samples").\n'
+        f"Step: loss and backward, from {shape.rows} x {shape.labels} float32 logits and sparse "
+        "labels to the gradient of the logits. ms: median of rounds in which the losses take "
         "turns. Peak: rise of the resident-set high-water mark of a fresh process in its first "
         f"step, inputs not counted; one gradient is {shape.gradient_bytes / 2**20:.1f} MiB."
     )

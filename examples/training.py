@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from weighted_bce import SparseLabels
+
 from .imports_data import Dataset
-from .losses import Loss
+from .losses import Loss, places
 
 HIDDEN = 128
 BATCH = 128
@@ -35,13 +36,6 @@ class Classifier(nn.Module):
         return hidden
 
 
-def dense_target(labels: csr_matrix) -> Tensor:
-    """The bool target of one batch; that of the whole data set would not fit in memory."""
-    target = np.zeros(labels.shape, dtype=bool)
-    target[np.repeat(np.arange(len(target)), np.diff(labels.indptr)), labels.indices] = True
-    return torch.from_numpy(target)
-
-
 def batches(rows: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
     """Row numbers batch by batch; the same for every loss."""
     generator = np.random.default_rng(seed)
@@ -61,9 +55,11 @@ def train(
     torch.manual_seed(seed)
     model = Classifier(data.features.shape[1], data.labels.shape[1])
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+    labels = SparseLabels.from_scipy(data.labels)
     for rows in batches(data.labels.shape[0], epochs, seed):
         optimizer.zero_grad()
-        loss.function(model(data.features[rows]), dense_target(data.labels[rows])).backward()
+        target = labels.select(torch.from_numpy(rows))
+        loss.function(model(data.features[rows]), target).backward()
         optimizer.step()
         advance()
     return model
@@ -81,6 +77,14 @@ class Quality(NamedTuple):
     empty_rows: float  # the share of rows without a predicted label
 
 
+def average_precision(scores: Tensor, positives: Tensor) -> float:
+    """sklearn's average_precision_score of one row, given where its positives are."""
+    own = scores[positives]
+    right = torch.stack([(own >= score).sum() for score in own])
+    ranked = torch.stack([(scores >= score).sum() for score in own])
+    return float((right / ranked).mean())
+
+
 class Counts:
     """Running sums from which `Quality` follows."""
 
@@ -88,20 +92,18 @@ class Counts:
         self.rows = self.hits = self.predicted = self.true = self.empty = self.ranked = 0
         self.precisions = 0.0
 
-    def add(self, scores: Tensor, predicted: Tensor, target: Tensor) -> None:
-        """Counts a block of rows; all arguments are (rows, labels)."""
-        self.rows += len(target)
-        self.hits += int((predicted & target).sum())
+    def add(self, scores: Tensor, predicted: Tensor, labels: SparseLabels) -> None:
+        """Counts a block of rows; scores and predicted are (rows, labels)."""
+        self.rows += len(scores)
+        self.hits += int(predicted[places(labels)].sum())
         self.predicted += int(predicted.sum())
-        self.true += int(target.sum())
+        self.true += len(labels.col_indices)
         self.empty += int((~predicted.any(1)).sum())
-        ranked = target.any(1)  # the ranking of a row without labels has no precision
-        count = int(ranked.sum())
-        if count:
-            self.ranked += count
-            self.precisions += count * average_precision_score(
-                target[ranked].numpy(), scores[ranked].numpy(), average="samples"
-            )
+        each = labels.col_indices.split(labels.crow_indices.diff().tolist())
+        for row, own in zip(scores, each, strict=True):
+            if len(own):  # the ranking of a row without labels has no precision
+                self.ranked += 1
+                self.precisions += average_precision(row, own)
 
     def quality(self) -> Quality:
         return Quality(
@@ -128,10 +130,11 @@ def predictions(logits: Tensor, loss: Loss, positives_per_row: float) -> Tensor:
 @torch.no_grad()
 def evaluate(model: Classifier, data: Dataset, loss: Loss, positives_per_row: float) -> Quality:
     counts = Counts()
-    rows, labels = data.labels.shape
-    block = max(1, BLOCK // labels)
+    rows, width = data.labels.shape
+    labels = SparseLabels.from_scipy(data.labels)
+    block = max(1, BLOCK // width)
     for start in range(0, rows, block):
-        logits = model(data.features[start : start + block])
-        target = dense_target(data.labels[start : start + block])
-        counts.add(logits, predictions(logits, loss, positives_per_row), target)
+        some = slice(start, start + block)
+        logits = model(data.features[some])
+        counts.add(logits, predictions(logits, loss, positives_per_row), labels.select(some))
     return counts.quality()

@@ -17,10 +17,10 @@ pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
 from bench import __main__, contenders, losses, report, run, timing
-from bench.contenders import COPY, RELEASED, TORCH_READY
+from bench.contenders import BOOL, COPY, NO_POSITIVES, RELEASED, TORCH_READY
 from bench.device import CPU
 from bench.group import Group
-from bench.losses import COMPILED, INPLACE, MASKED, OURS, TORCH, Setting
+from bench.losses import COMPILED, INPLACE, MASKED, OURS, SCATTER, TORCH, Setting
 from bench.samples import Samples
 from bench.timing import measure
 
@@ -49,14 +49,16 @@ def test_quick_run(tmp_path: Path) -> None:
     assert {"CPU", "torch", "weighted_bce", "threads"} <= set(found["facts"])
     train, forward, *small = found["groups"]
     assert train["setting"] == Setting(64, 1000, "float32", "bool", 0.005, 7.0)._asdict()
-    expected = [TRAINING, [COPY, OURS, MASKED, TORCH], [OURS, TORCH], [OURS, TORCH]]
+    sparse = [COPY, OURS, NO_POSITIVES, BOOL, SCATTER]
+    expected = [TRAINING, [COPY, OURS, MASKED, TORCH], sparse, [OURS, TORCH], [OURS, TORCH]]
     for group, names in zip((train, forward, *small), expected, strict=True):
         assert group["title"] in ran.stdout.replace("\n", " ")
         assert [row["contender"] for row in group["results"]] == names
         for row in group["results"]:
             assert row["contender"] in ran.stdout
             _check_numbers(row, COPY in names)
-    assert [row["contender"] for row in found["memory"]] == [OURS, INPLACE, MASKED, TORCH]
+    names = [OURS, INPLACE, MASKED, TORCH, OURS, SCATTER]
+    assert [row["contender"] for row in found["memory"]] == names
 
 
 def _check_numbers(row: dict[str, Any], against_copy: bool) -> None:
@@ -145,6 +147,9 @@ def test_all_agree(dtype: str, target: str) -> None:
     for make in (contenders.training, contenders.forward):
         group = Group("", setting, make(functions, Samples(setting)))
         assert timing.check(group) == {}
+    setting = setting._replace(target="sparse")
+    group = Group("", setting, contenders.sparse(losses.losses(setting), Samples(setting)))
+    assert timing.check(group) == {}
 
 
 def _with(function: Callable[[Tensor, Tensor], Tensor]) -> Group:

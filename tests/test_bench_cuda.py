@@ -16,10 +16,10 @@ pytest.importorskip("psutil")
 
 from bench import __main__, contenders, device, graphs, losses, report, run, summary
 from bench.agreement import check
-from bench.contenders import COPY, SCALED, TORCH_READY
+from bench.contenders import BOOL, COPY, NO_POSITIVES, SCALED, TORCH_READY
 from bench.device import Cuda
 from bench.group import Group, Result
-from bench.losses import INPLACE, MASKED, OURS, TORCH, Setting
+from bench.losses import INPLACE, MASKED, OURS, SCATTER, TORCH, Setting
 from bench.samples import Sample, Samples
 from bench.timing import Measured, measure
 
@@ -94,6 +94,7 @@ def test_a_run(
         "Forward alone, CUDA graphs: 2^9": [COPY, OURS, TORCH],
         "Training step: 960 elements": TRAINING,
         "Forward alone: 960": forward,
+        "Training step: 7 x 513 float32 logits, sparse": [COPY, OURS, NO_POSITIVES, BOOL, SCATTER],
         "Small training step": small,
         "Small training step: 8 x 16 float32 logits, no": small,
     }

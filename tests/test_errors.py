@@ -39,7 +39,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "target numpy": (
         {"target": np.zeros((8, 5))},
         TypeError,
-        "target must be a torch.Tensor, got ndarray",
+        "target must be a torch.Tensor or SparseLabels, got ndarray",
     ),
     "target complex": (
         {"target": X + 1j},
@@ -67,9 +67,9 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "target must be on cpu like input, got meta",
     ),
     "target sparse": (
-        {"target": Y.to_sparse()},
+        {"target": Y.to_sparse_csc()},
         TypeError,
-        "target must be torch.strided like input, got torch.sparse_coo",
+        "target must be torch.strided like input, got torch.sparse_csc",
     ),
     "weight number": ({"weight": 2.0}, TypeError, "weight must be a torch.Tensor, got float"),
     "weight numpy": ({"weight": np.ones(5)}, TypeError, "weight must be a torch.Tensor, got nda"),
@@ -227,11 +227,13 @@ def test_ops_check_for_themselves(kernel_device: str) -> None:
     good: dict[str, Any] = {
         "input": logits.clone(),
         "target": labels,
+        "crow_indices": None,
         "weight": None,
         "pos_weight": None,
         "pos_weight_value": 1.0,
         "label_smoothing": 0.0,
         "ignore_index": None,
+        "first_label": None,
     }
     calls: list[Callable[[dict[str, Any]], Any]] = [
         lambda a: ops.loss(*a.values(), SUM),

@@ -19,6 +19,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 
 from examples import imports_data, losses, report, sparse_labels, training
 from examples.imports_data import BUCKETS, DataError, Facts
+from weighted_bce import SparseLabels
 
 ROWS, FEATURES, LABELS = 80, 40, 12
 
@@ -165,8 +166,10 @@ def test_counts_are_sklearns_micro_averages() -> None:
     target[3] = False
     predicted = scores > 1
     counts = training.Counts()
+    scores[5, 3:] = scores[5, 3]  # a tie
     for block in (slice(0, 11), slice(11, 30)):
-        counts.add(scores[block], predicted[block], target[block])
+        labels = SparseLabels.from_dense(target[block])
+        counts.add(scores[block], predicted[block], labels)
     quality = counts.quality()
     micro = precision_recall_fscore_support(target, predicted, average="micro")[:3]
     assert quality[:3] == pytest.approx(micro)
@@ -181,7 +184,7 @@ def test_counts_are_sklearns_micro_averages() -> None:
 def test_nothing_predicted_is_no_division_by_zero() -> None:
     counts = training.Counts()
     nothing = torch.zeros(2, 3, dtype=torch.bool)
-    counts.add(torch.zeros(2, 3), nothing, nothing)
+    counts.add(torch.zeros(2, 3), nothing, SparseLabels.from_dense(nothing))
     assert counts.quality() == (0, 0, 0, 0, 0, 0, 1)
 
 

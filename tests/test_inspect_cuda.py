@@ -63,6 +63,17 @@ def paths(code: str) -> HotPaths:
     return hot_path.find(instructions(code), GROUP, (4,), sums=True, slopes=False)[4]
 
 
+def test_hot_path_of_sparse_labels_has_no_positive() -> None:
+    """It may look for marks in shared memory, under a condition; pos_weight plays no part."""
+    sparse = LOOP.replace("@!P0 LDG.E.EF.64 R8, desc[UR4][R6.64]", "@!P0 LDS.64 R8, [R6]")
+    found = hot_path.find(instructions(sparse), GROUP, (0,), sums=True, slopes=False)[0]
+    assert found.uniform.instructions == 5 + 4 + 2 + 1
+    assert found.by_label == found.uniform
+    always = sparse.replace("@!P0 LDS.64", "LDS.64")
+    with pytest.raises(ValueError, match="no way through the main loop"):
+        hot_path.find(instructions(always), GROUP, (0,), sums=True, slopes=False)
+
+
 def test_all_instructions_are_read() -> None:
     code = instructions(LOOP)
     assert len(code) == 26
@@ -131,6 +142,12 @@ def test_other_code_is_an_error(old: str, new: str, missing: str) -> None:
         ),
         ("11on_elementsINS0_4HalfELNS0_4ModeE2EEEvNS0_7ProblemE", "on_elements float16, gradient"),
         ("11on_elementsIdLNS0_4ModeE3EEEvNS0_7ProblemE", "on_elements float64, unreduced loss"),
+        (
+            "17on_sparse_vectorsINS0_4HalfELNS0_4ModeE2EEEvNS0_7ProblemE",
+            "on_sparse_vectors float16, gradient",
+        ),
+        ("18on_sparse_elementsIfLNS0_4ModeE0EEEvNS0_7ProblemE", "on_sparse_elements float32, loss"),
+        ("20count_sparse_targetsIdEEvNS0_7ProblemE", "count_sparse_targets float64"),
         ("13count_targetsIfEEvNS0_7ProblemE", "count_targets float32"),
         ("6finishIffEEvNS0_7ProblemEi", "finish float32"),
         ("6finishIdfEEvNS0_7ProblemEi", "finish float64 of float32"),

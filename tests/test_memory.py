@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from weighted_bce import empty_cache, weighted_bce_with_logits
+from weighted_bce import SparseLabels, empty_cache, weighted_bce_with_logits
 from weighted_bce._extension import extension
 from weighted_bce.reference import SUM
 
@@ -131,7 +131,7 @@ def test_empty_cache_gives_it_back() -> None:
 
 def test_kept_memory_is_bounded() -> None:
     y = torch.zeros(1, LABELS, dtype=torch.bool)
-    args = (None, None, 1.0, 0.0, None, SUM)
+    args = (None, None, None, 1.0, 0.0, None, None, SUM)
     one = torch.zeros(1, LABELS)
     rows = 48 * ROWS  # 96 MiB, 14 of which are more than 1 GiB
     living = [
@@ -187,13 +187,13 @@ def test_nothing_outlives_the_loss(device: str) -> None:
 # 256 MiB of logits and 64 MiB of bool targets; what the step adds at its peak, in MiB.
 PEAK = """
 import torch
-from weighted_bce import weighted_bce_with_logits
+from weighted_bce import SparseLabels, weighted_bce_with_logits
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
 small = torch.zeros(600, 1000, requires_grad=True)
 weighted_bce_with_logits(small * 1.0, small.detach() > 0, inplace_backward=INPLACE).backward()
-x = torch.zeros(1 << 26).requires_grad_(not INPLACE)
-y = torch.zeros(1 << 26, dtype=torch.bool)
-x.detach().fill_(0.5); y.fill_(True)
+x = torch.zeros(64, 1 << 20).requires_grad_(not INPLACE)
+x.detach().fill_(0.5)
+y = TARGET
 if INPLACE:
     x.requires_grad_()
 open("/proc/self/clear_refs", "w").write("5")
@@ -207,8 +207,13 @@ print("peak", peak() - before)
 """
 
 
-def added_at_the_peak(inplace: bool, scales: str) -> float:
+DENSE = "torch.ones(64, 1 << 20, dtype=torch.bool)"
+SPARSE = "SparseLabels.from_padded(torch.randint(1 << 20, (64, 5)))"
+
+
+def added_at_the_peak(inplace: bool, scales: str, target: str = DENSE) -> float:
     code = PEAK.replace("INPLACE", str(inplace)).replace("SCALES", scales)
+    code = code.replace("TARGET", target)
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if "Permission" in ran.stderr or "clear_refs" in ran.stderr:
         pytest.skip("the high-water mark of memory cannot be reset here")
@@ -233,8 +238,43 @@ def test_peak_is_nothing_with_inplace_backward() -> None:
     assert added_at_the_peak(True, "(3.0,)") < 48
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux only")
+def test_peak_with_sparse_labels_is_one_gradient() -> None:
+    assert 200 < added_at_the_peak(False, "(1.0, 1024.0, 1024.0)", SPARSE) < 256 + 8
+    assert added_at_the_peak(True, "(3.0,)", SPARSE) < 8
+
+
 def available_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+
+
+@pytest.mark.large
+def test_sparse_labels_beyond_two_to_the_31_elements(device: str) -> None:
+    needed, available = 11 << 30, available_bytes(device)
+    if available < needed:
+        pytest.skip(f"needs 11 GiB, {available / 2**30:.1f} GiB are available")
+    rows, columns = (1 << 21) + 3, 1024
+    x = torch.zeros(rows, columns, dtype=torch.bfloat16, device=device)
+    x[-1], x[1 << 20, 7] = 3.0, -2.0
+    crow = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+    crow[(1 << 20) + 1 :], crow[-1] = 1, 6
+    col = torch.tensor([7, 0, 5, 1021, 1022, 1023], device=device)
+    x.requires_grad_()
+    loss = weighted_bce_with_logits(x, SparseLabels(crow, col), pos_weight=7.0, reduction="sum")
+    loss.backward()
+    assert x.grad is not None
+    three, two = (torch.tensor(v, dtype=torch.float64, device=device) for v in (3.0, 2.0))
+    softplus = torch.nn.functional.softplus
+    expected = (rows * columns - columns - 1) * two.log()
+    expected += (columns - 5) * softplus(three) + 5 * 7 * softplus(-three) + 7 * softplus(two)
+    assert abs(loss.item() / expected.item() - 1) < 1e-6
+    assert (x.grad[:2] == 0.5).all()
+    last = torch.full((columns,), float(torch.sigmoid(three)), device=device)
+    last[col[1:]] = -7 * torch.sigmoid(-three).float()
+    assert torch.equal(x.grad[-1], last.bfloat16())
+    assert x.grad[1 << 20, 7] == (-7 * torch.sigmoid(two)).bfloat16()
+    del x, loss
+    empty_cache()
 
 
 @pytest.mark.large

@@ -6,7 +6,6 @@ import os
 import pkgutil
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from weighted_bce import (
     WeightedBCELoss,
     WeightedBCEWithLogitsLoss,
     backend,
-    pos_weight_from_labels,
     weighted_bce,
     weighted_bce_with_logits,
 )
@@ -140,24 +138,6 @@ def test_probabilities_and_logits_agree(device: str) -> None:
     assert torch.autograd.gradcheck(lambda q: weighted_bce(q, y, w, p), leaf)
 
 
-@pytest.mark.parametrize("dtype", TARGET_DTYPES)
-def test_pos_weight_from_labels(device: str, dtype: torch.dtype) -> None:
-    y = torch.tensor([[1, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 0]], device=device).to(dtype)
-    weights = pos_weight_from_labels(y)
-    assert isinstance(weights, Tensor)
-    assert weights.dtype == torch.float32
-    torch.testing.assert_close(weights.cpu(), torch.tensor([1 / 3, 3.0, 3.0]))
-    limited = pos_weight_from_labels(y, 3, max_weight=2)
-    assert isinstance(limited, Tensor)
-    torch.testing.assert_close(limited.cpu(), torch.tensor([1 / 3, 2.0, 2.0]))
-    assert pos_weight_from_labels(y, per_class=False) == 2.0
-    assert pos_weight_from_labels(y, per_class=False, max_weight=1.5) == 1.5
-    none = torch.zeros_like(y)
-    assert torch.equal(pos_weight_from_labels(none), torch.ones(3, device=device))  # type: ignore[arg-type]
-    assert pos_weight_from_labels(none, per_class=False, max_weight=9) == 9.0
-    assert weighted_bce_with_logits(torch.zeros(4, 3, device=device), y, None, weights).isfinite()
-
-
 @pytest.mark.skipif(extension is None or not extension.cuda_archs, reason="built without CUDA")
 def test_driver_is_asked_without_a_driver() -> None:
     assert extension is not None
@@ -206,23 +186,6 @@ def test_docstring_examples(name: str) -> None:
         pytest.skip("compiled")
     found = doctest.testmod(importlib.import_module(f"weighted_bce.{name}"))
     assert found.failed == 0
-
-
-def test_labels_that_give_no_weights() -> None:
-    y = torch.eye(4, 5)
-    bad: Any
-    for bad, options, error, words in (
-        ([[1]], {}, TypeError, "labels must be a torch.Tensor, got list"),
-        (torch.tensor([[1, -100]]), {}, ValueError, r"labels must be in \[0, 1\], got values from"),
-        (y + 1j, {}, TypeError, "labels must be bool, integer or floating point"),
-        (y[0], {}, ValueError, r"labels must have shape \(rows, labels\)"),
-        (y[:0], {}, ValueError, "labels must have shape .* at least one row"),
-        (y, {"num_labels": 4}, ValueError, "num_labels must be 5 like labels, got 4"),
-        (y, {"max_weight": 0}, ValueError, "max_weight must be above 0, got 0"),
-        (y, {"max_weight": float("nan")}, ValueError, "max_weight must be above 0, got nan"),
-    ):
-        with pytest.raises(error, match=f"^{words}"):
-            pos_weight_from_labels(bad, **options)
 
 
 WITHOUT_EXTENSION = """

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from weighted_bce import backend, weighted_bce_with_logits
+from weighted_bce._dtensors import prepare_for_dtensors
 from weighted_bce._extension import extension
-from weighted_bce._ops import prepare_for_dtensors
 from weighted_bce.reference import BATCHMEAN, MEAN, SUM
 
 from .processes import Processes, mesh_of
@@ -128,7 +128,7 @@ def check_ops(processes: int) -> None:
     for logits, labels, x, y in each_placed():
         mesh = logits.device_mesh
         upstream = torch.tensor(2.5)
-        rest = None, None, 7.0, 0.1, 1.0
+        rest = None, None, None, 7.0, 0.1, 1.0, None
         for reduction in (SUM, MEAN, BATCHMEAN):
             arguments = *rest, reduction
             assert_whole(ops.loss(logits, labels, *arguments), ops.loss(x, y, *arguments))

@@ -15,6 +15,7 @@ from torch import Tensor
 from weighted_bce import backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
 from weighted_bce.reference import REDUCTIONS as NUMBERS
+from weighted_bce.sparse import SparseLabels
 
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (
@@ -62,6 +63,12 @@ def ulps_off(actual: Tensor, expected: Tensor) -> float:
     return float((error / ulp(expected, actual.dtype)).nan_to_num(nan=math.inf).max())
 
 
+def positives_of(target: Tensor, dtype: torch.dtype = torch.int64) -> SparseLabels:
+    """The sparse labels of a dense target, without the help of what is tested."""
+    crow = torch.cat((target.new_zeros(1, dtype=dtype), target.bool().sum(1).cumsum(0).to(dtype)))
+    return SparseLabels(crow, target.nonzero()[:, 1].to(dtype).contiguous())
+
+
 @dataclass
 class Case:
     """One call of the loss."""
@@ -74,11 +81,17 @@ class Case:
     label_smoothing: float = 0.0
     ignore_index: float | None = None
     name: str = ""
+    sparse: torch.dtype | None = None  # of the indices, where the target is given by its positives
+
+    @property
+    def given(self) -> Tensor | SparseLabels:
+        """The target as the loss gets it."""
+        return self.target if self.sparse is None else positives_of(self.target, self.sparse)
 
     def __call__(self, input: Tensor | None = None, **options: Any) -> Tensor:
         return weighted_bce_with_logits(
             self.input if input is None else input,
-            self.target,
+            self.given,
             self.weight,
             self.pos_weight,
             self.reduction,
@@ -94,7 +107,8 @@ class Case:
         options = (value, self.label_smoothing, self.ignore_index)
         name = reduction or self.reduction
         known = name if name in ("mean", "batchmean") else "sum"
-        return (self.target, self.weight, tensor, *options, NUMBERS[known])
+        target, crow = (self.given, None) if self.sparse is None else reversed(self.given)
+        return (target, crow, self.weight, tensor, *options, None, NUMBERS[known])
 
 
 @dataclass
@@ -231,4 +245,8 @@ def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -
         four = labels(2, 3, 4, 5, dtype=torch.uint8, device=device)
         yield Case(wide, four, per_label, per_label * 5, name="4-d")
         yield Case(x[:0], hard[:0], reduction="sum", name="empty")
+        yield Case(x, hard, pos_weight=7.0, name="sparse", sparse=torch.int64)
+        yield Case(x.t(), hard.t(), w.t()[:, :1], w[:, 0], name="sparse, t", sparse=torch.int32)
+        yield Case(x, hard, w, 3.0, "batchmean", 0.1, name="sparse, smooth", sparse=torch.int64)
+        yield Case(x[:3], hard[:3], None, None, "mean", 0.0, 0, "sparse, 0", torch.int32)
         yield Case(x[0, 0], hard[0, 0], name="0-d")

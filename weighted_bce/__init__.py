@@ -2,18 +2,23 @@
 
 from ._config import backend, empty_cache, show_config
 from ._version import __version__
+from .collation import collate
 from .functional import weighted_bce, weighted_bce_with_logits
-from .labels import pos_weight_from_labels
+from .labels import pos_weight_from_labels, propensity_from_labels
 from .modules import WeightBCEWithLogitsLoss, WeightedBCELoss, WeightedBCEWithLogitsLoss
+from .sparse import SparseLabels
 
 __all__ = [
+    "SparseLabels",
     "WeightBCEWithLogitsLoss",
     "WeightedBCELoss",
     "WeightedBCEWithLogitsLoss",
     "__version__",
     "backend",
+    "collate",
     "empty_cache",
     "pos_weight_from_labels",
+    "propensity_from_labels",
     "show_config",
     "weighted_bce",
     "weighted_bce_with_logits",

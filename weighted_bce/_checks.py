@@ -7,20 +7,27 @@ import torch
 from torch import Tensor
 
 from .reference import REDUCTIONS, Options
+from .sparse import SparseLabels, check_form, check_values
 
+Target = Tensor | SparseLabels
+_SPARSE_LAYOUTS = frozenset({torch.sparse_csr, torch.sparse_coo})
 _INPUT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 def checked_options(
     input: Tensor,
-    target: Tensor,
+    target: Target,
     weight: Tensor | None,
     pos_weight: float | Tensor | None,
     label_smoothing: float,
     ignore_index: float | None,
 ) -> Options:
     """The arguments besides the logits, or TypeError or ValueError in one sentence."""
-    _check_tensors(input, target)
+    crow_indices = None
+    if isinstance(target, Tensor) and target.layout is torch.strided:
+        _check_tensors(input, target)
+    else:
+        target, crow_indices = _checked_sparse(input, target)
     value = 1.0
     if pos_weight is not None:
         if isinstance(pos_weight, Tensor):
@@ -33,18 +40,21 @@ def checked_options(
         label_smoothing = _checked_smoothing(label_smoothing)
     if ignore_index is not None:
         ignore_index = _checked_number("ignore_index", ignore_index, " or None")
-    return Options(target, weight, pos_weight, value, label_smoothing, ignore_index)
+    tensors = target, crow_indices, weight, pos_weight
+    return Options(*tensors, value, label_smoothing, ignore_index, None)
 
 
-def _check_tensors(input: Tensor, target: Tensor) -> None:
+def _check_input(input: Tensor) -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
     if input.dtype not in _INPUT_DTYPES:
         raise TypeError(
             f"input must be float16, bfloat16, float32 or float64, got {_name(input.dtype)}"
         )
+
+
+def _check_tensors(input: Tensor, target: Tensor) -> None:
+    _check_input(input)
     if target.dtype.is_complex:
         raise TypeError(
             f"target must be bool, integer or floating point, got {_name(target.dtype)}"
@@ -57,6 +67,43 @@ def _check_tensors(input: Tensor, target: Tensor) -> None:
         )
     if target.device != input.device:
         raise ValueError(f"target must be on {input.device} like input, got {target.device}")
+
+
+def _checked_sparse(input: Tensor, target: Target) -> tuple[Tensor, Tensor | None]:
+    """The col_indices and crow_indices of sparse labels, but for their values."""
+    if isinstance(target, Tensor):
+        if target.layout not in _SPARSE_LAYOUTS or input.layout is target.layout:
+            _check_tensors(input, target)
+            return target, None
+        if target.requires_grad:
+            raise TypeError("target must not require a gradient where it is sparse")
+        target = SparseLabels.from_tensor(target)
+    elif not isinstance(target, SparseLabels):
+        raise TypeError(
+            f"target must be a torch.Tensor or SparseLabels, got {type(target).__name__}"
+        )
+    _check_input(input)
+    check_form(target)
+    if input.dim() != 2:
+        raise ValueError(
+            f"input must have shape (rows, labels) with sparse labels, got {tuple(input.shape)}"
+        )
+    crow, col = target
+    rows = input.shape[0]  # len() would make it a constant of what is traced
+    if crow.shape[0] != rows + 1:
+        raise ValueError(f"target must have {rows} rows to match input, got {crow.shape[0] - 1}")
+    if col.device != input.device:
+        raise ValueError(f"target must be on {input.device} like input, got {col.device}")
+    return col.contiguous(), crow.contiguous()
+
+
+def check_listed(input: Tensor, options: Options) -> None:
+    """The values of sparse labels, where a look at them makes nobody wait."""
+    if options.crow_indices is None or torch.compiler.is_compiling():
+        return
+    labels = SparseLabels(options.crow_indices, options.target)
+    if all(type(indices) is Tensor and indices.is_cpu for indices in labels):
+        check_values(labels, input.shape[1])
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from . import _config, reference, transforms
+from ._checks import check_listed
+from ._dtensors import is_dtensor, prepare_for_dtensors
 from ._extension import HOW_TO_BUILD, extension
 from ._ops import (
     MOST_DIMENSIONS,
@@ -15,7 +17,6 @@ from ._ops import (
     on_cpu,
     on_cuda,
     ops,
-    prepare_for_dtensors,
     why_not_on_cuda,
 )
 from .autograd import apply_fused
@@ -31,25 +32,30 @@ def loss(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tens
     """The loss after a reduction, by the best implementation that serves the call."""
     kernels = _kernels_for(input)
     if kernels is None:
-        return reference.loss(input, options, reduction)
+        return _in_torch(input, options, reduction)
     if _nothing_else_looks() and _are_plain(input, options):
         if _records(input):
             return apply_fused(input, kernels, options, reduction, inplace)
         if reduction == NONE:
             return cast(Tensor, kernels.unreduced(input, *options))
         return cast(Tensor, kernels.loss(input, *options, reduction))
-    target = _readable(input, options.target)
-    if target is not options.target:
-        return loss(input, options._replace(target=target), reduction, inplace)
+    readable = _readable(input, options)
+    if readable is not options:
+        return loss(input, readable, reduction, inplace)
     if transforms.active():
         # The compiler traces transforms of plain torch only.
-        if torch.compiler.is_compiling() or transforms.lack(options[:3]):
-            return reference.loss(input, options, reduction)
+        if torch.compiler.is_compiling() or transforms.lack(options.tensors):
+            return _in_torch(input, options, reduction)
         prepare_for_dtensors()  # one may be inside
         return transforms.loss(input, options, reduction)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in options[:3]):
-        return reference.loss(input, options, reduction)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in options.tensors):
+        return _in_torch(input, options, reduction)
     return _dispatched(input, _traceable(options), reduction)
+
+
+def _in_torch(input: Tensor, options: Options, reduction: int) -> Tensor:
+    check_listed(input, options)
+    return reference.loss(input, options, reduction)
 
 
 def _kernels_for(input: Tensor) -> Kernels | None:
@@ -90,12 +96,13 @@ def _nothing_else_looks() -> bool:
 
 def _are_plain(input: Tensor, options: Options) -> bool:
     """Whether all tensors are what they seem, and the kernels give every gradient there may be."""
-    target, weight, pos_weight, *_ = options
+    target, crow_indices, weight, pos_weight, *_ = options
     return (
         type(input) in _PLAIN
         and not input.is_neg()
         and target.dtype in TARGET_DTYPES
         and _is_constant(target)
+        and (crow_indices is None or _is_constant(crow_indices))
         and (weight is None or _is_constant(weight))
         and (pos_weight is None or _is_constant(pos_weight))
     )
@@ -114,13 +121,17 @@ def _records(input: Tensor) -> bool:
     return input.requires_grad and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
-def _readable(input: Tensor, target: Tensor) -> Tensor:
-    """The target in a dtype that the kernels read, and such that autograd can save it."""
+def _readable(input: Tensor, options: Options) -> Options:
+    """With targets of a dtype that the kernels read, and such that autograd can save them."""
+    target, crow = options.target, options.crow_indices
     if target.dtype not in TARGET_DTYPES:
-        return target.float()
-    if not torch.compiler.is_compiling() and target.is_inference() and _records(input):
-        return target.clone()
-    return target
+        return options._replace(target=target.float())
+    if not torch.compiler.is_compiling() and _records(input):
+        if target.is_inference():
+            return options._replace(target=target.clone())
+        if crow is not None and crow.is_inference():
+            return options._replace(crow_indices=crow.clone())
+    return options
 
 
 def _traceable(options: Options) -> Options:
@@ -141,17 +152,9 @@ def _is_static(number: float) -> bool:
 
 
 def _dispatched(input: Tensor, options: Options, reduction: int) -> Tensor:
-    sharded = _is_dtensor(input)
+    sharded = is_dtensor(input)
     if reduction == NONE:
         return cast(Tensor, ops.unreduced.default(input, *options))
     if sharded:  # what counts is asked for once, of all processes
-        return reference.divided(ops.loss.default(input, *options, SUM), reduction, options)
+        return reference.divided(ops.loss.default(input, *options, SUM), reduction, input, options)
     return cast(Tensor, ops.loss.default(input, *options, reduction))
-
-
-def _is_dtensor(tensor: Tensor) -> bool:
-    if not prepare_for_dtensors():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)

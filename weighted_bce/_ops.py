@@ -6,7 +6,6 @@ torch.ops.weighted_bce directly get gradients. `loss_and_grad` is not: it is the
 the eager path in autograd.py, and an autograd kernel in Python would double the cost of the call.
 """
 
-import sys
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from . import _batching, reference
 from ._extension import extension
-from .reference import Options, compute_dtype
+from .reference import TENSORS, Options, compute_dtype
 
 # The target dtypes that the kernels read themselves.
 TARGET_DTYPES = frozenset(
@@ -43,9 +42,9 @@ def _only_logits(ctx: Any, others: slice) -> None:
 
 
 def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _only_logits(ctx, slice(1, 4))
-    ctx.save_for_backward(*inputs[:4])
-    ctx.rest = inputs[4:]
+    _only_logits(ctx, slice(1, 1 + TENSORS))
+    ctx.save_for_backward(*inputs[: 1 + TENSORS])
+    ctx.rest = inputs[1 + TENSORS :]
 
 
 def _gradient(*args: Any) -> Any:
@@ -55,24 +54,27 @@ def _gradient(*args: Any) -> Any:
 
 
 def _loss_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    return _gradient(grad_output, *ctx.saved_tensors, *ctx.rest), *(None,) * 7
+    gradient = _gradient(grad_output, *ctx.saved_tensors, *ctx.rest)
+    return gradient, *(None,) * (len(ctx.needs_input_grad) - 1)
 
 
 def _unreduced_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    return _gradient(grad_output, *ctx.saved_tensors, *ctx.rest, reference.SUM), *(None,) * 6
+    gradient = _gradient(grad_output, *ctx.saved_tensors, *ctx.rest, reference.SUM)
+    return gradient, *(None,) * (len(ctx.needs_input_grad) - 1)
 
 
 def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _only_logits(ctx, slice(2, 5))
-    ctx.save_for_backward(*inputs[:5])
-    ctx.rest = inputs[5:]
+    _only_logits(ctx, slice(2, 2 + TENSORS))
+    ctx.save_for_backward(*inputs[: 2 + TENSORS])
+    ctx.rest = inputs[2 + TENSORS :]
 
 
 def grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     grad_output, input, *tensors = ctx.saved_tensors
     *rest, reduction = ctx.rest
     options = Options(*tensors, *rest)
-    return *reference.grad_vjp(upstream, grad_output, input, options, reduction), *(None,) * 7
+    both = reference.grad_vjp(upstream, grad_output, input, options, reduction)
+    return *both, *(None,) * (len(ctx.needs_input_grad) - 2)
 
 
 def _fake_loss(input: Tensor, *_: Any) -> Tensor:
@@ -120,19 +122,6 @@ def _register() -> None:
 
 if extension is not None:
     _register()
-
-
-def prepare_for_dtensors() -> bool:
-    """Gives the ops their rules for DTensors, if there can be any: somebody has imported them."""
-    if "torch.distributed.tensor" not in sys.modules:
-        return False
-    from . import _sharding  # noqa: F401
-
-    return True
-
-
-# As torch.compiler.assume_constant_result does, which imports the compiler to do so: a second.
-prepare_for_dtensors._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Kernels:

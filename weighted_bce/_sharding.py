@@ -1,7 +1,8 @@
 """How the ops act on DTensors: each process computes on its own shard.
 
 A sum over sharded logits is partial: the sums of the shards have yet to be added, one number each.
-Target and factors are placed as the logits are; where they lie so already, nothing is sent.
+Target and factors are placed as the logits are; where they lie so already, nothing is sent. Sparse
+labels are whole in each process.
 
 torch's own sharding rules (register_sharding) cannot say all this: they forget the reduction when
 they look up what an earlier call found, gather where there are fewer rows than processes, and may
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from . import reference
+from ._checks import check_listed
 from .reference import SUM, Options, compute_dtype
 
 
@@ -59,18 +61,77 @@ def _aligned(input: Tensor, options: Options, in_place: bool = False) -> tuple[D
     split = [p if type(p) is Shard else Replicate() for p in input.placements]
 
     def factor(name: str, tensor: Tensor | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        missing = input.dim() - tensor.dim()
-        dims = [p.dim - missing if isinstance(p, Shard) else -1 for p in split]
-        own = [Shard(d) if d >= 0 and tensor.shape[d] != 1 else Replicate() for d in dims]
-        return _placed(name, tensor, input, own)
+        return None if tensor is None else _placed(name, tensor, input, _beside(tensor, input))
 
-    return cast(DTensor, _placed("input", input, input, split, in_place)), options._replace(
-        target=_placed("target", options.target, input, split),
-        weight=factor("weight", options.weight),
-        pos_weight=factor("pos_weight", options.pos_weight),
+    x = cast(DTensor, _placed("input", input, input, split, in_place))
+    options = options._replace(
+        weight=factor("weight", options.weight), pos_weight=factor("pos_weight", options.pos_weight)
     )
+    if options.is_sparse:
+        return x, _part_of_list(x, options)
+    return x, options._replace(target=_placed("target", options.target, input, split))
+
+
+def _beside(factor: Tensor, input: DTensor) -> list[Placement]:
+    """How a factor lies where the logits lie as they do."""
+    missing, own = input.dim() - factor.dim(), list[Placement]()
+    for placement in input.placements:
+        dim = placement.dim - missing if type(placement) is Shard else -1
+        own.append(Shard(dim) if dim >= 0 and factor.shape[dim] != 1 else Replicate())
+    return own
+
+
+def _part_of_list(input: DTensor, options: Options) -> Options:
+    """Of sparse labels, which are whole in each process: the rows of this shard, and where its
+    labels begin."""
+    whole = [Replicate()] * input.device_mesh.ndim
+
+    def own(name: str, indices: Tensor) -> Tensor:
+        if not isinstance(indices, DTensor):
+            return indices
+        return cast(DTensor, _placed(name, indices, input, whole)).to_local()
+
+    crow = own("crow_indices", cast(Tensor, options.crow_indices))
+    options = options._replace(crow_indices=crow, target=own("col_indices", options.target))
+    check_listed(input, options)  # a shard does not know how many labels there are
+    rows, labels = (_own_part(input, dim) for dim in (0, 1))
+    return options._replace(crow_indices=crow[rows.start : rows.stop + 1], first_label=labels.start)
+
+
+def _own_part(input: DTensor, dim: int) -> range:
+    """Where this process's shard is in a dimension of the whole, cut as torch.chunk cuts."""
+    mesh, part = input.device_mesh, range(input.shape[dim])
+    ranks = mesh.get_coordinate() or [0] * mesh.ndim
+    for rank, processes, placement in zip(ranks, mesh.shape, input.placements, strict=True):
+        if isinstance(placement, Shard) and placement.dim == dim:
+            size = -(-len(part) // processes)
+            part = part[rank * size : (rank + 1) * size]
+    return part
+
+
+def locally(
+    compute: Callable[[Tensor, Options], tuple[Tensor, ...]], input: Tensor, options: Options
+) -> tuple[Tensor, ...]:
+    """What a function gives for each shard of the logits, and of sparse labels; differentiable."""
+    x = cast(DTensor, input)
+    split = [p if type(p) is Shard else Replicate() for p in x.placements]
+    x = x.redistribute(placements=split)
+
+    def part(factor: Tensor | None) -> Tensor | None:
+        if not isinstance(factor, DTensor):
+            return factor
+        own = _beside(factor, x)
+        # A factor that several shards share receives a part of its gradient from each.
+        of_gradient = [
+            Partial() if isinstance(s, Shard) and isinstance(p, Replicate) else p
+            for s, p in zip(split, own, strict=True)
+        ]
+        return factor.redistribute(placements=own).to_local(grad_placements=of_gradient)
+
+    options = _part_of_list(x, options)._replace(
+        weight=part(options.weight), pos_weight=part(options.pos_weight)
+    )
+    return tuple(_as_logits(shard, x) for shard in compute(x.to_local(), options))
 
 
 def _local(argument: Any) -> Any:
@@ -84,7 +145,7 @@ def _upstream(grad_output: Tensor, input: DTensor, options: Options, reduction: 
     else:
         placed = _placed("grad_output", grad_output, input, input.placements)
     if reduction != SUM:
-        placed = reference.divided(placed.to(compute_dtype(input.dtype)), reduction, options)
+        placed = reference.divided(placed.to(compute_dtype(input.dtype)), reduction, input, options)
     return cast(Tensor, _local(placed))
 
 
@@ -107,9 +168,10 @@ def _as_logits(shard: Tensor, input: DTensor) -> DTensor:
 
 def _loss(op: Any, input: Tensor, *rest: Any) -> Tensor:
     *others, reduction = rest
-    x, options = _aligned(input, Options(*others))
+    given = Options(*others)
+    x, options = _aligned(input, given)
     total = op(*map(_local, (x, *options)), SUM)
-    return reference.divided(_as_sum(total, x), reduction, options)
+    return reference.divided(_as_sum(total, x), reduction, x, given)
 
 
 def _unreduced(op: Any, input: Tensor, *rest: Any) -> Tensor:
@@ -119,15 +181,17 @@ def _unreduced(op: Any, input: Tensor, *rest: Any) -> Tensor:
 
 def _grad(op: Any, grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
     *others, reduction = rest
-    x, options = _aligned(input, Options(*others))
-    upstream = _upstream(grad_output, x, options, reduction)
+    given = Options(*others)
+    x, options = _aligned(input, given)
+    upstream = _upstream(grad_output, x, given, reduction)
     return _as_logits(op(upstream, *map(_local, (x, *options)), SUM), x)
 
 
 def _grad_in_place(op: Any, grad_output: Tensor, input: Tensor, *rest: Any) -> None:
     *others, reduction = rest
-    x, options = _aligned(input, Options(*others), in_place=True)
-    op(_upstream(grad_output, x, options, reduction), *map(_local, (x, *options)), SUM)
+    given = Options(*others)
+    x, options = _aligned(input, given, in_place=True)
+    op(_upstream(grad_output, x, given, reduction), *map(_local, (x, *options)), SUM)
 
 
 def _loss_and_grad(op: Any, input: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from . import transforms
 from ._ops import Kernels, ops
-from .reference import NONE, SUM, Options, compute_dtype
+from .reference import NONE, SUM, TENSORS, Options, compute_dtype
 
 _graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 _is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
@@ -62,14 +62,14 @@ class FusedLoss(Function):
         else:
             expected = _expectation(input)
             loss, grad, ctx.used = kernels.loss_and_grad(input, *options, reduction, expected)
-        ctx.save_for_backward(input, *options[:3], grad)
-        ctx.rest, ctx.inplace = (*options[3:], reduction or SUM), inplace
+        ctx.save_for_backward(input, *options.tensors, grad)
+        ctx.rest, ctx.inplace = (*options[TENSORS:], reduction or SUM), inplace
         return cast(Tensor, loss)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        input, target, weight, pos_weight, grad = ctx.saved_tensors
-        rest = input, target, weight, pos_weight, *ctx.rest
+        input, *tensors, grad = ctx.saved_tensors
+        rest = input, *tensors, *ctx.rest
         if torch.compiler.is_compiling():  # compiled autograd traces this function
             return ops.grad.default(grad_output, *rest), None, None, None, None
         plain = not (torch.is_grad_enabled() or transforms.active() or _is_batched(grad_output))

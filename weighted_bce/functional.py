@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _choice, reference
-from ._checks import check_reduction, checked_options
+from ._checks import Target, check_listed, check_reduction, checked_options
 from .probabilities import unreduced_from_probabilities
 from .reference import MEAN, NONE, REDUCTIONS
 
@@ -15,7 +15,7 @@ Reduction = str | Callable[[Tensor], Tensor]
 
 def weighted_bce_with_logits(
     input: Tensor,
-    target: Tensor,
+    target: Target,
     weight: Tensor | None = None,
     pos_weight: float | Tensor | None = None,
     reduction: Reduction = "mean",
@@ -42,7 +42,9 @@ def weighted_bce_with_logits(
     Args:
         input: logits of any shape; float16, bfloat16, float32 or float64. Half precision is
             computed and summed in float32.
-        target: labels in [0, 1], of the shape of `input`; bool, any integer or floating dtype.
+        target: labels in [0, 1], of the shape of `input`; bool, any integer or floating dtype. Or
+            only the positives of (rows, labels) logits, as `SparseLabels` or a torch.sparse_csr or
+            sparse_coo tensor: no dense target is made.
         weight: multiplies each element's loss; broadcasts to `input`.
         pos_weight: multiplies the positive term; a number >= 0, or a tensor that broadcasts to
             `input`: (labels,) for one weight a label. Default: 1.
@@ -91,17 +93,22 @@ def weighted_bce_with_logits(
             inplace_backward=inplace_backward,
         )
     options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
-    if reduction == "mean":
-        return _choice.loss(input, options, MEAN, inplace_backward)
-    check_reduction(reduction, input)
-    if isinstance(reduction, str):
-        return _choice.loss(input, options, REDUCTIONS[reduction], inplace_backward)
-    return reduction(_choice.loss(input, options, NONE, inplace_backward))
+    try:
+        if reduction == "mean":
+            return _choice.loss(input, options, MEAN, inplace_backward)
+        check_reduction(reduction, input)
+        if isinstance(reduction, str):
+            return _choice.loss(input, options, REDUCTIONS[reduction], inplace_backward)
+        return reduction(_choice.loss(input, options, NONE, inplace_backward))
+    except RuntimeError:
+        # The kernels look at each index of sparse labels, but know one kind of error only.
+        check_listed(input, options)
+        raise
 
 
 def weighted_bce(
     input: Tensor,
-    target: Tensor,
+    target: Target,
     weight: Tensor | None = None,
     pos_weight: float | Tensor | None = None,
     reduction: Reduction = "mean",
@@ -139,9 +146,10 @@ def weighted_bce(
     """
     options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
     check_reduction(reduction, input)
+    check_listed(input, options)
     loss = unreduced_from_probabilities(input, options)
     if not isinstance(reduction, str):
         return reduction(loss.to(input.dtype))
     if reduction == "none":
         return loss.to(input.dtype)
-    return reference.divided(loss.sum(), REDUCTIONS[reduction], options)
+    return reference.divided(loss.sum(), REDUCTIONS[reduction], input, options)

@@ -44,6 +44,10 @@ def unreduced_from_probabilities(input: Tensor, options: Options) -> Tensor:
     Raises:
         ValueError: on the CPU, where an element that counts is outside [0, 1].
     """
+    return reference.each_element(_unreduced, input, options)[0]
+
+
+def _unreduced(input: Tensor, options: Options) -> tuple[Tensor]:
     x, options, skip = reference.without_ignored(input, options)
     _check_range(x)
     positive, negative = reference.coefficients(options, x.dtype)
@@ -51,7 +55,7 @@ def unreduced_from_probabilities(input: Tensor, options: Options) -> Tensor:
         positive * _LimitedLog.apply(x, False)  # type: ignore[no-untyped-call]
         + negative * _LimitedLog.apply(x, True)  # type: ignore[no-untyped-call]
     )
-    return loss if skip is None else loss.masked_fill(skip, 0)
+    return (loss if skip is None else loss.masked_fill(skip, 0),)
 
 
 def _check_range(x: Tensor) -> None:

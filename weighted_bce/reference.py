@@ -4,11 +4,15 @@ It is what runs where no kernel does, and what the kernels are tested against.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from ._dtensors import is_dtensor
 
 # The reductions as the ops number them: torch's own numbers, and one more.
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3}
@@ -16,14 +20,35 @@ NONE, MEAN, SUM, BATCHMEAN = REDUCTIONS.values()
 
 
 class Options(NamedTuple):
-    """What the loss is made of besides the logits, in the order in which the ops take it."""
+    """What the loss is made of besides the logits, in the order in which the ops take it.
+
+    csrc/ops.cpp says what each is. With crow_indices the target is sparse: col_indices.
+    """
 
     target: Tensor
+    crow_indices: Tensor | None
     weight: Tensor | None
     pos_weight: Tensor | None
     pos_weight_value: float
     label_smoothing: float
     ignore_index: float | None
+    first_label: int | None
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.target, self.crow_indices, self.weight, self.pos_weight
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.crow_indices is not None
+
+    def with_target(self, value: float, dtype: torch.dtype) -> "Options":
+        """With the same target for all elements, in place of sparse ones."""
+        target = torch.full((), value, dtype=dtype, device=self.target.device)
+        return self._replace(target=target, crow_indices=None, first_label=None)
+
+
+TENSORS = 4  # of the options, the first ones
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -71,23 +96,81 @@ def _finite_where_unused(x: Tensor, coefficient: Tensor) -> Tensor:
 
 def unreduced(input: Tensor, options: Options) -> Tensor:
     """The loss of each element, in the compute dtype."""
+    return each_element(_dense_unreduced, input, options)[0]
+
+
+def _dense_unreduced(input: Tensor, options: Options) -> tuple[Tensor]:
     x, options, skip = without_ignored(input, options)
     positive, negative = coefficients(options, x.dtype)
     loss = -(
         positive * logsigmoid(_finite_where_unused(x, positive))
         + negative * logsigmoid(-_finite_where_unused(x, negative))
     )
-    return loss if skip is None else loss.masked_fill(skip, 0)
+    return (loss if skip is None else loss.masked_fill(skip, 0),)
 
 
-def divisor(reduction: int, options: Options, first: int = 0) -> float | Tensor:
+def each_element(
+    compute: Callable[[Tensor, Options], tuple[Tensor, ...]], input: Tensor, options: Options
+) -> tuple[Tensor, ...]:
+    """Results of a function of logits and dense targets, element by element.
+
+    With sparse labels it is computed for negatives everywhere, and again for the positives alone,
+    whose results then take the place of the others: no dense target is made.
+    """
+    if not options.is_sparse:
+        return compute(input, options)
+    if is_dtensor(input):
+        from ._sharding import locally
+
+        return locally(partial(each_element, compute), input, options)
+    dtype = compute_dtype(input.dtype)
+    row, column = _positives(input, options)
+
+    def there(factor: Tensor | None) -> Tensor | None:
+        """Its elements that belong to the positives; it is not expanded."""
+        if factor is None:
+            return None
+        rows, labels = (1,) * (2 - factor.dim()) + factor.shape
+        places = (row * labels if rows > 1 else 0 * row) + (column if labels > 1 else 0)
+        return factor.flatten().gather(0, places)
+
+    def replaced(matrix: Tensor, values: Tensor) -> Tensor:
+        # Not index_put: Inductor writes that over all of an expanded tensor, such as the gradient
+        # of a sum (github.com/pytorch/pytorch/issues/183986).
+        return matrix.flatten().scatter(0, row * matrix.shape[1] + column, values).view_as(matrix)
+
+    weight, pos_weight = there(options.weight), there(options.pos_weight)
+    ones = options.with_target(1, dtype)._replace(weight=weight, pos_weight=pos_weight)
+    positives = compute(cast(Tensor, there(input)), ones)
+    # Without the positives' logits: NaN among them is nothing that a derivative of 0 could mend.
+    others = replaced(input, torch.zeros_like(row, dtype=input.dtype))
+    negatives = compute(others, options.with_target(0, dtype))
+    return tuple(replaced(n, p) for n, p in zip(negatives, positives, strict=True))
+
+
+def _positives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """The rows and columns of the positives of sparse labels."""
+    crow, label = cast(Tensor, options.crow_indices), options.target.long()
+    places = torch.arange(label.shape[0], dtype=crow.dtype, device=crow.device)
+    row = torch.searchsorted(crow, places, right=True) - 1
+    if options.first_label is None:
+        return row, label
+    column = label - options.first_label
+    inside = (row >= 0) & (row < input.shape[0]) & (column >= 0) & (column < input.shape[1])
+    return row[inside], column[inside]
+
+
+def divisor(reduction: int, input: Tensor, options: Options, first: int = 0) -> float | Tensor:
     """What a sum is divided by; for each sample, where `first` dimensions number the samples."""
-    shape = options.target.shape[first:]
+    shape = input.shape[first:]
     if reduction == SUM:
         return 1
     if reduction == BATCHMEAN:
         return shape[0]
-    skip, size = ignored(options), math.prod(shape)
+    size = math.prod(shape)
+    if options.is_sparse:
+        return size if size == 0 else _counted(size, input, options)
+    skip = ignored(options)
     if skip is None or size == 0:
         return size
     # No dimensions at all would stand for every one.
@@ -95,9 +178,20 @@ def divisor(reduction: int, options: Options, first: int = 0) -> float | Tensor:
     return counted.clamp(min=1)
 
 
-def divided(total: Tensor, reduction: int, options: Options) -> Tensor:
+def _counted(size: int, input: Tensor, options: Options) -> int:
+    """How many targets of sparse labels count; of each sample, all of which list as many."""
+    if options.ignore_index not in (0, 1):
+        return size
+    if options.first_label is None:
+        positives = options.target.shape[-1]
+    else:
+        positives = len(_positives(input, options)[0])
+    return max(1, positives if options.ignore_index == 0 else size - positives)
+
+
+def divided(total: Tensor, reduction: int, input: Tensor, options: Options) -> Tensor:
     """A sum, or what it is linear in, after the reduction."""
-    return total if reduction == SUM else total / divisor(reduction, options)
+    return total if reduction == SUM else total / divisor(reduction, input, options)
 
 
 def loss(input: Tensor, options: Options, reduction: int) -> Tensor:
@@ -105,11 +199,16 @@ def loss(input: Tensor, options: Options, reduction: int) -> Tensor:
     losses = unreduced(input, options)
     if reduction == NONE:
         return losses.to(input.dtype)
-    return divided(losses.sum(), reduction, options)
+    return divided(losses.sum(), reduction, input, options)
 
 
 def _derivatives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """The first and the second derivative of each element's loss, in the compute dtype."""
+    slope, curvature = each_element(_dense_derivatives, input, options)
+    return slope, curvature
+
+
+def _dense_derivatives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     x, options, skip = without_ignored(input, options)
     positive, negative = coefficients(options, x.dtype)
     up, down = torch.sigmoid(x), torch.sigmoid(-x)
@@ -125,7 +224,7 @@ def grad(grad_output: Tensor, input: Tensor, options: Options, reduction: int) -
     grad_output is 0-d, or has the shape of `input`, as in the two functions that follow.
     """
     slope, _ = _derivatives(input, options)
-    return (divided(grad_output.to(slope.dtype), reduction, options) * slope).to(input.dtype)
+    return (divided(grad_output.to(slope.dtype), reduction, input, options) * slope).to(input.dtype)
 
 
 def grad_vjp(
@@ -133,7 +232,7 @@ def grad_vjp(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `grad` with respect to grad_output and `input`."""
     slope, curvature = _derivatives(input, options)
-    share = divided(upstream.to(slope.dtype), reduction, options)
+    share = divided(upstream.to(slope.dtype), reduction, input, options)
     to_output = share * slope
     if grad_output.dim() == 0:
         to_output = to_output.sum()
@@ -150,4 +249,4 @@ def grad_jvp(
     """The derivative of `grad` along the tangents of grad_output and `input`."""
     slope, curvature = _derivatives(input, options)
     change = tangents[0] * slope + grad_output * curvature * tangents[1]
-    return divided(change, reduction, options).to(input.dtype)
+    return divided(change, reduction, input, options).to(input.dtype)

@@ -14,7 +14,7 @@ from torch.autograd import Function, forward_ad
 
 from . import reference
 from ._ops import grad_backward, ops
-from .reference import NONE, SUM, Options, compute_dtype
+from .reference import NONE, SUM, TENSORS, Options, compute_dtype
 
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _functorch: Any = torch._C._functorch
@@ -67,7 +67,7 @@ class _Loss(Function):
     """The op `loss`, with its arguments."""
 
     generate_vmap_rule = True
-    setup_context = staticmethod(partial(_save, 4))
+    setup_context = staticmethod(partial(_save, 1 + TENSORS))
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -75,7 +75,8 @@ class _Loss(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return gradient(grad_output, *ctx.saved_tensors, *ctx.rest), *(None,) * 7
+        own = gradient(grad_output, *ctx.saved_tensors, *ctx.rest)
+        return own, *(None,) * (len(ctx.needs_input_grad) - 1)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
@@ -88,7 +89,7 @@ class _Unreduced(Function):
     """The op `unreduced`, likewise."""
 
     generate_vmap_rule = True
-    setup_context = staticmethod(partial(_save, 4))
+    setup_context = staticmethod(partial(_save, 1 + TENSORS))
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -96,7 +97,8 @@ class _Unreduced(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return gradient(grad_output, *ctx.saved_tensors, *ctx.rest, SUM), *(None,) * 6
+        own = gradient(grad_output, *ctx.saved_tensors, *ctx.rest, SUM)
+        return own, *(None,) * (len(ctx.needs_input_grad) - 1)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
@@ -107,7 +109,7 @@ class _Gradient(Function):
     """The op `grad`. Its derivatives are plain torch, and so are all that follow."""
 
     generate_vmap_rule = True
-    setup_context = staticmethod(partial(_save, 5))
+    setup_context = staticmethod(partial(_save, 2 + TENSORS))
     backward = staticmethod(grad_backward)
 
     @staticmethod

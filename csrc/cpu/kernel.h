@@ -49,7 +49,7 @@ struct Lines {
   const T* x;
   const T* y;
   const uint8_t* y8;
-  uint8_t y8_most;  // 1 for bool, of which any other byte is true as well
+  uint8_t y8_most;  // 1 for bool and sparse labels: any other byte is true as well
   const T *w, *p, *upstream;
 };
 
@@ -180,16 +180,19 @@ double run(const Problem& problem, int64_t begin, int64_t end) {
   // Bytes are tested as they are, and converted only where there is a positive among them.
   const bool byte_targets = problem.y.dtype == Dtype::kBool || problem.y.dtype == Dtype::kUInt8;
   const bool tested = mode != Mode::kUnreduced && u.plain_negatives;
-  const uint8_t most = problem.y.dtype == Dtype::kBool ? 1 : 255;
+  const uint8_t most = problem.y.dtype == Dtype::kUInt8 ? 255 : 1;
   const auto* bytes = byte_targets && tested && problem.y.linear
                           ? static_cast<const uint8_t*>(problem.y.data)
                           : nullptr;
+  const bool sparse = problem.positives.crow != nullptr;
+  Marks marks(problem.positives, begin);
   Sum<T> sum;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t n = std::min(kBlock, end - at);
+    const uint8_t* const y8 = sparse ? marks.next(n) : bytes ? bytes + at : nullptr;
     const Lines<T> in{read(problem, problem.x, at, n, x),
-                      bytes ? nullptr : read(problem, problem.y, at, n, y),
-                      bytes ? bytes + at : nullptr,
+                      y8 ? nullptr : read(problem, problem.y, at, n, y),
+                      y8,
                       most,
                       read(problem, problem.w, at, n, w),
                       read(problem, problem.p, at, n, p),
@@ -208,10 +211,13 @@ template <class T>
 double count(const Problem& problem, int64_t begin, int64_t end) {
   const Uniform<T> u(problem);
   Buffer<T> buffer;
+  const bool sparse = problem.positives.crow != nullptr;
+  Marks marks(problem.positives, begin);
   int64_t valid = 0;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t n = std::min(kBlock, end - at);
-    const T* y = read(problem, problem.y, at, n, buffer);
+    const T* y = sparse ? buffer.values : read(problem, problem.y, at, n, buffer);
+    if (sparse) load_run<uint8_t>(marks.next(n), 1, n, buffer.values);
     const T ignore = u.ignore_index[0];
     for (int64_t i = 0; i < n; ++i) valid += !(u.ignores_nan ? y[i] != y[i] : y[i] == ignore);
   }

@@ -17,6 +17,8 @@ constexpr int kBytes = WEIGHTED_BCE_VECTOR_BYTES;
 
 #include "cpu/lines.h"
 
+#include "cpu/positives.h"
+
 #include "cpu/kernel.h"
 
 }  // namespace WEIGHTED_BCE_LEVEL

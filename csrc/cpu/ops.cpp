@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "cpu/listed.h"
 #include "cpu/levels.h"
 #include "cpu/memory.h"
 #include "plan.h"
@@ -73,11 +74,17 @@ void set_stream(Problem& problem) {
   problem.stream = problem.numel * problem.out.element_size > kStreamBytes;
 }
 
+Problem checked_plan(const Arguments& a, const Tensor* upstream, const Tensor* out) {
+  const Problem problem = plan(a, upstream, out);
+  if (a.crow_indices) check_listed(a, problem.positives);
+  return problem;
+}
+
 struct Cpu {
   static Tensor new_result(const Tensor& input) { return weighted_bce::new_result(input); }
 
   static Tensor loss(const Arguments& a) {
-    const Problem problem = plan(a, nullptr, nullptr);
+    const Problem problem = checked_plan(a, nullptr, nullptr);
     const double sum = run_chunks(problem, kernels_for(a.input).loss);
     return new_scalar(a.input, divided(sum, divisor_of(a, problem), problem));
   }
@@ -85,7 +92,7 @@ struct Cpu {
   static std::tuple<Tensor, Tensor, Tensor> loss_and_grad(const Arguments& a,
                                                           const Tensor& expected) {
     const Tensor grad = new_result(a.input);
-    Problem problem = plan(a, &expected, &grad);
+    Problem problem = checked_plan(a, &expected, &grad);
     set_stream(problem);
     const double used = problem.scale, by = divisor_of(a, problem);
     problem.scale = divided(used, by, problem);
@@ -103,14 +110,14 @@ struct Cpu {
   }
 
   static void write_grad(const Arguments& a, const Tensor& grad_output, const Tensor& out) {
-    Problem problem = plan(a, &grad_output, &out);
+    Problem problem = checked_plan(a, &grad_output, &out);
     set_stream(problem);
     problem.scale = divided(problem.scale, divisor_of(a, problem), problem);
     run_chunks(problem, kernels_for(a.input).grad);
   }
 
   static void write_unreduced(const Arguments& a, const Tensor& out) {
-    Problem problem = plan(a, nullptr, &out);
+    Problem problem = checked_plan(a, nullptr, &out);
     set_stream(problem);
     run_chunks(problem, kernels_for(a.input).unreduced);
   }

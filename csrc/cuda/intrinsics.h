@@ -13,6 +13,8 @@
 
 namespace weighted_bce::cuda {
 
+constexpr int kMarkBytes = 16384;  // of a block's shared memory, for the targets of sparse labels
+
 WEIGHTED_BCE_DEVICE int thread() { return threadIdx.x; }
 WEIGHTED_BCE_DEVICE int block() { return blockIdx.x; }
 WEIGHTED_BCE_DEVICE int blocks() { return gridDim.x; }

@@ -58,16 +58,52 @@ WEIGHTED_BCE_DEVICE bool guessed_right(const Problem& problem) {
   return problem.guessed != nullptr && read_scalar<T>(problem.guessed) == factor_of<T>(problem);
 }
 
-/// Reads the factor. False where nothing is to be done.
-template <class T, Mode kMode>
-WEIGHTED_BCE_DEVICE bool start(const Problem& problem, Found<T>& shared) {
+struct Nothing {
+  template <class... Arguments>
+  WEIGHTED_BCE_DEVICE void operator()(Arguments&&...) const {}
+};
+
+/// Reads the factor, while others prepare what they have in shared memory. False where nothing is
+/// to be done.
+template <class T, Mode kMode, class Prepare = Nothing>
+WEIGHTED_BCE_DEVICE bool start(const Problem& problem, Found<T>& shared,
+                               const Prepare& prepare = {}) {
   if (kMode == Mode::kGrad && guessed_right<T>(problem)) return false;
+  prepare();
   if (thread() == 0) {
     shared.factor = factor_of<T>(problem);
     shared.scale = kHasSlopes<kMode> ? scale_of(problem, shared.factor) : Scale<T>{1, 0};
   }
   barrier();
   return true;
+}
+
+/// Computes `left` groups of this thread, at element i and every `step` from there, with the loads
+/// of more in flight. All threads of a block call before(group, i, left) ahead of each; a thread
+/// that `idles` has no last group.
+template <class T, class Work, class Before = Nothing>
+WEIGHTED_BCE_DEVICE void compute_groups(Work& work, int64_t i, int64_t step, int left,
+                                        bool idles = false, const Before& before = {}) {
+  constexpr int kAhead = 2;  // groups in flight while one is computed
+  typename Work::Group group[kAhead + 1];
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) {
+    if (k + idles < left) work.load_group(i + k * step, group[k]);
+  }
+  int factors = 0;
+  for (; left > 0; --left, i += step) {
+    before(group[0], i, left);
+    if (left - idles > kAhead) work.load_group(i + kAhead * step, group[kAhead]);
+    if (left > idles) work.compute(group[0], i);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) group[k] = group[k + 1];
+    factors += Work::kLanes;
+    if (factors == Product<T>::kFactors) {
+      work.collect();
+      factors = 0;
+    }
+  }
+  work.collect();
 }
 
 /// The blocks of `on_vectors` that a multiprocessor holds: as many as have registers enough.
@@ -80,7 +116,7 @@ WEIGHTED_BCE_KERNEL((kResident<X, kMode>))
 on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem) {
   using T = typename Arithmetic<X>::T;
   using Work = VectorWorker<X, kTargetBytes, kMode>;
-  constexpr int kLanes = Work::kLanes, kAhead = 2;  // groups in flight while one is computed
+  constexpr int kLanes = Work::kLanes;
   WEIGHTED_BCE_SHARED Found<T> shared;
   if (!start<T, kMode>(problem, shared)) return;
   Work work(problem, shared.scale);
@@ -88,26 +124,8 @@ on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem) {
   const int64_t step = int64_t{kThreads} * blocks(), groups = problem.numel / kLanes;
   const int64_t first = int64_t{kThreads} * block() + thread();
   // Of this thread: all that a block of kMostBlocks cannot do in 2^31 rounds fits into no memory.
-  int left = first < groups ? static_cast<int>((groups - first + step - 1) / step) : 0;
-  int64_t i = first * kLanes;
-  typename Work::Group group[kAhead + 1];
-#pragma unroll
-  for (int k = 0; k < kAhead; ++k) {
-    if (k < left) work.load_group(i + k * step * kLanes, group[k]);
-  }
-  int factors = 0;
-  for (; left > 0; --left, i += step * kLanes) {
-    if (left > kAhead) work.load_group(i + kAhead * step * kLanes, group[kAhead]);
-    work.compute(group[0], i);
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) group[k] = group[k + 1];
-    factors += kLanes;
-    if (factors == Product<T>::kFactors) {
-      work.collect();
-      factors = 0;
-    }
-  }
-  work.collect();
+  const int left = first < groups ? static_cast<int>((groups - first + step - 1) / step) : 0;
+  compute_groups<T>(work, first * kLanes, step * kLanes, left);
   // What fills no group.
   const int64_t rest = groups * kLanes + thread();
   if (block() == 0 && rest < problem.numel) {

@@ -18,6 +18,17 @@ void use(int device) {
   if (current != device) check(cudaSetDevice(device));
 }
 
+template <class T>
+void count(const Problem& problem, int device, cudaStream_t stream) {
+  constexpr int64_t kElements = kThreads * 4;  // for a block at a time
+  const Start start{problem, finish<double, T>, device, stream};
+  if (problem.positives.crow != nullptr) {
+    start.run<count_sparse_targets<T>>(kElements);
+  } else {
+    start.run<count_targets<T>>(kElements);
+  }
+}
+
 }  // namespace
 
 void launch(Mode mode, const Problem& problem, int device, void* stream) {
@@ -33,12 +44,7 @@ void launch(Mode mode, const Problem& problem, int device, void* stream) {
 void launch_count(const Problem& problem, bool wide, int device, void* stream) {
   use(device);
   const auto on = static_cast<cudaStream_t>(stream);
-  constexpr int64_t kElements = kThreads * 4;  // for a block at a time
-  if (wide) {
-    Start{problem, finish<double, double>, device, on}.run<count_targets<double>>(kElements);
-  } else {
-    Start{problem, finish<double, float>, device, on}.run<count_targets<float>>(kElements);
-  }
+  wide ? count<double>(problem, device, on) : count<float>(problem, device, on);
 }
 
 int driver_version() {

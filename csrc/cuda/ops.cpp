@@ -71,11 +71,13 @@ class Call {
   static Problem planned(const Arguments& a, const Prepared& prepared, const Tensor* out) {
     const Arguments readable{a.input,
                              a.target,
+                             a.crow_indices,
                              prepared.weight,
                              prepared.pos_weight,
                              prepared.pos_weight_value,
                              a.label_smoothing,
                              a.ignore_index,
+                             a.first_label,
                              a.reduction};
     Problem problem =
         packed(plan(readable, prepared.upstream ? &*prepared.upstream : nullptr, out));

@@ -58,6 +58,8 @@ inline Problem packed(const weighted_bce::Problem& from) {
   to.p = packed(from.p, from.dims);
   to.upstream = packed(from.upstream, from.dims);
   to.out = packed(from.out, from.dims);
+  to.positives = from.positives;
+  to.labels = divider(from.positives.labels > 0 ? from.positives.labels : 1);
   to.narrow = numbers<float>(from);
   to.wide = numbers<double>(from);
   to.ignores = from.ignores;

@@ -60,11 +60,13 @@ struct Problem {
   bool ignores;
 
   Operand x;         // logits
-  Operand y;         // targets
+  Operand y;         // targets, where positives.crow is null
   Operand w;         // weight, of dtype T or of the logits'
   Operand p;         // pos_weight, likewise
   Operand upstream;  // one factor an element, likewise
   Operand out;       // gradient or unreduced loss
+  Positives positives;
+  Divider labels;  // by positives.labels
   Numbers<float> narrow;
   Numbers<double> wide;
 

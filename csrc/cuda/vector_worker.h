@@ -9,8 +9,11 @@
 
 namespace weighted_bce::cuda {
 
+constexpr int kSparse = -1;  // in place of the bytes of a target
+
 /// Worker on groups of elements, where logits, targets and output are lines.
-/// kTargetBytes is 1, or 0 for larger targets.
+/// kTargetBytes is 1, or 0 for larger targets; or kSparse: the targets are then set as bytes of 0
+/// and 1 between load_group() and compute().
 template <class X, int kTargetBytes, Mode kMode>
 class VectorWorker : public Worker<X, kMode> {
   using Base = Worker<X, kMode>;
@@ -46,9 +49,17 @@ class VectorWorker : public Worker<X, kMode> {
 
   WEIGHTED_BCE_DEVICE void compute(Group& group, int64_t i) {
     if (kMode != Mode::kUnreduced && u_.has_hard && prepare_hard(group.targets, i)) {
-      u_.p_varies ? hard_group<true>(group, i) : hard_group<false>(group, i);
+      if (kTargetBytes == kSparse && !any(group.targets)) {
+        negative_group(group, i);
+      } else {
+        u_.p_varies ? hard_group<true>(group, i) : hard_group<false>(group, i);
+      }
     } else if (within_row(i)) {
       general_group(group, i);
+    } else if constexpr (kTargetBytes == kSparse) {
+      const uint32_t positives = positives_of(group);
+#pragma unroll 1
+      for (int j = 0; j < kLanes; ++j) Base::template element<true>(i + j, positives >> j & 1);
     } else {
 #pragma unroll 1
       for (int j = 0; j < kLanes; ++j) Base::element(i + j);
@@ -72,6 +83,31 @@ class VectorWorker : public Worker<X, kMode> {
       X* const out = static_cast<X*>(const_cast<void*>(problem_.out.data));
       store<16>(out + i, narrowed<X>(results).words);
     }
+  }
+
+  static WEIGHTED_BCE_DEVICE bool any(const Bits<kLanes>& targets) {
+    uint32_t all = 0;
+#pragma unroll
+    for (const uint32_t word : targets.words) all |= word;
+    return all != 0;
+  }
+
+  /// A bit for each lane whose target byte is 1.
+  static WEIGHTED_BCE_DEVICE uint32_t positives_of(const Group& group) {
+    uint32_t positives = 0;
+#pragma unroll
+    for (int j = 0; j < kLanes; ++j) {
+      positives |= static_cast<uint32_t>(group.targets.template element<1>(j)) << j;
+    }
+    return positives;
+  }
+
+  /// hard_group where all targets are 0, as most are with sparse labels.
+  WEIGHTED_BCE_DEVICE void negative_group(const Group& group, int64_t i) {
+    T results[kLanes];
+#pragma unroll
+    for (int j = 0; j < kLanes; ++j) results[j] = hard<false>(widened<X>(group.logits, j), false);
+    write(results, i);
   }
 
   template <bool p_varies>
@@ -155,7 +191,9 @@ class VectorWorker : public Worker<X, kMode> {
 
   /// Whether all targets are 0 or 1; then `targets` holds a byte of 0 or 1 for each.
   WEIGHTED_BCE_DEVICE bool prepare_hard(Bits<kLanes>& targets, int64_t i) const {
-    if constexpr (kTargetBytes == 1) {
+    if constexpr (kTargetBytes == kSparse) {
+      return true;
+    } else if constexpr (kTargetBytes == 1) {
       uint32_t others = 0;
 #pragma unroll
       for (const uint32_t word : targets.words) others |= word & ~0x01010101u;
@@ -186,7 +224,7 @@ class VectorWorker : public Worker<X, kMode> {
 
   WEIGHTED_BCE_DEVICE void read_targets(const Bits<kLanes>& targets, int64_t i,
                                         T (&y)[kLanes]) const {
-    if constexpr (kTargetBytes == 1) {
+    if constexpr (kTargetBytes != 0) {
       decode<1>(targets, y);
     } else {
       switch (problem_.y.size) {

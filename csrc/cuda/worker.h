@@ -120,17 +120,19 @@ class Worker {
     return out;
   }
 
-  /// Element i of the iteration, from memory to memory.
-  WEIGHTED_BCE_DEVICE void element(int64_t i) {
+  /// Element i of the iteration, from memory to memory. kSparse: its target is 1 if `positive`.
+  template <bool kSparse = false>
+  WEIGHTED_BCE_DEVICE void element(int64_t i, bool positive = false) {
     int64_t of_x = 0, of_y = 0, of_out = 0;
     for_each_coordinate(problem_, i, [&](int d, int64_t at) {
       of_x += at * problem_.x.strides[d];
-      of_y += at * problem_.y.strides[d];
+      if constexpr (!kSparse) of_y += at * problem_.y.strides[d];
       of_out += at * problem_.out.strides[d];
     });
     Bits<sizeof(X)> x;
     load<sizeof(X), false>(static_cast<const X*>(problem_.x.data) + of_x, x.words);
-    const T y = decoded<T>(load_element(problem_.y, of_y), problem_.y.dtype);
+    T y = positive ? 1 : 0;
+    if constexpr (!kSparse) y = decoded<T>(load_element(problem_.y, of_y), problem_.y.dtype);
     const T w = u_.w_varies ? factor_at<X, T>(problem_, problem_.w, i) : u_.weight;
     const T p = u_.p_varies ? factor_at<X, T>(problem_, problem_.p, i) : u_.pos_weight;
     T upstream = 1;

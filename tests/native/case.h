@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "formula.h"
+#include "listed.h"
 #include "operand.h"
 
 namespace native {
@@ -33,19 +34,30 @@ inline Shape draw_shape(int64_t size, int64_t most_elements) {
   return shape;
 }
 
+/// [rows, labels]: long rows, short ones, or one; or rows that end where tiles do.
+inline Shape draw_matrix(int64_t size, int64_t most_elements) {
+  if (size % 1024 == 0) return {most_elements / size, size};
+  const int64_t other = 1 + draw(draw(2) ? 4 : 40);
+  if (other * size > most_elements) return {1, size};
+  return draw(2) ? Shape{other, size} : Shape{size, other};
+}
+
 class Case {
  public:
   const Shape shape;
   const bool plain;  // dense and aligned
   Tensor x, y;
+  std::unique_ptr<Listed> listed;  // the targets once more, where the problem takes them so
   std::unique_ptr<Tensor> w, p, upstream;
   Problem problem;  // without the upstream gradient
   std::vector<Expected> losses, slopes, grads;
   Expected sum;
   double count = 0;
 
-  Case(int64_t size, Dtype logits, Dtype targets, const Choices& choices)
-      : shape(draw_shape(size, choices.most_elements)),
+  /// With an index_size, 4 or 8 bytes, the labels are sparse.
+  Case(int64_t size, Dtype logits, Dtype targets, const Choices& choices, int index_size = 0)
+      : shape(index_size ? draw_matrix(size, choices.most_elements)
+                         : draw_shape(size, choices.most_elements)),
         plain(draw(2)),
         x(shape, logits, plain ? Layout::kDense : draw_of(choices.layouts),
           plain ? 0 : draw_shift()),
@@ -58,12 +70,16 @@ class Case {
     problem.pos_weight = 0.5 * static_cast<double>(draw(9));
     problem.scale = draw(2) ? 1 : -2.5;
     draw_logits();
-    draw_targets();
+    if (index_size) {
+      draw_labels(index_size);
+    } else {
+      draw_targets();
+    }
     if (draw(4) == 0) w = draw_factor(draw_of(choices.factors), choices, 0, 1.5);
     if (draw(3) == 0) p = draw_factor(draw_of(choices.factors), choices, 0, 4);
     if (draw(2) == 0) upstream = draw_factor(draw_of(choices.upstreams), choices, -2, 2);
     problem.x = x.operand;
-    problem.y = y.operand;
+    if (!listed) problem.y = y.operand;
     if (w) problem.w = w->operand;
     if (p) problem.p = p->operand;
     for (int64_t i = 0; i < problem.numel; ++i) expect(i);
@@ -99,7 +115,7 @@ class Case {
                 problem.pos_weight, problem.label_smoothing, problem.scale, problem.ignores,
                 problem.ignore_index);
     x.describe("logits");
-    y.describe("targets");
+    listed ? listed->describe() : y.describe("targets");
     if (w) w->describe("weight");
     if (p) p->describe("pos_weight");
     if (upstream) upstream->describe("upstream");
@@ -132,6 +148,21 @@ class Case {
     }
     problem.ignores = kind < 3;
     if (problem.ignores) problem.ignore_index = y.as_held(marks[kind]);
+  }
+
+  /// Rows with few positives, with none, and with nothing else.
+  void draw_labels(int index_size) {
+    const int64_t rows = shape[0], labels = shape[1], rarity = draw(3) ? 50 : 2;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t kind = draw(4);
+      for (int64_t i = row * labels; i < (row + 1) * labels; ++i) {
+        y.set(i, kind == 0 ? 0 : kind == 1 ? draw(8) > 0 || rarity > 2 : draw(rarity) == 0);
+      }
+    }
+    problem.ignores = draw(4) == 0;
+    if (problem.ignores) problem.ignore_index = static_cast<double>(draw(2));
+    listed = Listed::of(y, rows, labels, index_size);
+    problem.positives = listed->positives;
   }
 
   std::unique_ptr<Tensor> draw_factor(Dtype dtype, const Choices& choices, double low,

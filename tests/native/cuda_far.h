@@ -6,6 +6,7 @@
 
 #include "cuda_run.h"
 #include "formula.h"
+#include "listed.h"
 
 namespace native {
 
@@ -40,7 +41,7 @@ class Far {
   const Pages<T> p_{kLabels}, w_{kRows};
 
   weighted_bce::Problem plan_;
-  bool vectors_;
+  bool vectors_, sparse_;
   int64_t padding_, per_block_, tiles_;
   int blocks_;
 
@@ -48,12 +49,14 @@ class Far {
   bool passes() {
     for (int64_t k = 0; k < kLabels; ++k) p_[k] = static_cast<T>(1 + k % 7);
     for (int64_t k = 0; k < kRows; ++k) w_[k] = static_cast<T>(1 + k % 5) / 4;
-    bool passed = true;
-    for (const bool has_weight : {false, true}) {
-      passed = passed && passes(false, has_weight, 0) && passes(false, has_weight, kPadding);
-      if (sizeof(X) < 8) passed = passed && passes(true, has_weight, 0);
+    for (const int index_size : {0, 4, 8}) {
+      for (const bool has_weight : {false, true}) {
+        if (!passes(false, has_weight, 0, index_size)) return false;
+        if (!passes(false, has_weight, kPadding, index_size)) return false;
+        if (sizeof(X) < 8 && !passes(true, has_weight, 0, index_size)) return false;
+      }
     }
-    return passed;
+    return true;
   }
 
  private:
@@ -68,26 +71,27 @@ class Far {
 
   /// Each block has two turns or one; those with the first and the last element run, and one
   /// between.
-  bool passes(bool vectors, bool has_weight, int64_t padding) {
+  bool passes(bool vectors, bool has_weight, int64_t padding, int index_size) {
     const Dtype of_factors = sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
-    vectors_ = vectors, padding_ = padding;
+    vectors_ = vectors, padding_ = padding, sparse_ = index_size > 0;
     per_block_ = 256 * (vectors ? 16 / static_cast<int64_t>(sizeof(X)) : 1);
     tiles_ = (kElements + per_block_ - 1) / per_block_;
     blocks_ = static_cast<int>(tiles_ / 2 + 1);
     plan_ = {};
     plan_.dims = 2, plan_.numel = kElements, plan_.sizes[0] = kRows, plan_.sizes[1] = kLabels;
     plan_.x = operand(x_.data(), dtype_of<X>(), kLabels + padding, 1);
-    plan_.y = operand(y_.data(), Dtype::kBool, kLabels, 1);
+    if (!sparse_) plan_.y = operand(y_.data(), Dtype::kBool, kLabels, 1);
     plan_.p = operand(p_.data(), of_factors, 0, 1);
     if (has_weight) plan_.w = operand(w_.data(), of_factors, 1, 0);
     plan_.out = operand(out_.data(), dtype_of<X>(), kLabels, 1);
 
     const Pages<double> sums(blocks_);
     const Pages<T> factors(blocks_);
-    const Grid grid{blocks_,
-                    Order::kForward,
-                    nullptr,
-                    {0, static_cast<int>((tiles_ - 1) % blocks_), blocks_ / 3}};
+    const Grid grid{
+        blocks_,
+        Order::kForward,
+        nullptr,
+        {0, blocks_ / 3, static_cast<int>(sparse_ ? blocks_ - 1 : (tiles_ - 1) % blocks_)}};
     for (const int block : grid.only) {
       each_of(block, [&](int64_t i) {
         encode(dtype_of<X>(), static_cast<double>(i * 7919 % 2001 - 1000) / 100,
@@ -95,6 +99,11 @@ class Far {
         y_[i] = i % 13 == 0;
         std::memset(out_.data() + i, 0xff, sizeof(X));
       });
+    }
+    std::unique_ptr<Listed> listed;
+    if (sparse_) {
+      listed = list(grid, index_size);
+      plan_.positives = listed->positives;
     }
     cuda::Problem problem = cuda::packed(plan_);
     if (vectors && !cuda::takes_vectors(problem)) die("mapped memory is not aligned");
@@ -106,10 +115,30 @@ class Far {
     return passed && counts(grid, problem);
   }
 
+  /// The positives of the blocks that run.
+  std::unique_ptr<Listed> list(const Grid& grid, int index_size) const {
+    std::vector<int64_t> elements, crow, col;
+    for (const int block : grid.only) {
+      each_of(block, [&](int64_t i) {
+        if (y_[i]) elements.push_back(i);
+      });
+    }
+    std::sort(elements.begin(), elements.end());
+    for (const int64_t i : elements) {
+      crow.resize(i / kLabels + 1, static_cast<int64_t>(col.size()));
+      col.push_back(i % kLabels);
+    }
+    crow.resize(kRows + 1, static_cast<int64_t>(col.size()));
+    return std::make_unique<Listed>(index_size, kLabels, 0, crow, col);
+  }
+
   template <class Do>
   void each_of(int block, const Do& act) const {
     const int64_t rest = vectors_ ? kElements / (16 / sizeof(X)) * (16 / sizeof(X)) : kElements;
-    for (int64_t tile = block; tile < tiles_; tile += blocks_) {
+    // With sparse labels, consecutive ones: two for each block but the last ones.
+    const int64_t twice = tiles_ - blocks_, first = block + std::min<int64_t>(block, twice);
+    const int64_t end = sparse_ ? first + 1 + (block < twice) : tiles_;
+    for (int64_t tile = sparse_ ? first : block; tile < end; tile += sparse_ ? 1 : blocks_) {
       for (int64_t i = tile * per_block_; i < std::min((tile + 1) * per_block_, rest); ++i) act(i);
     }
     for (int64_t i = rest; block == 0 && i < kElements; ++i) act(i);

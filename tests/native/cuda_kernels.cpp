@@ -12,6 +12,9 @@ using X = NATIVE_LOGITS;
 const int64_t kSizes[] = {1,  2,  3,   4,   5,   7,    8,    9,    15,
                           17, 33, 255, 256, 257, 1023, 1025, 2049, 4099};
 
+// With sparse labels: around the tiles too, which hold 1024, 2048 or 4096 targets here.
+const int64_t kSparseSizes[] = {1, 5, 17, 255, 1023, 1024, 1024, 2048, 4099, 6145};
+
 Choices choices() {
   const bool wide = sizeof(X) == 8;
   const std::vector<Dtype> factors = {wide ? Dtype::kFloat64 : Dtype::kFloat32, dtype_of<X>()};
@@ -69,12 +72,52 @@ bool sums_many(int64_t per_thread, int blocks) {
   return passed;
 }
 
+/// Sparse labels that mean nothing: no other memory is touched, and all blocks come to an end.
+bool survives(int index_size) {
+  using T = cuda::Arithmetic<X>::T;
+  const int64_t rows = 1 + draw(4) * draw(300), labels = 1 + draw(12000 / rows);
+  const int blocks = static_cast<int>(1 + draw(3));
+  const auto listed = Listed::malformed(rows, labels, index_size);
+  const Tensor x({rows, labels}, dtype_of<X>(), Layout::kDense, 0);
+  Tensor out({rows, labels}, dtype_of<X>(), Layout::kDense, 0);
+  std::vector<double> sums(blocks);
+  std::vector<T> factors(blocks);
+  T loss = 0;
+  double count = 0;
+  Problem plan;
+  plan.dims = 2, plan.numel = rows * labels, plan.sizes[0] = rows, plan.sizes[1] = labels;
+  plan.x = x.operand, plan.out = out.operand, plan.positives = listed->positives;
+  for (int64_t i = 0; i < plan.numel; ++i) encode(dtype_of<X>(), 0, x.at(i));
+  cuda::Problem problem = cuda::packed(plan);
+  problem.sums = sums.data();
+  problem.factors = factors.data();
+  last_words = [&] { listed->describe(); };
+  for (const bool vectors : {false, cuda::takes_vectors(problem)}) {
+    problem.loss = &loss;
+    start<X>(Mode::kLossAndGrad, problem, vectors, {blocks, static_cast<Order>(draw(4))});
+  }
+  problem.loss = &count;
+  start_count<T>(problem, {blocks, Order::kForward});
+  const bool passed = out.surroundings_untouched(plan.numel);
+  if (!passed) std::printf("wrote where no element lies\n"), listed->describe();
+  return passed;
+}
+
 }  // namespace
 
 int main(int argc, char**) {
   const bool is_short = argc > 1;
   if (!sums_nothing() || !sums_many(150, 1) || !sums_many(1, 300) || !Far<X>().passes()) return 1;
   const Choices from = choices();
+  for (const int index_size : {4, 8}) {
+    for (int k = 0; k < 12; ++k) {
+      if (!survives(index_size)) return 1;
+    }
+    for (const int64_t size : kSparseSizes) {
+      const Case one(size, dtype_of<X>(), Dtype::kBool, from, index_size);
+      if (!CudaCase<X>(one).passes()) return 1;
+    }
+  }
   for (int target = 0; target < weighted_bce::kDtypes; ++target) {
     if (is_short && target != 0 && static_cast<Dtype>(target) != Dtype::kFloat32) continue;
     for (const int64_t size : kSizes) {

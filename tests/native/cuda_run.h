@@ -88,7 +88,9 @@ void start(Mode mode, const cuda::Problem& problem, bool vectors, const Grid& gr
 
 template <class T>
 void start_count(const cuda::Problem& problem, const Grid& grid) {
-  grid.run([&] { cuda::count_targets<T>(problem); });
+  const bool sparse = problem.positives.crow != nullptr;
+  grid.run(
+      [&] { sparse ? cuda::count_sparse_targets<T>(problem) : cuda::count_targets<T>(problem); });
   if (grid.blocks != 1 && grid.only.empty()) {
     Grid{1, grid.order}.run([&] { cuda::finish<double, T>(problem, grid.blocks); });
   }

@@ -74,14 +74,19 @@ int main() {
   weighted_bce::LevelInfo levels[weighted_bce::kMaxLevels];
   const int count = weighted_bce::levels(levels);
   const Choices from = choices();
+  const auto all_pass = [&](const Case& one) {
+    return std::all_of(levels, levels + count, [&](const weighted_bce::LevelInfo& info) {
+      return !info.supported || passes(one, *info.level);
+    });
+  };
   for (const Dtype logits : kFloats) {
-    for (int target = 0; target < weighted_bce::kDtypes; ++target) {
-      for (const int64_t size : kSizes) {
-        for (int i = 0; i < kDraws; ++i) {
-          const Case one(size, logits, static_cast<Dtype>(target), from);
-          for (int k = 0; k < count; ++k) {
-            if (levels[k].supported && !passes(one, *levels[k].level)) return 1;
-          }
+    for (const int64_t size : kSizes) {
+      for (int i = 0; i < kDraws; ++i) {
+        for (int target = 0; target < weighted_bce::kDtypes; ++target) {
+          if (!all_pass(Case(size, logits, static_cast<Dtype>(target), from))) return 1;
+        }
+        for (const int index_size : {4, 8}) {
+          if (!all_pass(Case(size, logits, Dtype::kBool, from, index_size))) return 1;
         }
       }
     }

@@ -1,0 +1,152 @@
+"""What SparseLabels can do, and that torch takes them for a tuple."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from weighted_bce import SparseLabels
+
+from .test_sparse_labels import ROWS, dense_of, often, rows_of_labels, same
+
+
+def test_to(device: str) -> None:
+    labels = SparseLabels.from_lists(ROWS).to(device)
+    for changed, dtype in (
+        (labels.to(torch.int32), torch.int32),
+        (labels.to(dtype=torch.int32, copy=True), torch.int32),
+        (labels.to(torch.int32).to(torch.int64), torch.int64),
+        (labels.to("cpu", non_blocking=False), torch.int64),
+        (labels.to(device, torch.int32, non_blocking=True), torch.int32),
+    ):
+        same(changed, ROWS, dtype)
+    assert labels.to(device).col_indices is labels.col_indices
+    assert labels.to(device, copy=True).col_indices is not labels.col_indices
+    assert labels.to("meta").col_indices.device.type == "meta"
+    for dtype in (torch.float32, torch.int16, torch.bool):
+        with pytest.raises(TypeError, match=r"^dtype must be int32 or int64, got "):
+            labels.to(dtype)
+    for value in (2**31, 2**40):
+        wide = SparseLabels.from_lists([[value]])
+        words = rf"^col_indices must be below 2\*\*31 for int32, got {value}$"
+        with pytest.raises(ValueError, match=words):
+            wide.to(torch.int32)
+    assert SparseLabels.from_lists([[2**31 - 1]]).to(torch.int32).col_indices.item() == 2**31 - 1
+    by_hand = SparseLabels(torch.tensor([0, 2**31]), torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"^crow_indices must be below"):
+        by_hand.to(torch.int32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_pin_memory() -> None:
+    pinned = SparseLabels.from_lists(ROWS).pin_memory()
+    assert all(t.is_pinned() for t in pinned)
+    same(pinned.to("cuda", non_blocking=True), ROWS)
+
+
+def test_to_dense(device: str) -> None:
+    for dtype in (torch.int32, torch.int64):
+        labels = SparseLabels.from_lists(ROWS).to(device, dtype)
+        for of in (torch.bool, torch.float32, torch.int8):
+            dense = labels.to_dense(40, of)
+            assert (dense.dtype, dense.device.type) == (of, device)
+            assert torch.equal(dense.cpu(), dense_of(ROWS).to(of))
+    labels = SparseLabels.from_lists(ROWS)
+    words = r"^col_indices must be below 39, the number of labels, got 39 in row 2$"
+    with pytest.raises(ValueError, match=words):
+        labels.to_dense(39)
+    with pytest.raises(ValueError, match=r"^col_indices must be >= 0, got -1 in row 0$"):
+        SparseLabels(torch.tensor([0, 1]), torch.tensor([-1])).to_dense(5)
+    compiled = torch.compile(SparseLabels.to_dense, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(labels, 40), dense_of(ROWS))
+
+
+@often
+@given(rows=rows_of_labels.filter(bool), data=st.data())
+def test_select(device: str, rows: list[list[int]], data: st.DataObject) -> None:
+    n = len(rows)
+    dtype = data.draw(st.sampled_from((torch.int32, torch.int64)))
+    labels = SparseLabels.from_lists(rows).to(device, dtype)
+    numbers = data.draw(st.lists(st.integers(-n, n - 1)))
+    chosen = [rows[i] for i in numbers]
+    for of in (torch.int32, torch.int64):
+        same(labels.select(torch.tensor(numbers, dtype=of)), chosen, dtype)
+        same(labels.select(torch.tensor(numbers, dtype=of).to(device)), chosen, dtype)
+    mask = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    masked = [row for row, taken in zip(rows, mask, strict=True) if taken]
+    same(labels.select(torch.tensor(mask)), masked, dtype)
+    ends = st.one_of(st.none(), st.integers(-n - 2, n + 2))
+    part = slice(data.draw(ends), data.draw(ends), data.draw(st.sampled_from((None, 1, 2, -1, -3))))
+    same(labels.select(part), rows[part], dtype)
+
+
+def test_repr() -> None:
+    labels = SparseLabels.from_lists(ROWS)
+    assert repr(labels) == "SparseLabels(rows=5, positives=7, dtype=int64, device=cpu)"
+    assert repr(labels.to("meta").to(torch.int32)).endswith("dtype=int32, device=meta)")
+    assert repr(SparseLabels(1, [2])) == "SparseLabels(crow_indices=1, col_indices=[2])"  # type: ignore[arg-type]
+    assert repr(SparseLabels(torch.tensor(3), torch.tensor(4))).startswith("SparseLabels(crow")
+
+
+def test_a_tuple_to_everybody() -> None:
+    labels = SparseLabels.from_lists(ROWS)
+    for other in (
+        pickle.loads(pickle.dumps(labels)),
+        copy.deepcopy(labels),
+        copy.copy(labels),
+        labels._replace(),
+        pytree.tree_map(torch.clone, labels),
+        pytree.tree_unflatten(*pytree.tree_flatten(labels)),
+    ):
+        same(other, ROWS)
+    assert pytree.tree_map(id, labels) == (id(labels.crow_indices), id(labels.col_indices))
+    _, spec = pytree.tree_flatten(([labels], {"a": labels}))
+    assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
+    crow, col = labels
+    assert crow is labels.crow_indices
+    assert col is labels.col_indices
+
+
+EXPORTED = """
+import sys, torch, weighted_bce
+program = torch.export.load(sys.argv[1])
+labels = weighted_bce.SparseLabels.from_lists([[1], [0, 2], []])
+print(program.module()(torch.arange(6.0), labels).tolist())
+"""
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(tmp_path: Path, strict: bool) -> None:
+    """A saved program takes them as input, in another process too."""
+
+    class Counts(torch.nn.Module):
+        def forward(self, x: Tensor, labels: SparseLabels) -> Tensor:
+            return x.index_add(0, labels.col_indices, torch.ones_like(labels.col_indices).float())
+
+    args = torch.zeros(6), SparseLabels.from_lists([[5], [4, 5], []])
+    program = torch.export.export(Counts(), args, strict=strict)
+    path = str(tmp_path / "counts.pt2")
+    torch.export.save(program, path)
+    loaded = torch.export.load(path).module()
+    assert loaded(*args).tolist() == [0, 0, 0, 0, 1, 2]
+    ran = subprocess.run([sys.executable, "-c", EXPORTED, path], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "[1.0, 2.0, 3.0, 3.0, 4.0, 5.0]\n"
+
+
+def test_compile() -> None:
+    @torch.compile(fullgraph=True, backend="eager")
+    def rebuilt(labels: SparseLabels) -> tuple[int, SparseLabels]:
+        return labels.num_rows, SparseLabels(labels.crow_indices + 0, labels.col_indices)
+
+    rows, labels = rebuilt(SparseLabels.from_lists(ROWS))
+    assert rows == 5
+    same(labels, ROWS)

@@ -1,0 +1,297 @@
+"""The positives of each row as (crow_indices, col_indices), from whatever holds them.
+
+All of it is a few operations over all positives at once, without a loop over the rows but where
+lists are mixed with tensors or arrays.
+"""
+
+import sys
+from array import array
+from collections.abc import Iterable
+from itertools import chain
+from operator import attrgetter, index
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+INDEX_DTYPES = frozenset({torch.int32, torch.int64})
+LARGEST = torch.iinfo(torch.int64).max
+
+Csr = tuple[Tensor, Tensor]
+
+
+def of_lists(lists: Iterable[Any], name: str) -> Csr:
+    """From one iterable of labels a row."""
+    if not isinstance(lists, Iterable):
+        raise TypeError(f"{name} must be an iterable of rows, got {type(lists).__name__}")
+    rows = list(lists)
+    kinds = set(map(type, rows))
+    ndarray = getattr(sys.modules.get("numpy"), "ndarray", ())  # without numpy, no class at all
+    if kinds and all(issubclass(kind, Tensor) for kind in kinds):
+        counts, labels = _of_tensors(rows, name)
+    elif kinds and all(issubclass(kind, ndarray) for kind in kinds):
+        counts, labels = _of_arrays(rows, name)
+    else:
+        if not kinds <= {list, tuple, set, frozenset}:
+            rows = _as_lists(rows, (Tensor, ndarray), name)
+        counts, labels = _of_iterables(rows, name)
+    crow = _cumulated(counts)
+    check_not_negative(crow, labels, f"{name} must hold labels")
+    return sorted_rows(torch.repeat_interleave(counts), labels, len(rows))
+
+
+def _of_tensors(rows: list[Tensor], name: str) -> tuple[Tensor, Tensor]:
+    counts = list(map(Tensor.numel, rows))
+    dtypes = _check_arrays(dict(enumerate(rows)), name)
+    if len(set(map(attrgetter("device"), rows))) > 1:
+        raise ValueError(f"{name} must be on one device, got rows on several")
+    labels = torch.cat(rows if len(dtypes) == 1 else [row.long() for row in rows]).long()
+    return torch.tensor(counts, device=labels.device), labels
+
+
+def _of_arrays(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
+    """Of numpy arrays: numpy is there, as somebody made them, but need not be elsewhere."""
+    counts = list(map(attrgetter("size"), rows))
+    _check_arrays(dict(enumerate(rows)), name)
+    joined = sys.modules["numpy"].concatenate(rows, dtype="int64", casting="unsafe")
+    return torch.tensor(counts), _from_buffer(joined)
+
+
+def _check_arrays(rows: dict[int, Any], name: str) -> set[Any]:
+    """That tensors or arrays are 1-d integers. Gives their dtypes.
+
+    Empty ones may be of any dtype: torch.tensor([]) and numpy.array([]) are floating.
+    """
+    if not set(map(attrgetter("ndim"), rows.values())) <= {1}:
+        i, shape = next((i, tuple(row.shape)) for i, row in rows.items() if row.ndim != 1)
+        raise ValueError(f"{name} must hold 1-d rows, got shape {shape} in row {i}")
+    dtypes = set(map(attrgetter("dtype"), rows.values()))
+    if not all(map(_is_integral, dtypes)):
+        wrong = ((i, row) for i, row in rows.items() if not _is_integral(row.dtype) and len(row))
+        for i, row in wrong:
+            raise TypeError(f"{name} must hold integers, got {short(row.dtype)} in row {i}")
+    return dtypes
+
+
+def _is_integral(dtype: Any) -> bool:
+    if isinstance(dtype, torch.dtype):
+        return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    return dtype.kind in ("i", "u")  # of numpy
+
+
+def _as_lists(rows: list[Any], arrays: tuple[Any, ...], name: str) -> list[Any]:
+    """Tensors, arrays and other iterables, mixed, as something to count and to chain."""
+    for i, row in enumerate(rows):
+        if not isinstance(row, Iterable):
+            got = f"{type(row).__name__} in row {i}"
+            raise TypeError(f"{name} must hold one iterable of labels a row, got {got}")
+    among = {i: row for i, row in enumerate(rows) if isinstance(row, arrays)}
+    _check_arrays(among, name)
+    return [row.tolist() if i in among else list(row) for i, row in enumerate(rows)]
+
+
+def _of_iterables(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
+    counts = torch.tensor(list(map(len, rows)), dtype=torch.int64)
+    # An array would take True for 1: a row of bools is a dense one.
+    if any(issubclass(kind, bool) for kind in set(map(type, chain.from_iterable(rows)))):
+        _raise_no_integer(rows, name)
+    try:
+        labels = array("q", chain.from_iterable(rows))
+    except TypeError:
+        _raise_no_integer(rows, name)
+    except OverflowError:
+        raise ValueError(f"{name} must hold labels below 2**63, got a larger number") from None
+    return counts, _from_buffer(labels)
+
+
+def _from_buffer(numbers: Any) -> Tensor:
+    """int64, without a copy, and without numpy."""
+    if not len(numbers):
+        return torch.empty(0, dtype=torch.int64)  # torch.frombuffer refuses an empty buffer
+    return torch.frombuffer(numbers, dtype=torch.int64)
+
+
+def _raise_no_integer(rows: list[Any], name: str) -> NoReturn:
+    """Says which label it is: slow, but once."""
+    for i, row in enumerate(rows):
+        for label in row:
+            try:
+                if not isinstance(label, bool):
+                    index(label)
+                    continue
+            except TypeError:
+                pass
+            got = f"{type(label).__name__} in row {i}"
+            raise TypeError(f"{name} must hold integers, got {got}")
+    raise TypeError(f"{name} must hold integers")
+
+
+def of_padded(padded: Tensor) -> Csr:
+    """From (rows, k) labels, where -1 is none."""
+    _check_matrix(padded, "padded", "rows, k")
+    dtype = padded.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"padded must hold integers, got {short(dtype)}")
+    if dtype not in INDEX_DTYPES:
+        padded = padded.long()
+    wrong = padded < -1
+    if wrong.any():
+        value, row = _first(wrong, padded)
+        raise ValueError(f"padded must hold labels >= 0, or -1 for none, got {value} in row {row}")
+    given = padded >= 0
+    return sorted_rows(torch.repeat_interleave(given.sum(1)), padded[given], len(padded))
+
+
+def of_dense(dense: Tensor) -> Csr:
+    """From (rows, labels) zeros and ones."""
+    _check_matrix(dense, "dense", "rows, labels")
+    if dense.dtype.is_complex:
+        raise TypeError(f"dense must be bool, integer or floating point, got {short(dense.dtype)}")
+    if dense.dtype != torch.bool:
+        wrong = (dense != 0) & (dense != 1)
+        if wrong.any():
+            raise ValueError(_zeros_and_ones("dense", *_first(wrong, dense)))
+        dense = dense != 0
+    rows, labels = dense.nonzero(as_tuple=True)
+    return sorted_rows(rows, labels, len(dense))
+
+
+def of_scipy(matrix: Any) -> Csr:
+    """From a matrix or array of scipy.sparse."""
+    if not hasattr(matrix, "tocoo"):
+        got = type(matrix).__name__
+        raise TypeError(f"matrix must be a matrix or array of scipy.sparse, got {got}")
+    if len(matrix.shape) != 2:
+        raise ValueError(f"matrix must have shape (rows, labels), got {tuple(matrix.shape)}")
+    coo = matrix.tocoo()  # tocsr() would add up the duplicates in a COO matrix
+    if coo.data.dtype.kind not in "biuf":
+        raise TypeError(f"matrix must be bool, integer or floating point, got {coo.data.dtype}")
+    ones = coo.data == 1
+    wrong = ~(ones | (coo.data == 0))
+    if wrong.any():
+        at = wrong.argmax()
+        raise ValueError(_zeros_and_ones("matrix", coo.data[at].item(), coo.row[at]))
+    # The mask copies: who changes the matrix afterwards does not change the labels.
+    rows, labels = torch.from_numpy(coo.row[ones]), torch.from_numpy(coo.col[ones])
+    return sorted_rows(rows, labels, matrix.shape[0])
+
+
+def of_tensor(tensor: Tensor, name: str) -> Csr:
+    """From a torch.sparse_csr or torch.sparse_coo tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout not in (torch.sparse_csr, torch.sparse_coo):
+        got = f"got {tensor.layout}"
+        raise TypeError(f"{name} must be torch.sparse_csr or torch.sparse_coo, {got}")
+    if tensor.dtype.is_complex:
+        got = short(tensor.dtype)
+        raise TypeError(f"{name} must be bool, integer or floating point, got {got}")
+    if tensor.dim() != 2 or tensor.dense_dim() != 0:
+        got = f"got {tuple(tensor.shape)} of which {tensor.dense_dim()} dense"
+        raise ValueError(f"{name} must have two dimensions, both sparse, {got}")
+    if tensor.layout == torch.sparse_coo:
+        # Uncoalesced: coalescing adds up the values of duplicates, and two ones would be a 2.
+        (rows, labels), values = tensor._indices(), tensor._values()
+        _check_below(rows, tensor.shape[0], f"{name} must have row numbers")
+    else:
+        crow, labels, values = tensor.crow_indices(), tensor.col_indices(), tensor.values()
+        check_crow(crow, labels.numel(), f"{name}.crow_indices")
+        rows = torch.repeat_interleave(crow.diff())
+    _check_below(labels, tensor.shape[1], f"{name} must have labels")
+    ones = values == 1
+    wrong = ~(ones | (values == 0))
+    if wrong.any():
+        at = int(wrong.nonzero()[0])
+        raise ValueError(_zeros_and_ones(name, values[at].item(), int(rows[at])))
+    return sorted_rows(rows[ones], labels[ones], tensor.shape[0])
+
+
+def sorted_rows(rows: Tensor, labels: Tensor, num_rows: int) -> Csr:
+    """CSR of the positives (rows[i], labels[i]), in any order and any number of times."""
+    dtype = labels.dtype
+    rows, labels = rows.long(), labels.long()
+    same_row = rows[1:] == rows[:-1]
+    ascending = (rows[1:] > rows[:-1]) | (same_row & (labels[1:] > labels[:-1]))
+    if not ascending.all():
+        rows, labels = _sorted(rows, labels, num_rows)
+    return csr(torch.bincount(rows, minlength=num_rows), labels.to(dtype))
+
+
+def _sorted(rows: Tensor, labels: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """By row and label, without duplicates: sorts one number for both."""
+    names, width = None, int(labels.max()) + 1
+    if num_rows * width > LARGEST:
+        names, labels = torch.unique(
+            labels, return_inverse=True
+        )  # as few numbers as there are labels
+        width = len(names)
+    keys = (rows * width + labels).sort().values
+    keys = torch.cat([keys[:1], keys[1:][keys[1:] != keys[:-1]]])
+    rows, labels = keys // width, keys % width
+    return rows, labels if names is None else names[labels]
+
+
+def csr(counts: Tensor, labels: Tensor) -> Csr:
+    """Of the number of positives in each row; int32 becomes int64 where it is too short."""
+    if labels.numel() > torch.iinfo(labels.dtype).max:
+        labels = labels.long()
+    return _cumulated(counts).to(labels.dtype), labels
+
+
+def _cumulated(counts: Tensor) -> Tensor:
+    return torch.nn.functional.pad(counts.long().cumsum(0), (1, 0))
+
+
+def check_crow(crow: Tensor, count: int, name: str) -> None:
+    if crow[0] != 0:
+        raise ValueError(f"{name} must begin with 0, got {int(crow[0])}")
+    if crow[-1] != count:
+        raise ValueError(
+            f"{name} must end with {count}, the number of indices, got {int(crow[-1])}"
+        )
+    falls = crow[1:] < crow[:-1]
+    if falls.any():
+        row = int(falls.nonzero()[0])
+        got = f"got {int(crow[row + 1])} after {int(crow[row])} in row {row}"
+        raise ValueError(f"{name} must not fall, {got}")
+
+
+def check_not_negative(crow: Tensor, labels: Tensor, what: str) -> None:
+    check_all(labels >= 0, crow, labels, f"{what} >= 0")
+
+
+def check_all(good: Tensor, crow: Tensor, labels: Tensor, must: str) -> None:
+    """Names the first label that is not good, and its row."""
+    if good.all():
+        return
+    at = int((~good).nonzero()[0])
+    row = int(torch.searchsorted(crow, at, right=True)) - 1
+    raise ValueError(f"{must}, got {int(labels[at])} in row {row}")
+
+
+def _check_below(indices: Tensor, end: int, must: str) -> None:
+    if indices.numel() and (indices.min() < 0 or indices.max() >= end):
+        got = f"got numbers from {int(indices.min())} to {int(indices.max())}"
+        raise ValueError(f"{must} from 0 to {end - 1}, {got}")
+
+
+def _check_matrix(matrix: Tensor, name: str, shape: str) -> None:
+    if not isinstance(matrix, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(matrix).__name__}")
+    if matrix.layout != torch.strided:
+        raise TypeError(f"{name} must be torch.strided, got {matrix.layout}: use from_tensor")
+    if matrix.dim() != 2:
+        raise ValueError(f"{name} must have shape ({shape}), got {tuple(matrix.shape)}")
+
+
+def _first(wrong: Tensor, matrix: Tensor) -> tuple[float, int]:
+    row, column = wrong.nonzero()[0].tolist()
+    return matrix[row, column].item(), row
+
+
+def _zeros_and_ones(name: str, value: float, row: int) -> str:
+    return f"{name} must hold 0 and 1 only, got {value:g} in row {row}"
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

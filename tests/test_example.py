@@ -238,6 +238,7 @@ def test_end_to_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(losses, "peak_bytes", lambda *_: 2**20)  # saves four processes
+    monkeypatch.delattr(SparseLabels, "to_dense")  # no dense target is made
     out = tmp_path / "new" / "out"
     arguments = ["--data", str(data_file), "--epochs", "2", "--out", str(out)]
     assert sparse_labels.main(arguments) == 0

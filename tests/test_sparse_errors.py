@@ -191,3 +191,12 @@ def test_indices_of_any_value_are_harmless_on_a_gpu() -> None:
         weighted_bce_with_logits(x, sparse(crow, col).to("cuda")).backward()
         torch.cuda.synchronize()
         assert x.grad is not None
+
+
+def test_wrong_values_under_vmap() -> None:
+    x, labels = torch.randn(2, 3, 5), sparse(*WRONG_VALUES["beyond"][:2])
+    with pytest.raises((ValueError, RuntimeError), match="col_indices must be below 5"):
+        torch.vmap(lambda x: weighted_bce_with_logits(x, labels))(x)
+    each = SparseLabels(*(torch.stack([t, t]) for t in labels))
+    with pytest.raises((RuntimeError, IndexError)):
+        torch.vmap(weighted_bce_with_logits)(x, each)

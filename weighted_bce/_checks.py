@@ -1,6 +1,7 @@
 """The one check of the arguments, for all functions."""
 
 import math
+from collections.abc import Callable
 from numbers import Real
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from .reference import REDUCTIONS, Options
 from .sparse import SparseLabels, check_form, check_values
+
+_is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 
 Target = Tensor | SparseLabels
 _SPARSE_LAYOUTS = frozenset({torch.sparse_csr, torch.sparse_coo})
@@ -102,7 +105,7 @@ def check_listed(input: Tensor, options: Options) -> None:
     if options.crow_indices is None or torch.compiler.is_compiling():
         return
     labels = SparseLabels(options.crow_indices, options.target)
-    if all(type(indices) is Tensor and indices.is_cpu for indices in labels):
+    if all(type(t) is Tensor and t.is_cpu and not _is_wrapped(t) for t in labels):
         check_values(labels, input.shape[1])
 
 

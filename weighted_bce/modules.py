@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._checks import Target
 from .functional import Reduction, weighted_bce, weighted_bce_with_logits
 
 
@@ -94,7 +95,7 @@ class WeightedBCEWithLogitsLoss(_WeightedLoss):
         super().__init__(weight, pos_weight, reduction, label_smoothing, ignore_index)
         self.inplace_backward = inplace_backward
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Target) -> Tensor:
         return weighted_bce_with_logits(
             input,
             target,
@@ -138,7 +139,7 @@ class WeightedBCELoss(_WeightedLoss):
     ) -> None:
         super().__init__(weight, pos_weight, reduction, label_smoothing, ignore_index)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Target) -> Tensor:
         return weighted_bce(
             input,
             target,
@@ -188,7 +189,7 @@ class WeightBCEWithLogitsLoss(nn.Module):
     def extra_repr(self) -> str:
         return f"weight={self.weight}, reduction={self.reduction!r}"
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Target) -> Tensor:
         reduction = self.reduction
         if reduction is None or reduction is torch.mean:
             reduction = "mean"

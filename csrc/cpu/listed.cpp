@@ -13,6 +13,7 @@ constexpr int64_t kGrain = int64_t{1} << 14;  // for one thread at least
 /// The sum of count(begin, end) over the parts of [begin, end).
 template <class Count>
 int64_t total(int64_t begin, int64_t end, const Count& count) {
+  if (end - begin <= kGrain) return count(begin, end);
   std::atomic<int64_t> sum{0};
   torch::stable::parallel_for(begin, end, kGrain,
                               [&](int64_t from, int64_t to) { sum += count(from, to); });

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from examples.losses import made_up_labels
 from weighted_bce import SparseLabels, weighted_bce_with_logits
 
 OURS = "ours"
@@ -46,17 +47,10 @@ class Setting(NamedTuple):
         logits = torch.randn(shape, generator=generator, device=device)
         logits = logits.to(getattr(torch, self.dtype)).requires_grad_()
         if self.is_sparse:
-            return logits, self._positives(generator)
+            each = self.positives_per_row
+            return logits, made_up_labels(self.rows, self.labels, each, generator)
         target = torch.rand(shape, generator=generator, device=device) < self.density
         return logits, target.to(getattr(torch, self.target))
-
-    def _positives(self, generator: torch.Generator) -> SparseLabels:
-        """As many in each row, one in each of so many equal parts of the labels."""
-        each, device = self.positives_per_row, generator.device
-        part = self.labels // each
-        labels = torch.randint(part, (self.rows, each), generator=generator, device=device)
-        labels += part * torch.arange(each, device=device)
-        return SparseLabels(each * torch.arange(self.rows + 1, device=device), labels.flatten())
 
     @property
     def is_sparse(self) -> bool:

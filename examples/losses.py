@@ -79,14 +79,17 @@ def _step(function: LossFunction, logits: Tensor, target: SparseLabels) -> None:
     torch.autograd.grad(function(logits, target), logits)
 
 
-def _sample(rows: int, labels: int, positives: float) -> tuple[Tensor, SparseLabels]:
+def made_up_labels(rows: int, labels: int, each: int, generator: torch.Generator) -> SparseLabels:
     """Each row has as many positives, one in each of so many equal parts of the labels."""
+    part, device = labels // each, generator.device
+    chosen = torch.randint(part, (rows, each), generator=generator, device=device)
+    return SparseLabels.from_padded(chosen + part * torch.arange(each, device=device))
+
+
+def _sample(rows: int, labels: int, positives: float) -> tuple[Tensor, SparseLabels]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(rows, labels, generator=generator).requires_grad_()
-    part = labels // max(1, round(positives))
-    first = torch.arange(0, part * max(1, round(positives)), part)
-    chosen = first + torch.randint(part, (rows, len(first)), generator=generator)
-    return logits, SparseLabels.from_padded(chosen)
+    return logits, made_up_labels(rows, labels, max(1, round(positives)), generator)
 
 
 def step_milliseconds(

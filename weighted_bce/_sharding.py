@@ -54,11 +54,16 @@ def _whole(name: str, number: Tensor, input: DTensor, in_place: bool = False) ->
     return _placed(name, number, input, [Replicate()] * input.device_mesh.ndim, in_place)
 
 
+def _split(input: DTensor) -> list[Placement]:
+    """The placements of logits that are split or whole, not partial."""
+    return [p if type(p) is Shard else Replicate() for p in input.placements]
+
+
 def _aligned(input: Tensor, options: Options, in_place: bool = False) -> tuple[DTensor, Options]:
     """Logits that are split or whole, not partial, and what belongs to each part of them."""
     if not isinstance(input, DTensor):
         raise TypeError(f"input must be a DTensor like the others, got {type(input).__name__}")
-    split = [p if type(p) is Shard else Replicate() for p in input.placements]
+    split = _split(input)
 
     def factor(name: str, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else _placed(name, tensor, input, _beside(tensor, input))
@@ -114,7 +119,7 @@ def locally(
 ) -> tuple[Tensor, ...]:
     """What a function gives for each shard of the logits, and of sparse labels; differentiable."""
     x = cast(DTensor, input)
-    split = [p if type(p) is Shard else Replicate() for p in x.placements]
+    split = _split(x)
     x = x.redistribute(placements=split)
 
     def part(factor: Tensor | None) -> Tensor | None:

@@ -93,17 +93,17 @@ def weighted_bce_with_logits(
             inplace_backward=inplace_backward,
         )
     options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
-    try:
-        if reduction == "mean":
-            return _choice.loss(input, options, MEAN, inplace_backward)
+    number = MEAN
+    if reduction != "mean":
         check_reduction(reduction, input)
-        if isinstance(reduction, str):
-            return _choice.loss(input, options, REDUCTIONS[reduction], inplace_backward)
-        return reduction(_choice.loss(input, options, NONE, inplace_backward))
+        number = REDUCTIONS[reduction] if isinstance(reduction, str) else NONE
+    try:
+        loss = _choice.loss(input, options, number, inplace_backward)
     except RuntimeError:
         # The kernels look at each index of sparse labels, but know one kind of error only.
         check_listed(input, options)
         raise
+    return loss if isinstance(reduction, str) else reduction(loss)
 
 
 def weighted_bce(

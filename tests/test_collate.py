@@ -120,6 +120,8 @@ def test_alone_in_a_tuple() -> None:
 
 def test_what_is_no_batch() -> None:
     x = torch.zeros(2)
+    with pytest.raises(TypeError, match="samples must hold lists of labels, got SparseLabels in s"):
+        collate([SparseLabels.from_lists([[1]])] * 2)
     bad: Any
     for bad, error, words in (
         ([], ValueError, "samples must not be empty, got none"),

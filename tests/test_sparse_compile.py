@@ -103,6 +103,43 @@ def test_a_wrong_index_is_an_error_when_it_runs(device: str) -> None:
         compiled(x, wrong)
 
 
+# Where the compiler takes the reference, which makes of them an index that is out of bounds.
+WRONG = {
+    "beyond": lambda y: y._replace(col_indices=y.col_indices + 5),
+    "negative": lambda y: y._replace(col_indices=y.col_indices - 5),
+    "late": lambda y: y._replace(crow_indices=y.crow_indices.clamp(min=1)),
+    "short": lambda y: y._replace(crow_indices=y.crow_indices.clamp(max=10)),
+}
+
+
+def _gradient(x: Tensor, y: SparseLabels) -> Tensor:
+    return torch.func.grad(weighted_bce_with_logits)(x, y)
+
+
+def _by_the_reference(x: Tensor, y: SparseLabels) -> Tensor:
+    with backend("reference"):
+        return weighted_bce_with_logits(x, y)
+
+
+@pytest.mark.parametrize("function", [_gradient, _by_the_reference, torch.vmap(_gradient)])
+def test_a_wrong_index_is_an_error_of_the_reference(device: str, function: Any) -> None:
+    if device == "cuda":
+        pytest.skip("an error there ends the process")
+    x, sparse = batch(6, device, 11)
+    x = x.detach()
+    stacked = function not in (_gradient, _by_the_reference)
+    compiled = torch.compile(function, fullgraph=True)
+    for name, made in {"right": lambda y: y, **WRONG}.items():
+        args = [x, made(sparse)]
+        if stacked:
+            args = [x[None], SparseLabels(*(t[None] for t in args[1]))]
+        if name == "right":
+            torch.testing.assert_close(compiled(*args), function(*args))
+            continue
+        with pytest.raises(RuntimeError, match="index out of bounds"):
+            compiled(*args)
+
+
 class Scored(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -133,6 +133,21 @@ WRONG_FORMS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "target must be on cpu like input, got meta",
     ),
     "integers": ({"input": torch.ones(3, 5).long()}, TypeError, "input must be float16"),
+    "sparse logits": (
+        {"input": torch.eye(3, 5).to_sparse()},
+        TypeError,
+        "input must be torch.strided with sparse labels, got torch.sparse_coo",
+    ),
+    "columns of a sparse tensor": (
+        {"target": torch.eye(3, 6).to_sparse()},
+        ValueError,
+        "target must have shape (3, 5) to match input, got (3, 6)",
+    ),
+    "rows of a sparse tensor": (
+        {"target": torch.eye(2, 5).to_sparse()},
+        ValueError,
+        "target must have shape (3, 5) to match input, got (2, 5)",
+    ),
     "a plain tuple": (
         {"target": (GOOD.crow_indices, GOOD.col_indices)},
         TypeError,
@@ -193,10 +208,41 @@ def test_indices_of_any_value_are_harmless_on_a_gpu() -> None:
         assert x.grad is not None
 
 
-def test_wrong_values_under_vmap() -> None:
-    x, labels = torch.randn(2, 3, 5), sparse(*WRONG_VALUES["beyond"][:2])
-    with pytest.raises((ValueError, RuntimeError), match="col_indices must be below 5"):
+@pytest.mark.parametrize("wrong", ["beyond", "negative", "late", "short"])
+@pytest.mark.parametrize("chosen", backends("cpu"))
+def test_wrong_values_under_vmap(wrong: str, chosen: str) -> None:
+    x, labels = torch.randn(2, 3, 5), sparse(*WRONG_VALUES[wrong][:2])
+    with backend(chosen), pytest.raises((ValueError, RuntimeError), match=r"must (be|end)|number"):
         torch.vmap(lambda x: weighted_bce_with_logits(x, labels))(x)
-    each = SparseLabels(*(torch.stack([t, t]) for t in labels))
-    with pytest.raises((RuntimeError, IndexError)):
-        torch.vmap(weighted_bce_with_logits)(x, each)
+    for order in ((GOOD, labels), (labels, GOOD)):
+        each = SparseLabels(*(torch.stack(pair) for pair in zip(*order, strict=True)))
+        for function in (weighted_bce_with_logits, torch.func.grad(weighted_bce_with_logits)):
+            with backend(chosen), pytest.raises(RuntimeError, match=r"_indices must|out of bounds"):
+                torch.vmap(function)(x, each)
+
+
+@pytest.mark.skipif(extension is None, reason="no extension")
+@pytest.mark.parametrize("crow", [[-(2**40), 0, 1, 2], [0, 0, 1, 2**40], [0, 2, 1, 2]])
+def test_rows_of_a_window_lie_in_the_list(crow: list[int]) -> None:
+    x = torch.randn(3, 5)
+    labels = sparse(crow, [1, 3])
+    for first in (None, 0):
+        rest = (None, None, 1.0, 0.0, None, first, 2)
+        with pytest.raises(RuntimeError, match="crow_indices must"):
+            torch.ops.weighted_bce.loss(x, labels.col_indices, labels.crow_indices, *rest)
+
+
+def test_a_wrong_label_is_one_error(device: str) -> None:
+    """Not that of the kernels, and then another."""
+    x, labels = torch.randn(3, 5), sparse(*WRONG_VALUES["beyond"][:2])
+    with pytest.raises(ValueError, match="below 5") as found:
+        weighted_bce_with_logits(x, labels)
+    assert found.value.__suppress_context__
+
+
+def test_row_starts_of_any_stride() -> None:
+    x = torch.randn(3, 5)
+    spread = GOOD._replace(crow_indices=GOOD.crow_indices.repeat_interleave(2)[::2])
+    backwards = GOOD._replace(col_indices=GOOD.col_indices.flip(0).contiguous().flip(0))
+    for labels in (spread, backwards):
+        assert torch.equal(weighted_bce_with_logits(x, labels), weighted_bce_with_logits(x, GOOD))

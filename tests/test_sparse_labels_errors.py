@@ -26,6 +26,7 @@ def test_lists() -> None:
         ([[1], [2, 1.0]], r"hold integers, got float in row 1"),
         ([[1], "2"], r"hold integers, got str in row 1"),
         ([[1], [True, 2]], r"hold integers, got bool in row 1"),
+        ([[1], [torch.tensor(True)]], r"hold integers, got Tensor in row 1"),
         ([[1], [np.True_]], r"hold integers, got bool.* in row 1"),
         ([[1], [np.float32(1)]], r"hold integers, got float32 in row 1"),
         ([[torch.ones(())]], r"hold integers, got Tensor in row 0"),
@@ -64,6 +65,7 @@ def test_padded() -> None:
     for bad, words in (
         (EYE[0].long(), r"have shape \(rows, k\), got \(3,\)"),
         (EYE.int() - 2, r"hold labels >= 0, or -1 for none, got -2 in row 0"),
+        ((EYE.long() - 1).view(torch.uint64), r"hold labels below 2\*\*63, got a larger number"),
     ):
         with pytest.raises(ValueError, match=f"^padded must {words}"):
             SparseLabels.from_padded(bad)

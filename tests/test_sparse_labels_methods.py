@@ -11,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from weighted_bce import SparseLabels
+from weighted_bce import SparseLabels, _positives
 
 from .test_sparse_labels import ROWS, dense_of, often, rows_of_labels, same
 
@@ -43,6 +45,26 @@ def test_to(device: str) -> None:
     by_hand = SparseLabels(torch.tensor([0, 2**31]), torch.tensor([1]))
     with pytest.raises(ValueError, match=r"^crow_indices must be below"):
         by_hand.to(torch.int32)
+
+
+def test_where_nobody_may_look_at_values() -> None:
+    labels = SparseLabels.from_lists(ROWS)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = SparseLabels(*map(mode.from_tensor, labels))
+        assert fake.to(torch.int32).crow_indices.dtype == torch.int32
+        assert fake.to_dense(40).shape == (len(ROWS), 40)
+    twice = SparseLabels(*(torch.stack([t, t]) for t in labels))
+    dense = torch.vmap(lambda y: y.to(torch.int32).to_dense(40))(twice)
+    assert torch.equal(dense, torch.stack([dense_of(ROWS)] * 2))
+    traced = make_fx(lambda y: y.to(torch.int32).to_dense(40))(labels)
+    assert torch.equal(traced(labels), dense_of(ROWS))
+
+
+def test_too_many_for_int32() -> None:
+    many = torch.empty(2**31, dtype=torch.int32, device="meta")
+    for count, dtype in ((2**31, torch.int64), (2**31 - 1, torch.int32)):
+        crow, col = _positives.csr(torch.empty(3, device="meta"), many[:count])
+        assert (crow.dtype, col.dtype, crow.shape) == (dtype, dtype, (4,))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -110,6 +110,9 @@ def check_compiled(processes: int) -> None:
             wanted = weighted_bce_with_logits(logits, fewer, pos_weight=7.0)
             assert torch.equal(whole(found), whole(wanted))
             assert torch.equal(whole(gradients(found, logits)), whole(gradients(wanted, logits)))
+        beyond = sparse._replace(col_indices=sparse.col_indices + 1)
+        with pytest.raises(RuntimeError, match="col_indices must"):
+            compiled(logits, beyond, pos_weight=7.0)
 
 
 def check_errors(processes: int) -> None:

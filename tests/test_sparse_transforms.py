@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
-from weighted_bce import backend, weighted_bce_with_logits
+from weighted_bce import backend, weighted_bce, weighted_bce_with_logits
 from weighted_bce._extension import extension
 from weighted_bce.sparse import SparseLabels
 
@@ -93,14 +94,66 @@ def test_a_factor_of_full_size_alone_is_expanded(kernel_device: str) -> None:
                 seen.append([a.untyped_storage().nbytes() // 4 for a in args[3:5]])
             return op(*args, **(kwargs or {}))
 
-    per_label, per_row = torch.rand(LABELS), torch.rand(ROWS, 1)
-    with Sizes():
-        vmap(
-            lambda x, y: weighted_bce_with_logits(
-                x, y, per_row.to(kernel_device), per_label.to(kernel_device)
-            )
-        )(x, listed)
-    assert seen == [[SAMPLES * ROWS, LABELS]]
+    per_row = torch.rand(ROWS, 1).to(kernel_device)
+    for shape in ((LABELS,), (1, LABELS)):
+        per_label = torch.rand(shape).to(kernel_device)
+        with Sizes():
+            vmap(lambda x, y: weighted_bce_with_logits(x, y, per_row, per_label))(x, listed)  # noqa: B023
+    assert seen == [[SAMPLES * ROWS, LABELS]] * 2
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_vmap_in_plain_torch(device: str, reduction: str) -> None:
+    """By the reference, of probabilities, and of the derivative of a factor."""
+    y, listed = samples_of_labels(device)
+    x = logits(SAMPLES, ROWS, LABELS, device=device)
+    p = torch.rand(LABELS, device=device) + 0.5
+
+    def loss(x: Tensor, y: Any, p: Tensor) -> Tensor:
+        return weighted_bce_with_logits(x, y, None, p, reduction, ignore_index=0).sum()
+
+    def of_probabilities(x: Tensor, y: Any, p: Tensor) -> Tensor:
+        return weighted_bce(x.sigmoid(), y, None, p, reduction, ignore_index=1).sum()
+
+    for function in (loss, of_probabilities):
+        for mapped in (function, grad(function, argnums=(0, 2))):
+            with backend("reference" if function is loss else "auto"):
+                found, wanted = (vmap(mapped, (0, 0, None))(x, t, p) for t in (listed, y))
+            torch.testing.assert_close(found, wanted)
+    found, wanted = (vmap(grad(loss, argnums=2), (0, 0, None))(x, t, p) for t in (listed, y))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+def test_functionalized_and_traced(device: str, chosen: str) -> None:
+    y, listed = samples_of_labels(device)
+    sparse = SparseLabels(*(indices[0] for indices in listed))
+    x = logits(ROWS, LABELS, device=device)
+
+    def loss(x: Tensor, y: Any) -> Tensor:
+        return weighted_bce_with_logits(x, y, pos_weight=7.0)
+
+    with backend(chosen):
+        for function in (loss, grad(loss)):
+            wanted = function(x, y[0])
+            torch.testing.assert_close(functionalize(function)(x, sparse), wanted)
+            torch.testing.assert_close(make_fx(function)(x, sparse)(x, sparse), wanted)
+
+
+@pytest.mark.parametrize("ignore_index", [0, 1])
+def test_nothing_counts(device: str, ignore_index: int) -> None:
+    y = torch.full((2, ROWS, LABELS), not ignore_index, device=device).logical_not()
+    listed = SparseLabels(*map(torch.stack, zip(*map(positives_of, y), strict=True)))
+    x = logits(2, ROWS, LABELS, device=device)
+
+    def loss(x: Tensor, y: Any) -> Tensor:
+        return weighted_bce_with_logits(x, y, ignore_index=ignore_index)
+
+    for chosen in ("auto", "reference"):
+        with backend(chosen):
+            assert vmap(loss)(x, listed).tolist() == [0, 0]
+            assert not vmap(grad(loss))(x, listed).any()
+            assert loss(x[0], SparseLabels(*(t[0] for t in listed))) == 0
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

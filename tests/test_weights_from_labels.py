@@ -76,6 +76,13 @@ def test_all_kinds_of_labels_alike(device: str) -> None:
         assert torch.equal(propensity_from_labels(labels, 30), propensity_from_labels(y)), name
 
 
+def test_num_labels_of_numpy() -> None:
+    y = torch.eye(4, 5)
+    labels = SparseLabels.from_dense(y)
+    found = pos_weight_from_labels(labels, np.int64(5))  # type: ignore[arg-type]
+    assert torch.equal(found, pos_weight_from_labels(y))  # type: ignore[arg-type]
+
+
 def test_a_stream_is_not_kept(device: str) -> None:
     """One batch at a time: each is gone when the next one is asked for."""
     alive: list[Any] = []

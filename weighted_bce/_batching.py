@@ -48,7 +48,11 @@ def _listed(x: Tensor, options: Options) -> Options:
         raise NotImplementedError("torch.vmap does not take a first_label, a part of sparse labels")
     crow, col = cast(Tensor, options.crow_indices).long(), options.target.long()
     samples, each = col.shape
+    # The joined list has no place for where a sample's own begins and ends: wrong ones become -1,
+    # which the kernels refuse.
+    whole = (crow[:, 0] == 0) & (crow[:, -1] == each)
     crow = crow[:, :-1] + each * torch.arange(samples, device=crow.device)[:, None]
+    crow = crow.where(whole[:, None], -1)
     return options._replace(
         target=col.flatten(),
         crow_indices=torch.nn.functional.pad(crow.flatten(), (0, 1), value=samples * each),

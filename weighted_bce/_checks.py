@@ -1,16 +1,13 @@
 """The one check of the arguments, for all functions."""
 
 import math
-from collections.abc import Callable
 from numbers import Real
 
 import torch
 from torch import Tensor
 
 from .reference import REDUCTIONS, Options
-from .sparse import SparseLabels, check_form, check_values
-
-_is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+from .sparse import SparseLabels, check_form, check_values, has_values
 
 Target = Tensor | SparseLabels
 _SPARSE_LAYOUTS = frozenset({torch.sparse_csr, torch.sparse_coo})
@@ -64,12 +61,16 @@ def _check_tensors(input: Tensor, target: Tensor) -> None:
         )
     if target.layout is not input.layout:
         raise TypeError(f"target must be {input.layout} like input, got {target.layout}")
+    _check_shape(input, target)
+    if target.device != input.device:
+        raise ValueError(f"target must be on {input.device} like input, got {target.device}")
+
+
+def _check_shape(input: Tensor, target: Tensor) -> None:
     if target.shape != input.shape:
         raise ValueError(
             f"target must have shape {tuple(input.shape)} to match input, got {tuple(target.shape)}"
         )
-    if target.device != input.device:
-        raise ValueError(f"target must be on {input.device} like input, got {target.device}")
 
 
 def _checked_sparse(input: Tensor, target: Target) -> tuple[Tensor, Tensor | None]:
@@ -80,12 +81,15 @@ def _checked_sparse(input: Tensor, target: Target) -> tuple[Tensor, Tensor | Non
             return target, None
         if target.requires_grad:
             raise TypeError("target must not require a gradient where it is sparse")
+        _check_shape(input, target)
         target = SparseLabels.from_tensor(target)
     elif not isinstance(target, SparseLabels):
         raise TypeError(
             f"target must be a torch.Tensor or SparseLabels, got {type(target).__name__}"
         )
     _check_input(input)
+    if input.layout is not torch.strided:
+        raise TypeError(f"input must be torch.strided with sparse labels, got {input.layout}")
     check_form(target)
     if input.dim() != 2:
         raise ValueError(
@@ -102,10 +106,10 @@ def _checked_sparse(input: Tensor, target: Target) -> tuple[Tensor, Tensor | Non
 
 def check_listed(input: Tensor, options: Options) -> None:
     """The values of sparse labels, where a look at them makes nobody wait."""
-    if options.crow_indices is None or torch.compiler.is_compiling():
+    if options.crow_indices is None:
         return
     labels = SparseLabels(options.crow_indices, options.target)
-    if all(type(t) is Tensor and t.is_cpu and not _is_wrapped(t) for t in labels):
+    if all(t.is_cpu and has_values(t) for t in labels):
         check_values(labels, input.shape[1])
 
 

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable
 from itertools import chain
 from operator import attrgetter, index
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,13 +92,15 @@ def _as_lists(rows: list[Any], arrays: tuple[Any, ...], name: str) -> list[Any]:
 
 def _of_iterables(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
     counts = torch.tensor(list(map(len, rows)), dtype=torch.int64)
-    # An array would take True for 1: a row of bools is a dense one.
-    if any(issubclass(kind, bool) for kind in set(map(type, chain.from_iterable(rows)))):
-        _raise_no_integer(rows, name)
+    # An array would take True for 1, also in a tensor: a row of bools is a dense one.
+    kinds = set(map(type, chain.from_iterable(rows)))
+    if any(issubclass(kind, (bool, Tensor)) for kind in kinds):
+        _check_integers(rows, name)
     try:
         labels = array("q", chain.from_iterable(rows))
     except TypeError:
-        _raise_no_integer(rows, name)
+        _check_integers(rows, name)
+        raise
     except OverflowError:
         raise ValueError(f"{name} must hold labels below 2**63, got a larger number") from None
     return counts, _from_buffer(labels)
@@ -111,19 +113,22 @@ def _from_buffer(numbers: Any) -> Tensor:
     return torch.frombuffer(numbers, dtype=torch.int64)
 
 
-def _raise_no_integer(rows: list[Any], name: str) -> NoReturn:
-    """Says which label it is: slow, but once."""
+def _check_integers(rows: list[Any], name: str) -> None:
+    """Says which label is none: one by one, so only where one may be."""
     for i, row in enumerate(rows):
         for label in row:
             try:
-                if not isinstance(label, bool):
-                    index(label)
-                    continue
+                index(label)
+                integral = not (isinstance(label, bool) or _is_bool_tensor(label))
             except TypeError:
-                pass
-            got = f"{type(label).__name__} in row {i}"
-            raise TypeError(f"{name} must hold integers, got {got}")
-    raise TypeError(f"{name} must hold integers")
+                integral = False
+            if not integral:
+                got = f"{type(label).__name__} in row {i}"
+                raise TypeError(f"{name} must hold integers, got {got}") from None
+
+
+def _is_bool_tensor(label: Any) -> bool:
+    return isinstance(label, Tensor) and label.dtype == torch.bool
 
 
 def of_padded(padded: Tensor) -> Csr:
@@ -132,6 +137,8 @@ def of_padded(padded: Tensor) -> Csr:
     dtype = padded.dtype
     if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
         raise TypeError(f"padded must hold integers, got {short(dtype)}")
+    if dtype == torch.uint64 and (padded.view(torch.int64) < 0).any():
+        raise ValueError("padded must hold labels below 2**63, got a larger number")
     if dtype not in INDEX_DTYPES:
         padded = padded.long()
     wrong = padded < -1
@@ -240,6 +247,12 @@ def csr(counts: Tensor, labels: Tensor) -> Csr:
 
 def _cumulated(counts: Tensor) -> Tensor:
     return torch.nn.functional.pad(counts.long().cumsum(0), (1, 0))
+
+
+def rows_of(crow: Tensor, labels: Tensor) -> Tensor:
+    """The row of each positive, int64; what the rows leave out gets -1 or the number of rows."""
+    places = torch.arange(labels.shape[0], device=crow.device) + torch.zeros_like(labels)
+    return torch.searchsorted(crow, places.to(crow.dtype), right=True) - 1
 
 
 def check_crow(crow: Tensor, count: int, name: str) -> None:

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from . import reference
 from ._checks import check_listed
 from .reference import SUM, Options, compute_dtype
+from .sparse import has_values
 
 
 def _placed(
@@ -98,9 +99,16 @@ def _part_of_list(input: DTensor, options: Options) -> Options:
 
     crow = own("crow_indices", cast(Tensor, options.crow_indices))
     options = options._replace(crow_indices=crow, target=own("col_indices", options.target))
-    check_listed(input, options)  # a shard does not know how many labels there are
+    # A shard does not know how many labels there are: too large ones are found here. The compiler
+    # looks at no value; what it makes lets the kernels refuse them.
+    check_listed(input, options)
+    label = options.target
+    if label.is_cpu and not has_values(label):
+        label = label.where(label < input.shape[1], -1)
     rows, labels = (_own_part(input, dim) for dim in (0, 1))
-    return options._replace(crow_indices=crow[rows.start : rows.stop + 1], first_label=labels.start)
+    return options._replace(
+        target=label, crow_indices=crow[rows.start : rows.stop + 1], first_label=labels.start
+    )
 
 
 def _own_part(input: DTensor, dim: int) -> range:

@@ -22,7 +22,7 @@ def collate(samples: Sequence[Any]) -> Any:
         of each element but the last, then the SparseLabels. Of positives alone, the SparseLabels.
 
     Raises:
-        TypeError: positives that are no integers, or no list of them.
+        TypeError: positives that are no integers, or no list of them (SparseLabels among them).
         ValueError: no samples, samples of unequal length, negative labels.
 
     Example:
@@ -36,6 +36,9 @@ def collate(samples: Sequence[Any]) -> Any:
     """
     if not samples:
         raise ValueError("samples must not be empty, got none")
+    for i, sample in enumerate(samples):
+        if isinstance(sample, SparseLabels):  # a tuple, but no sample
+            raise TypeError(f"samples must hold lists of labels, got SparseLabels in sample {i}")
     first = samples[0]
     if not isinstance(first, tuple):
         return SparseLabels(*_positives.of_lists(samples, "samples"))

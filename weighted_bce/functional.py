@@ -101,7 +101,10 @@ def weighted_bce_with_logits(
         loss = _choice.loss(input, options, number, inplace_backward)
     except RuntimeError:
         # The kernels look at each index of sparse labels, but know one kind of error only.
-        check_listed(input, options)
+        try:
+            check_listed(input, options)
+        except ValueError as wrong:
+            raise wrong from None
         raise
     return loss if isinstance(reduction, str) else reduction(loss)
 

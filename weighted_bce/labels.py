@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -190,11 +190,11 @@ def _check_num_labels(num_labels: int | None, expected: int) -> None:
 def _checked_num_labels(num_labels: int | None) -> int:
     if num_labels is None:
         raise ValueError("num_labels must be given for SparseLabels, got None")
-    if isinstance(num_labels, bool) or not isinstance(num_labels, int):
+    if isinstance(num_labels, bool) or not isinstance(num_labels, Integral):
         raise TypeError(f"num_labels must be an integer, got {_name(num_labels)}")
     if num_labels < 1:
         raise ValueError(f"num_labels must be above 0, got {num_labels}")
-    return num_labels
+    return int(num_labels)
 
 
 def _name(value: object) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ._dtensors import is_dtensor
+from ._positives import rows_of
 
 # The reductions as the ops number them: torch's own numbers, and one more.
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3}
@@ -151,12 +152,11 @@ def each_element(
 def _positives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """The rows and columns of the positives of sparse labels."""
     crow, label = cast(Tensor, options.crow_indices), options.target.long()
-    places = torch.arange(label.shape[0], dtype=crow.dtype, device=crow.device)
-    row = torch.searchsorted(crow, places, right=True) - 1
-    if options.first_label is None:
-        return row, label
-    column = label - options.first_label
+    row = rows_of(crow, label)
+    column = label - (options.first_label or 0)
     inside = (row >= 0) & (row < input.shape[0]) & (column >= 0) & (column < input.shape[1])
+    if options.first_label is None:  # wrong indices are an error of gather: beyond the last row
+        return torch.where(inside, row, input.shape[0]), torch.where(inside, column, 0)
     return row[inside], column[inside]
 
 

@@ -167,7 +167,7 @@ class SparseLabels(NamedTuple):
             raise TypeError(f"dtype must be int32 or int64, got {got}")
         if moved.crow_indices.dtype == torch.int32:
             for name, t in zip(self._fields, self, strict=True):
-                if _has_values(t) and not (t.int() == t).all():
+                if t.dtype != torch.int32 and has_values(t) and not (t.int() == t).all():
                     raise ValueError(f"{name} must be below 2**31 for int32, got {int(t.max())}")
         return moved
 
@@ -189,11 +189,10 @@ class SparseLabels(NamedTuple):
             ValueError: a label is not below `num_labels`; on the CPU only.
         """
         crow, col = self
-        if col.device.type == "cpu" and _has_values(col):
+        if col.is_cpu and has_values(col):
             _check_range(self, num_labels, "col_indices")
-        rows = torch.repeat_interleave(crow.diff(), output_size=col.numel())
-        dense = torch.zeros(self.num_rows, num_labels, dtype=dtype, device=col.device)
-        dense[rows.long(), col.long()] = 1
+        dense = col.new_zeros(self.num_rows, num_labels, dtype=dtype)  # under vmap one of each
+        dense[_positives.rows_of(crow, col), col.long()] = 1
         return dense
 
     def select(self, rows: Tensor | slice) -> "SparseLabels":
@@ -245,8 +244,15 @@ _pytree._register_namedtuple(SparseLabels, serialized_type_name="weighted_bce.Sp
 torch.serialization.add_safe_globals([SparseLabels])
 
 
-def _has_values(t: Tensor) -> bool:
-    return not (t.is_meta or torch.compiler.is_compiling())
+def has_values(t: Tensor) -> bool:
+    """Whether Python may look at the values: nothing traces, and no transform wraps the tensor."""
+    return (
+        type(t) is Tensor
+        and not t.is_meta
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
+    )
 
 
 def _row_numbers(rows: Tensor | slice, num_rows: int) -> Tensor:

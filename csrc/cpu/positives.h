@@ -26,8 +26,12 @@ class Marks {
       const int64_t end = crow[row + 1];
       if (column == 0) next = seek(col, crow[row], end, first_label);
       const int64_t stop = std::min(labels, column + (n - done)), before = next;
-      const int64_t shift = done - column - first_label;
-      for (; next < end && col[next] - first_label < stop; ++next) bytes_[col[next] + shift] = 1;
+      const int64_t shift = done - column - first_label, limit = done + stop - column;
+      for (; next < end; ++next) {
+        const int64_t at = col[next] + shift;  // read once: it stays in the block, whoever writes
+        if (at < 0 || at >= limit) break;
+        bytes_[at] = 1;
+      }
       found += next - before, done += stop - column, column = stop;
       if (column == labels) ++row, column = 0;
     }

@@ -8,11 +8,16 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
-QUICK_ROUNDS, ROUNDS = 10, 30
+from .names import AGAINST, DTYPES, PASSES, TARGETS, in_rows
+
+QUICK_ROUNDS, ROUNDS = 10, 20
+QUICK_SECONDS, SECONDS = 3.0, 20.0
+TOLERANCE = 0.25
+T = TypeVar("T")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,49 +29,124 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
-            "Times a training step and the forward pass alone of weighted_bce, of the masked "
-            "multiply, of PyTorch's own loss, eager and compiled, and of copy_ as the yardstick, "
-            "in rounds in which all take turns; then a small input, and the memory that a step "
-            "needs. Before that, all must agree on the loss and its gradient."
+            "Compares weighted_bce with the other ways to compute the same loss, side by side:\n"
+            "time, memory, and error against float64. Without a choice of shapes, dtypes,\n"
+            "targets, densities or threads it measures a grid of them: how the cost grows with\n"
+            "each."
+        ),
+        epilog=(
+            "examples:\n"
+            "  python -m bench --quick\n"
+            "  python -m bench --shapes 256x100000 --targets bool,sparse --density 0.0001,0.01\n"
+            "  python -m bench --quick --device cuda --out results\n"
+            "  python -m bench --quick --check results\n"
+            "It ends with 1 where a contender is wrong or a check fails, with 2 on wrong arguments."
         ),
     )
-    add = parser.add_argument
+    what = parser.add_argument_group("what is measured (lists are separated by commas)")
+    how = parser.add_argument_group("how")
+    add = what.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     add(
         "--quick",
         action="store_true",
-        help="fewer rounds and sizes, and only --dtype and a bool target; otherwise all three "
-        "dtypes, and on the CPU float32 and int64 targets too",
+        help="a small grid, fewer contenders and rounds: about a minute on a CPU",
     )
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--rows", type=_positive, metavar="N", help="default on the CPU: 1024")
-    size.add_argument(
-        "--elements",
-        type=_elements,
-        metavar="N,...",
-        help="sizes instead of --rows, such as 2^20,2^28; rounded down to whole rows (default on "
-        "CUDA: 2^20, 2^22, ... 2^30 and 2^31; with --quick 2^20, 2^24 and 2^28)",
+    add(
+        "--shapes",
+        type=_list(_shape),
+        metavar="S,...",
+        help="such as 1024x16384 (rows x labels), or elements such as 2^24, in rows of 16384",
     )
-    add("--labels", type=_positive, default=16384, metavar="N", help="default: %(default)s")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--dtypes", type=_list(_one_of(DTYPES)), metavar="D,...", help=", ".join(DTYPES))
+    add("--targets", type=_list(_one_of(TARGETS)), metavar="T,...", help=", ".join(TARGETS))
     add(
         "--density",
-        type=_density,
-        default=0.005,
-        metavar="X",
-        help="share of positives among the targets (default: %(default)s)",
+        type=_list(_density),
+        metavar="X,...",
+        help="share of positives among the targets (default: 0.005)",
     )
+    add("--passes", type=_list(_one_of(PASSES)), metavar="P,...", help=", ".join(PASSES))
+    add(
+        "--against",
+        type=_list(_one_of(AGAINST)),
+        metavar="A,...",
+        help=f"beside copy_ and ours; default: all that are installed ({', '.join(AGAINST)})",
+    )
+    add("--threads", type=_list(_positive), metavar="N,...", help="default: as torch chooses")
     add("--pos-weight", type=_weight, default=7.0, metavar="P", help="default: %(default)s")
+    add("--seed", type=_seed, default=0, metavar="N", help="of the inputs (default: %(default)s)")
+    add = how.add_argument
     add(
         "--rounds",
         type=_positive,
         metavar="N",
-        help=f"default: {QUICK_ROUNDS} with --quick, otherwise {ROUNDS}",
+        help=f"at most, in which all take turns; default: {QUICK_ROUNDS} with --quick, "
+        f"otherwise {ROUNDS}",
     )
-    add("--json", type=_writable, metavar="FILE", help="write all numbers to this file too")
-    add("--no-compile", dest="compile", action="store_false", help=argparse.SUPPRESS)
+    add(
+        "--seconds",
+        type=_above_zero,
+        metavar="S",
+        help="after which a group ends, 5 rounds done; "
+        f"default: {QUICK_SECONDS:g} with --quick, otherwise {SECONDS:g}",
+    )
+    add(
+        "--out",
+        type=_folder,
+        metavar="DIR",
+        help="write results.json, results.csv and pictures there, as far as the run has come",
+    )
+    add(
+        "--check",
+        type=_results,
+        metavar="FILE",
+        help="compare the ratios, memory and errors with the results.json of an earlier run",
+    )
+    add(
+        "--tolerance",
+        type=_above_zero,
+        default=TOLERANCE,
+        metavar="X",
+        help="by which --check lets ratios and memory grow (default: %(default)s)",
+    )
     return parser
+
+
+def _list(of: Callable[[str], T]) -> Callable[[str], list[T]]:
+    return lambda text: [of(part.strip()) for part in text.split(",")]
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            wanted = ", ".join(names)
+            raise argparse.ArgumentTypeError(f"must be of {wanted}, got {text!r}")
+        return text
+
+    return parse
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, times, labels = text.partition("x")
+    try:
+        return (_size(rows), _size(labels)) if times else in_rows(_size(rows))
+    except ValueError:
+        wanted = "1024x16384 or a number of elements such as 2^20"
+        raise argparse.ArgumentTypeError(f"must be like {wanted}, got {text!r}") from None
+
+
+def _size(text: str) -> int:
+    """A whole number above 0, or a power of two."""
+    base, power, exponent = text.partition("^")
+    if power and (base != "2" or not exponent.isdecimal() or int(exponent) > 62):
+        raise ValueError
+    found = 2 ** int(exponent) if power else int(base) if base.isdecimal() else 0
+    if found == 0:
+        raise ValueError
+    return found
 
 
 def _positive(text: str) -> int:
@@ -75,16 +155,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _elements(text: str) -> list[int]:
-    return [_size(part.strip()) for part in text.split(",")]
-
-
-def _size(text: str) -> int:
-    """A whole number above 0, or a power of two such as 2^20."""
-    base, power, exponent = text.partition("^")
-    if power and (base != "2" or not exponent.isdecimal() or int(exponent) > 62):
-        raise argparse.ArgumentTypeError(f"must be numbers or powers such as 2^20, got {text!r}")
-    return 2 ** int(exponent) if power else _positive(base)
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
+    return int(text)
 
 
 def _number(text: str) -> float:
@@ -106,24 +180,43 @@ def _weight(text: str) -> float:
     return float(text)
 
 
-def _writable(text: str) -> Path:
+def _above_zero(text: str) -> float:
+    if not 0 < _number(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
+    return float(text)
+
+
+def _folder(text: str) -> Path:
     path = Path(text)
     try:
-        path.open("a").close()
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "results.json").open("a").close()
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}") from None
+        raise argparse.ArgumentTypeError(f"cannot write to {text!r}: {error.strerror}") from None
+    return path
+
+
+def _results(text: str) -> Path:
+    path = Path(text)
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"must be results of an earlier run, got {text!r}")
     return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(given)
+    options.arguments = given
+    quick = options.quick
+    options.rounds = options.rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    options.seconds = options.seconds or (QUICK_SECONDS if quick else SECONDS)
     # Imported late, so that --help and wrong arguments do not wait for torch.
     from .device import Refusal
     from .run import run
 
     try:
-        run(options)
+        run(options, _finish_when_interrupted)
     except Refusal as error:
         return _fail(error, error.code)
     return 0
@@ -134,8 +227,19 @@ def _fail(message: object, code: int) -> int:
     return code
 
 
+def _finish_when_interrupted(run: Any) -> None:
+    def finish(*_: object) -> NoReturn:
+        signal.signal(signal.SIGINT, _interrupt)  # the second one does not wait
+        run.finish()
+        _interrupt()
+
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, finish)
+
+
 def _interrupt(*_: object) -> NoReturn:
     """Ends at once: a KeyboardInterrupt may get lost in an import, or in compiled code."""
+    sys.stdout.flush()
     os._exit(_fail("interrupted", 130))
 
 

@@ -1,119 +1,122 @@
 """What takes turns in a group of measurements."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from weighted_bce import SparseLabels, empty_cache, weighted_bce_with_logits
+from weighted_bce import empty_cache
 
-from .losses import (
-    COMPILED,
-    INPLACE,
-    MASKED,
-    OURS,
-    OURS_COMPILED,
-    SCATTER,
-    TORCH,
-    LossFunction,
-    Target,
-    step,
-)
+from .losses import NAMES, Loss, LossFunction, step
+from .names import COPY, FORWARD, STEP
 from .samples import Sample, Samples
+from .settings import Setting
 
-COPY = "copy_ of the logits"
-RELEASED = "ours, memory released"
-SCALED = "ours, loss scale 65536"
-BOOL = "ours, bool target"
-NO_POSITIVES = "ours, no positives"
-TORCH_READY = "F.bce_with_logits, float target"
-
-LOSS_SCALE = 65536.0  # the one that torch.amp.GradScaler starts with
-SMALL = (8, 16)
-SMALL_STEPS = 500
-
-# Memory at the peak beyond the samples, in gradients, of those that need more than their result.
-STEP_GRADIENTS = {MASKED: 3, TORCH: 4, TORCH_READY: 3, INPLACE: 0, SCATTER: 4}
-FORWARD_GRADIENTS = {MASKED: 3, TORCH: 3}
+# A call is as many steps as make some million elements, so that the clock is no part of it.
+ELEMENTS, MOST_STEPS = 2**17, 500
 
 
 class Contender(NamedTuple):
     """`before`, which is not timed, gives the sample of a `step`, which returns its loss."""
 
-    name: str
+    key: str
     before: Callable[[], Sample]
     step: Callable[[Sample], Tensor | None]
-    needed_bytes: int = 0  # that any such step has to read and write
+    needed_bytes: int  # that any such step has to read and write
+    loss: Loss | None = None  # None: copy_
     steps: int = 1  # in one call
-    scale: float = 1.0  # of the loss in backward
     memory: int = 0  # bytes that are in use at the peak, the samples and the check included
 
+    @property
+    def name(self) -> str:
+        return NAMES[self.key]
 
-def training(functions: dict[str, LossFunction], samples: Samples) -> list[Contender]:
-    """Steps of forward and backward, and copy_."""
-    setting, gpu = samples.setting, samples.device.is_gpu
+
+class Group(NamedTuple):
+    """Contenders that are compared with one another."""
+
+    setting: Setting
+    pass_: str
+    contenders: list[Contender]
+    graphs: bool = False  # whether each is a CUDA graph
+
+    def __str__(self) -> str:
+        what = "Training step" if self.pass_ == STEP else "Forward alone"
+        return f"{what}{', CUDA graphs' * self.graphs}: {self.setting}"
+
+
+def group(pass_: str, losses: Iterable[Loss], samples: Samples) -> Group:
+    """copy_, and these losses."""
+    chosen = [_contender(pass_, loss, samples) for loss in losses]
+    return Group(samples.setting, pass_, [_copy(samples), *chosen])
+
+
+def steps_of(setting: Setting) -> int:
+    return max(1, min(MOST_STEPS, ELEMENTS // setting.elements))
+
+
+def loss_scale(loss: Loss, setting: Setting) -> float:
+    """The gradient of a mean of millions is below the smallest float16.
+
+    As large as PyTorch's own loss takes, which multiplies it by pos_weight in float16.
+    """
+    if loss.loss_scale != 1 or setting.dtype != "float16":
+        return loss.loss_scale
+    return float(2.0 ** math.floor(math.log2(2**15 / max(1.0, setting.pos_weight))))
+
+
+def work(pass_: str, loss: Loss, setting: Setting, device: str) -> Callable[[Sample], Tensor]:
+    """A step, or a forward pass."""
+    function = loss.make(setting, device)
+    if pass_ == FORWARD:
+        return partial(_forward, function, loss.given)
+    return partial(_train, function, loss.given, loss_scale(loss, setting))
+
+
+def _forward(function: LossFunction, given: str, sample: Sample) -> Tensor:
+    with torch.no_grad():
+        return function(sample.logits, getattr(sample, given))
+
+
+def _train(function: LossFunction, given: str, scale: float, sample: Sample) -> Tensor:
+    return step(function, getattr(sample, given), scale, sample.logits)
+
+
+def _contender(pass_: str, loss: Loss, samples: Samples) -> Contender:
+    setting, device = samples.setting, samples.device
+    run = work(pass_, loss, setting, device.name)
+    way = "steady" if device.is_gpu and loss.before == "take" else loss.before
+    steps = 1 if way == "overwritable" else steps_of(setting)  # a second one would find no logits
     gradient = setting.gradient_bytes
-
-    def contender(name: str, of: str = "", scale: float = setting.scale) -> Contender:
-        run = partial(_train, functions[of or name], scale, name == TORCH_READY)
-        steady = gpu or name in (OURS, OURS_COMPILED)
-        before = partial(_steady, run, samples) if steady else samples.take
-        needed = 2 * gradient + (gradient if name == TORCH_READY else setting.target_bytes)
-        memory = samples.bytes + (STEP_GRADIENTS.get(name, 1) + (name != OURS)) * gradient
-        return Contender(name, before, run, needed, scale=scale, memory=memory)
-
-    def released() -> Sample:
-        sample = ours.before()
-        empty_cache()
-        return sample
-
-    ours = contender(OURS)
-    found = [_copy(samples), ours]
-    if gpu:
-        found.append(contender(SCALED, OURS, LOSS_SCALE))
-    else:
-        found.append(ours._replace(name=RELEASED, before=released))
-    found.append(contender(INPLACE)._replace(before=partial(_overwritable, samples)))
-    found += [contender(MASKED), contender(TORCH)]
-    if setting.target != setting.dtype:
-        found.append(contender(TORCH_READY, TORCH))
-    return found + [contender(name) for name in functions if name in (COMPILED, OURS_COMPILED)]
+    gradients = loss.gradients[pass_ == FORWARD]
+    target = {
+        "target": setting.target_bytes,
+        "ready": setting.elements if setting.is_sparse else gradient,
+        "nothing": 0,
+    }
+    return Contender(
+        loss.key,
+        partial(_BEFORE[way], run, samples),
+        partial(_repeated, run, steps),
+        (1 + (pass_ == STEP)) * gradient + target[loss.given],
+        loss,
+        steps,
+        samples.bytes + (gradients + (pass_ == STEP)) * gradient,
+    )
 
 
-def sparse(functions: dict[str, LossFunction], samples: Samples) -> list[Contender]:
-    """Steps with the list of positives, the same as a bool target, and none of them."""
-    setting, ours = samples.setting, functions[OURS]
-
-    def contender(name: str, function: LossFunction, needed: int) -> Contender:
-        def run(sample: Sample) -> Tensor:
-            return step(function, of(name, sample), setting.scale, sample.logits)
-
-        before = samples.take if name == SCATTER else partial(_steady, run, samples)
-        memory = samples.bytes + (1 + STEP_GRADIENTS.get(name, 1)) * setting.gradient_bytes
-        needed += 2 * setting.gradient_bytes
-        return Contender(name, before, run, needed, scale=setting.scale, memory=memory)
-
-    def of(name: str, sample: Sample) -> Target:
-        if name == BOOL:
-            return sample.ready
-        return nothing if name == NO_POSITIVES else sample.target
-
-    at = {"dtype": torch.int64, "device": samples.device.name}
-    nothing = SparseLabels(torch.zeros(setting.rows + 1, **at), torch.zeros(0, **at))
-    return [
-        _copy(samples),
-        contender(OURS, ours, setting.target_bytes),
-        contender(NO_POSITIVES, ours, 0),
-        contender(BOOL, ours, setting.elements),
-        contender(SCATTER, functions[SCATTER], setting.target_bytes),
-    ]
+def _repeated(run: Callable[[Sample], Tensor], steps: int, sample: Sample) -> Tensor:
+    for _ in range(steps - 1):
+        run(sample)
+        sample.logits.grad = None
+    return run(sample)
 
 
-def _train(function: LossFunction, scale: float, ready: bool, sample: Sample) -> Tensor:
-    return step(function, sample.ready if ready else sample.target, scale, sample.logits)
+def _take(run: Callable[[Sample], object], samples: Samples) -> Sample:
+    return samples.take()
 
 
 def _steady(run: Callable[[Sample], object], samples: Samples) -> Sample:
@@ -125,7 +128,14 @@ def _steady(run: Callable[[Sample], object], samples: Samples) -> Sample:
     return samples.take()
 
 
-def _overwritable(samples: Samples) -> Sample:
+def _released(run: Callable[[Sample], object], samples: Samples) -> Sample:
+    """The page faults of fresh memory count."""
+    sample = _steady(run, samples)
+    empty_cache()
+    return sample
+
+
+def _overwritable(run: Callable[[Sample], object], samples: Samples) -> Sample:
     """A copy of the logits, made before others that drive it out of the cache."""
     sample = samples.take()
     for one in (sample, *(other for other in samples.all() if other is not sample)):
@@ -133,53 +143,22 @@ def _overwritable(samples: Samples) -> Sample:
     return sample._replace(logits=sample.room.detach().requires_grad_())
 
 
-def forward(functions: dict[str, LossFunction], samples: Samples) -> list[Contender]:
-    """The loss alone, under no_grad, and copy_."""
-    setting, gpu = samples.setting, samples.device.is_gpu
-
-    def contender(name: str) -> Contender:
-        compute = torch.no_grad()(functions[name])
-
-        def run(sample: Sample) -> Tensor:
-            return compute(sample.logits, sample.target)
-
-        steady = gpu or name in (OURS, OURS_COMPILED)
-        before = partial(_steady, run, samples) if steady else samples.take
-        needed = setting.gradient_bytes + setting.target_bytes
-        memory = samples.bytes + FORWARD_GRADIENTS.get(name, 0) * setting.gradient_bytes
-        return Contender(name, before, run, needed, memory=memory)
-
-    return [_copy(samples), *(contender(name) for name in functions if name != INPLACE)]
+_BEFORE = {
+    "take": _take,
+    "steady": _steady,
+    "released": _released,
+    "overwritable": _overwritable,
+}
 
 
 def _copy(samples: Samples) -> Contender:
     """The yardstick; like ours it runs once untimed, in its own memory and caches."""
 
     def copy(sample: Sample) -> None:
-        sample.room.copy_(sample.values)
+        for _ in range(steps):
+            sample.room.copy_(sample.values)
 
+    setting = samples.setting
+    steps, needed = steps_of(setting), 2 * setting.gradient_bytes
     before = partial(_steady, copy, samples)
-    needed = 2 * samples.setting.gradient_bytes
-    return Contender(COPY, before, copy, needed, memory=samples.bytes)
-
-
-def small(samples: Samples, pos_weight: float | None) -> list[Contender]:
-    """Many steps on few numbers: what a call costs before any arithmetic."""
-    device = samples.device.name
-    weight = None if pos_weight is None else torch.tensor(pos_weight, device=device)
-
-    def contender(name: str, function: LossFunction) -> Contender:
-        def many(sample: Sample) -> Tensor:
-            logits, target = sample.logits, sample.target
-            for _ in range(SMALL_STEPS):
-                logits.grad = None
-                loss = function(logits, target)
-                loss.backward()
-            return loss.detach()
-
-        return Contender(name, samples.take, many, steps=SMALL_STEPS)
-
-    return [
-        contender(OURS, partial(weighted_bce_with_logits, pos_weight=pos_weight)),
-        contender(TORCH, partial(F.binary_cross_entropy_with_logits, pos_weight=weight)),
-    ]
+    return Contender(COPY, before, copy, needed, None, steps, samples.bytes)

@@ -14,6 +14,7 @@ from weighted_bce import backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
 
 WARM_UPS = 2
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 T = TypeVar("T")
 
 
@@ -37,8 +38,8 @@ class Device:
         return time.perf_counter() - start
 
     def cache_bytes(self) -> int:
-        """Of the cache that samples should exceed; 0: one sample is enough."""
-        return 0
+        """Of the cache that samples should exceed; 0 where that is not known."""
+        return max(map(_cache_bytes, CACHES.glob("index*/size")), default=0)
 
     def free_bytes(self) -> int | None:
         """What can be allocated now; None where it is not known."""
@@ -125,6 +126,12 @@ def _driver() -> str:
         text = ""
     found = re.search(r"\d+\.\d+(\.\d+)?", text)
     return found[0] if found else "unknown"
+
+
+def _cache_bytes(path: Path) -> int:
+    """Of a file that says something like 32768K."""
+    found = re.fullmatch(r"(\d+)([KMG]?)\s*", path.read_text())
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else 0
 
 
 CPU = Device()

@@ -4,23 +4,26 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .contenders import COPY, SCALED, TORCH_READY, Contender
+from .contenders import Contender, Group
 from .device import Cuda
-from .losses import COMPILED, OURS, OURS_COMPILED, TORCH
+from .names import COPY, OURS
 from .samples import Sample, Samples
 
 # Larger steps keep the GPU busy for longer than it takes to queue them.
 MOST_ELEMENTS = 2**26
 
 # The others wait for the GPU within a step, or write over their input.
-CAPTURED = (COPY, OURS, SCALED, TORCH, TORCH_READY, COMPILED, OURS_COMPILED)
+CAPTURED = frozenset(
+    {COPY, OURS, "scaled", "bce", "bce-float", "bce-plain", "compile", "compile-plain"}
+    | {"ours-compiled", "no-positives", "dense"}
+)
 
 
-def replayed(found: list[Contender], samples: Samples) -> list[Contender]:
+def replayed(group: Group, samples: Samples) -> Group:
     """Those that can be captured; one call of each is a step on every sample."""
     assert isinstance(samples.device, Cuda)
-    replays = [Replay(c, samples, samples.device) for c in found if c.name in CAPTURED]
-    return [replay.contender() for replay in replays]
+    replays = [Replay(c, samples, samples.device) for c in group.contenders if c.key in CAPTURED]
+    return group._replace(contenders=[replay.contender() for replay in replays], graphs=True)
 
 
 class Replay:
@@ -32,8 +35,8 @@ class Replay:
         self._results: list[tuple[Tensor | None, Tensor | None]] = []
 
     def contender(self) -> Contender:
-        count = self._samples.count
-        return self._contender._replace(before=self._before, step=self._step, steps=count)
+        steps = self._samples.count * self._contender.steps
+        return self._contender._replace(before=self._before, step=self._step, steps=steps)
 
     def _work(self, samples: list[Sample]) -> None:
         """The gradients are kept, so that each has its own memory in the graph."""

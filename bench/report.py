@@ -1,157 +1,137 @@
-"""The tables, and the same numbers as JSON."""
+"""The tables that are printed, from rows as records.py makes them."""
 
-import json
-import platform
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from weighted_bce import show_config
+from .losses import BY_KEY, LOSSES, NAMES
+from .names import COPY
+from .records import Row
+from .settings import Setting
 
-from .device import CPU, Device
-from .group import Group, Result
-from .losses import Setting
-from .timing import Measured
-
-SHOWN = ("CPU", "threads", "torch", "weighted_bce", "extension", "SIMD level in use")
-SHOWN_ON_GPU = (
-    *("GPU", "driver", "CUDA", "CUDA kernels"),
-    *("torch", "weighted_bce", "CPU"),
+SHOWN = (
+    *("GPU", "driver", "CUDA", "CUDA kernels", "CPU", "threads"),
+    *("torch", "weighted_bce", "extension", "SIMD level in use"),
 )
 BUSY = 0.1  # share of the CPU
+FASTER = "*"
+
+CAPTION = """\
+Step: from the logits to logits.grad. Forward: from the logits to the loss, under no_grad.
+All take turns in each round. Ratios are medians of those within a round; * marks what is faster
+than ours. Caches are cold where a sample has 2^17 elements or more: so many samples take turns.
+GB/s, % of copy_: of the bytes that must move, logits, target and gradient once each (copy_: the
+logits twice), over the time; and that over the same of copy_.
+peak: memory beyond the inputs, in gradients. On the CPU the rise of the resident set in a fresh
+process, measured of steps from 2^20 to 2^26 elements; on a GPU what torch's allocator counts.
+errors: relative, against float64, of the loss and of the worst element of the gradient.
+ours takes the memory of the last step's gradient, as in any training loop; memory released:
+weighted_bce.empty_cache() comes before each step; inplace_backward: the gradient replaces the
+logits, of which an untimed copy is made. masked multiply and F.binary_cross_entropy_with_logits
+convert the target in each call, but for 'float target'. torchvision's focal loss is without focus:
+alpha = p / (1 + p), gamma = 0, times 1 + p. 'no pos_weight', 'no positives' compute less."""
 
 
-class Peak(NamedTuple):
-    """Memory of one contender's step beyond its inputs."""
-
-    contender: str
-    bytes: int | None
-    gradients: float | None
+def show_head(console: Console, known: dict[str, str], rounds: int) -> None:
+    text = ", ".join(f"{name} {known[name]}" for name in SHOWN if name in known)
+    console.print(f"{text}\nMedians of up to {rounds} rounds.", highlight=False, soft_wrap=True)
 
 
-def facts(device: Device = CPU) -> dict[str, str]:
-    """The processor, and what the device and weighted_bce's installation say of themselves."""
-    lines = (line.partition(": ") for line in show_config().splitlines())
-    known = {name: value for name, _, value in lines}
-    return {"CPU": _processor(), **device.facts(), **known}
+def show_group(console: Console, title: str, rows: list[Row], taken: float) -> None:
+    fast = min((r["seconds"] for r in rows if r["seconds"]), default=1.0) < 1e-3
+    unit, factor = ("µs", 1e6) if fast else ("ms", 1e3)
+
+    def column(field: str, shown: Callable[[Any], str]) -> list[str]:
+        return ["-" if row[field] is None else shown(row[field]) for row in rows]
+
+    def time(seconds: float) -> str:
+        return number(seconds * factor)
+
+    columns = {
+        "contender": [NAMES[row["contender"]] for row in rows],
+        f"median\n{unit}": [_median(row, factor) for row in rows],
+        "p20": column("p20", time),
+        "p80": column("p80", time),
+        "times\ncopy_": column("times_copy", lambda x: f"{number(x)}x"),
+        "times\nours": [ratio(row) for row in rows],
+        "GB/s": column("gigabytes_per_second", number),
+        "% of\ncopy_": column("share_of_copy", lambda x: f"{100 * x:.0f}%"),
+        "peak": column("peak_gradients", number),
+        "loss\nerror": column("loss_error", "{:.0e}".format),
+        "gradient\nerror": column("gradient_error", "{:.0e}".format),
+    }
+    show(console, title, columns)
+    if taken > BUSY:
+        text = f"Other programs took {taken:.0%} of the CPU: short times say little."
+        console.print(text, style="bold", highlight=False)
+    for row in rows:
+        if row["failed"] is not None:
+            verb = "failed" if row["fits"] else "does not fit"
+            text = f"{NAMES[row['contender']]} {verb}: {row['failed']}"
+            console.print(text, highlight=False, markup=False)
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+def show_summary(console: Console, groups: Iterable[list[Row]]) -> None:
+    """How many times as long as ours each other one takes, and copy_."""
+    groups = list(groups)
+    keys = [COPY, *(loss.key for loss in LOSSES if not loss.is_own)]
+    columns = {"": [short_name(rows[0]) for rows in groups]}
+    for key in keys:
+        cells = ({row["contender"]: row for row in rows}.get(key) for rows in groups)
+        columns[key.replace("-", "-\n")] = ["-" if row is None else ratio(row) for row in cells]
+    show(console, "Times of ours", columns)
+    console.print(CAPTION, style="dim", highlight=False)
 
 
-def show_head(console: Console, known: dict[str, str], rounds: int, gpu: bool = False) -> None:
-    shown = SHOWN_ON_GPU if gpu else SHOWN
-    text = ", ".join(f"{name} {known[name]}" for name in shown if name in known)
-    console.print(f"{text}\nMedians of {rounds} rounds.", highlight=False, soft_wrap=True)
-
-
-def describe(setting: Setting) -> str:
-    target = f"{setting.target} target with {setting.density:.3g} positives"
-    if setting.is_sparse:
-        target = f"sparse labels, {setting.positives_per_row} in each row"
+def short_name(row: Row) -> str:
+    """Of its group."""
+    setting = Setting(*(row[field] for field in Setting._fields))
+    density = f"{setting.density:.1%}" if setting.density >= 0.001 else f"{setting.density:.0e}"
+    what = row["pass"] + " graph" * row["graphs"]
     return (
-        f"{setting.rows} x {setting.labels} {setting.dtype} logits, {target}, "
-        f"pos_weight {setting.pos_weight:g}"
+        f"{setting.rows}x{setting.labels} {setting.dtype} {setting.target} {density} "
+        f"{setting.threads}t {what}"
     )
 
 
-def power(elements: int) -> str:
-    """2^20 for 1048576; other numbers as they are."""
-    exponent = elements.bit_length() - 1
-    return f"2^{exponent}" if elements == 2**exponent else str(elements)
-
-
-def show_times(
-    console: Console, title: str, measured: Measured, caption: str, gpu: bool = False
-) -> None:
-    results = measured.results
-    fast = min((r.seconds for r in results if r.seconds is not None), default=1.0) < 1e-3
-    unit, factor = ("µs", 1e6) if fast else ("ms", 1e3)
-    columns = {
-        "contender": [r.contender for r in results],
-        f"median\n{unit}": [_median(r, factor) for r in results],
-        "times\ncopy_": [number(r.times_copy, "x") for r in results],
-        "times\nours": [number(r.times_ours, "x") for r in results],
-        "GB/s": [number(r.gigabytes_per_second) for r in results],
-    }
-    if gpu:
-        columns |= {
-            "% of\ncopy_": [number(_times(r.share_of_copy, 100), "%") for r in results],
-            "p20": [number(_times(r.p20, factor)) for r in results],
-            "p80": [number(_times(r.p80, factor)) for r in results],
-            "peak": [number(r.peak_gradients) for r in results],
-        }
-    show(console, title, columns, caption)
-    if measured.taken > BUSY:
-        text = f"Other programs took {measured.taken:.0%} of the CPU: short times say little."
-        console.print(text, style="bold", highlight=False)
-    for r in results:
-        if r.failed is not None:
-            verb = "failed" if r.fits else "does not fit"
-            console.print(f"{r.contender} {verb}: {r.failed}", highlight=False, markup=False)
-
-
-def show_peaks(console: Console, title: str, found: list[Peak], caption: str) -> None:
-    columns = {
-        "contender": [peak.contender for peak in found],
-        "MiB": ["-" if peak.bytes is None else f"{peak.bytes / 2**20:.1f}" for peak in found],
-        "gradients": [number(peak.gradients) for peak in found],
-    }
-    show(console, title, columns, caption)
-
-
-def _median(result: Result, factor: float) -> str:
-    if not result.fits:
-        return "does not fit"
-    return "failed" if result.seconds is None else number(result.seconds * factor)
-
-
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
-
-
-def number(value: float | None, unit: str = "") -> str:
+def ratio(row: Row) -> str:
+    """Times ours, marked where it is faster."""
+    value = row["times_ours"]
     if value is None:
-        return "-"
-    return f"{value:.2f}{unit}" if value < 100 else f"{value:.1f}{unit}"
+        return "failed" if row["failed"] and row["fits"] else "-"
+    faster = loses(row)
+    return f"{number(value)}x{FASTER if faster else ''}"
 
 
-def show(console: Console, title: str, columns: dict[str, list[str]], caption: str) -> None:
+def loses(row: Row) -> bool:
+    """Whether it is another way to compute the same, and faster than ours."""
+    value, loss = row["times_ours"], BY_KEY.get(row["contender"])
+    return loss is not None and not loss.is_own and value is not None and value < 1
+
+
+def _median(row: Row, factor: float) -> str:
+    if not row["fits"]:
+        return "does not fit"
+    return "failed" if row["seconds"] is None else number(row["seconds"] * factor)
+
+
+def number(value: float) -> str:
+    """Three digits or more, but no more than two decimals."""
+    digits = 0 if value >= 999.5 else 1 if value >= 99.95 else 2
+    return f"{value:.{digits}f}"
+
+
+def show(console: Console, title: str, columns: dict[str, list[str]]) -> None:
     """Without the columns in which nobody has a value."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     shown = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
-    for number, name in enumerate(shown):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for place, name in enumerate(shown):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
     for row in zip(*shown.values(), strict=True):
-        table.add_row(*row)
+        table.add_row(*(f"[bold red]{c}[/]" if c.endswith(FASTER) else c for c in row))
     console.print()
     console.print(title, style="bold", highlight=False)
     console.print(table)
-    console.print(caption, style="dim", highlight=False)
-
-
-def group_json(group: Group, measured: Measured) -> dict[str, Any]:
-    return {
-        "title": group.title,
-        "kind": group.kind,
-        "graphs": group.graphs,
-        "setting": group.setting._asdict(),
-        "cpu_taken_by_others": measured.taken,
-        "results": [result._asdict() for result in measured.results],
-    }
-
-
-def save_json(
-    path: Path, known: dict[str, str], rounds: int, timed: list[dict[str, Any]], memory: Any
-) -> None:
-    found = {"facts": known, "rounds": rounds, "groups": timed, "memory": memory}
-    path.write_text(json.dumps(found, indent=2) + "\n")

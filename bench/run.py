@@ -1,182 +1,253 @@
-"""All groups of measurements, one after the other."""
+"""A whole run: all groups, one after the other, and what is made of them."""
 
 import argparse
-from collections.abc import Iterable, Iterator
-from typing import Any
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import psutil
+import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import captions, contenders, graphs, report, summary
+from . import graphs, report
+from .compare import changes, common
+from .contenders import Group, group
 from .device import Device, Refusal, find
-from .group import Group, Result
-from .losses import COMPILED, INPLACE, MASKED, OURS, SCATTER, SPARSE, TORCH, Setting, losses
+from .losses import BY_KEY, LOSSES, NAMES, Loss, fitting, lack
+from .names import OURS, STEP
 from .peak import peak_bytes
+from .records import Records, facts, load, rows_of
 from .samples import Samples
-from .timing import measure
+from .settings import Grid, Setting, grids
+from .timing import Limits, Result, measure
 
-# That a comparison needs at most, all contenders and the checks.
-BYTES_PER_ELEMENT = 80
-SPARSE_BYTES_PER_ELEMENT = 40
-
-ROWS = 1024
-ELEMENTS = (*(2**n for n in range(20, 31, 2)), 2**31)
-QUICK_ELEMENTS = (2**20, 2**24, 2**28)
-
-_TRAINING = {False: captions.TRAINING, True: captions.CUDA_TRAINING}
-_FORWARD = {False: captions.FORWARD, True: captions.CUDA_FORWARD}
+PEAKS = range(2**20, 2**26 + 1)  # elements: fewer say nothing, more take long
+WIDTH = 132  # of what is not printed to a terminal
 
 
-def run(options: argparse.Namespace) -> None:
-    device = find(options.device)
-    console, notes = Console(), Console(stderr=True)
-    if not console.is_terminal:
-        console = Console(width=120 if device.is_gpu else 100)
-    settings = _settings(options, device)
-    largest = max(settings, key=lambda setting: setting.elements)
-    sparse = _sparse_of(largest)
-    if not device.is_gpu:
-        _check_memory(largest, BYTES_PER_ELEMENT)
-        _check_memory(sparse, SPARSE_BYTES_PER_ELEMENT)
-    known = report.facts(device)
-    report.show_head(console, known, options.rounds, device.is_gpu)
-    timed: list[dict[str, Any]] = []
-    reliable = True
-    for group, caption in _groups(settings, sparse, options.compile, device, notes):
-        measured = measure(group, options.rounds, device)
-        report.show_times(console, group.title, measured, caption, device.is_gpu)
-        reliable = reliable and not any(map(_unreliable, measured.results))
-        timed.append(report.group_json(group, measured))
-        _save(options, known, timed, [])  # a long run may be stopped
-    memory: list[report.Peak] = []
-    if device.is_gpu:
-        report.show(console, "Summary", summary.columns(timed), summary.CAPTION)
-    else:
-        names = OURS, INPLACE, MASKED, TORCH, *[COMPILED] * options.compile
-        memory = _memory(settings[0], names, console, notes)
-        memory += _memory(sparse, (OURS, SCATTER), console, notes)
-    _save(options, known, timed, memory)
-    if not reliable:
-        raise Refusal("ours failed or there are contenders that disagree with it, see above", 1)
+class Task(NamedTuple):
+    """A setting and its passes."""
+
+    setting: Setting
+    passes: tuple[str, ...]
 
 
-def _unreliable(result: Result) -> bool:
+class Run:
+    """What a run has found so far; `finish` may come at any time."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.device = options, find(options.device)
+        self.console = Console()
+        if not self.console.is_terminal:
+            self.console = Console(width=WIDTH)
+        command = shlex.join(["python", "-m", "bench", *options.arguments])
+        self.records = Records(facts(self.device, command), [])
+        self.reliable = True
+        self._finished = False
+
+    def all_groups(self) -> None:
+        torch_threads = torch.get_num_threads()
+        tasks = list(_tasks(self.options, self.device))
+        for task in tasks:
+            _check_memory(task.setting, self.device)
+        for loss in LOSSES:
+            why = lack(loss.needs)
+            if why and loss.key in (self.options.against or BY_KEY):
+                self.console.print(f"{loss.name}: skipped, {why}", highlight=False, markup=False)
+        report.show_head(self.console, self.records.facts, self.options.rounds)
+        try:
+            with _progress() as progress:
+                bar = progress.add_task("", total=sum(len(task.passes) for task in tasks))
+                for task in tasks:
+                    torch.set_num_threads(task.setting.threads)
+                    for one, samples in _groups(task, self.options, self.device):
+                        self._measure(one, samples, _Ticker(progress, bar))
+                        progress.update(bar, advance=not one.graphs, refresh=True)
+        finally:
+            torch.set_num_threads(torch_threads)
+
+    def _measure(self, one: Group, samples: Samples, ticker: "_Ticker") -> None:
+        limits = Limits(self.options.rounds, self.options.seconds)
+        ticker.title(str(one.setting))
+        measured = measure(one, samples, limits, ticker)
+        results = measured.results
+        if not self.device.is_gpu and one.pass_ == STEP and one.setting.elements in PEAKS:
+            results = [_with_peak(result, one, ticker) for result in results]
+        self.reliable = self.reliable and not any(map(_is_unreliable, results))
+        rows = rows_of(one, results)
+        self.records.rows.extend(rows)
+        if self.options.out is not None:
+            self.records.save(self.options.out)
+        with ticker.paused():
+            report.show_group(self.console, str(one), rows, measured.taken)
+
+    def finish(self) -> None:
+        """The summary, the pictures and the comparison, of what there is."""
+        if self._finished or not self.records.rows:
+            return
+        self._finished = True
+        report.show_summary(self.console, self.records.groups())
+        if self.options.out is not None:
+            from .pictures import draw  # takes a second to import
+
+            draw(self.records, self.options.out)
+            self.console.print(f"Results and pictures: {self.options.out}", highlight=False)
+
+    def compare(self) -> None:
+        """With an earlier run; raises Refusal where something is worse."""
+        path, tolerance = self.options.check, self.options.tolerance
+        before = load(path)
+        shared = common(self.records, before)
+        if not shared:
+            raise Refusal(f"--check {path} has nothing that this run has measured", 2)
+        found = changes(self.records, before, tolerance)
+        columns = {
+            "": [report.short_name(change.row) for change in found],
+            "contender": [NAMES[change.row["contender"]] for change in found],
+            "what": [change.field.replace("_", " ") for change in found],
+            "before": [f"{change.before:.3g}" for change in found],
+            "now": [f"{change.now:.3g}" for change in found],
+            "is": ["worse" if change.is_worse else "better" for change in found],
+        }
+        if found:
+            report.show(self.console, f"Changed by more than {tolerance:.0%}", columns)
+        worse = sum(change.is_worse for change in found)
+        if worse:
+            raise Refusal(f"{worse} of {shared} rows are worse than in {path}", 1)
+        text = f"None of {shared} rows is worse than in {path}, by more than {tolerance:.0%}."
+        self.console.print(text, highlight=False)
+
+
+def run(options: argparse.Namespace, started: Callable[[Run], object] = lambda _: None) -> None:
+    """Raises Refusal where there are no numbers to rely on. `started` is given the run."""
+    one = Run(options)
+    started(one)
+    one.all_groups()
+    one.finish()
+    if not one.reliable:
+        raise Refusal("ours failed, or there are contenders that compute something else", 1)
+    if options.check is not None:
+        one.compare()
+
+
+def _is_unreliable(result: Result) -> bool:
     failed = result.contender == OURS and result.failed is not None and result.fits
     return failed or result.disagrees
 
 
-def _save(
-    options: argparse.Namespace,
-    known: dict[str, str],
-    timed: list[dict[str, Any]],
-    memory: list[report.Peak],
-) -> None:
-    if options.json is not None:
-        rows = [peak._asdict() for peak in memory]
-        report.save_json(options.json, known, options.rounds, timed, rows)
+def _with_peak(result: Result, one: Group, ticker: "_Ticker") -> Result:
+    if result.failed is not None or result.contender not in BY_KEY:
+        return result
+    ticker(f"memory of {NAMES[result.contender]}")
+    return result.with_peak(peak_bytes(result.contender, one.setting), one.setting)
 
 
-def _settings(options: argparse.Namespace, device: Device) -> list[Setting]:
-    """All sizes, of the kind that was asked for; without --quick also of other dtypes."""
-    kinds = [(options.dtype, "bool")]
-    if not options.quick:
-        others = (d for d in ("float32", "bfloat16", "float16") if d != options.dtype)
-        kinds += [(other, "bool") for other in others]
-        if not device.is_gpu:
-            kinds += [(options.dtype, target) for target in ("float32", "int64")]
-    return [
-        Setting(*shape, *kind, options.density, options.pos_weight)
-        for kind in kinds
-        for shape in _shapes(options, device)
-    ]
+def _tasks(options: argparse.Namespace, device: Device) -> Iterator[Task]:
+    """No setting twice."""
+    seen: set[tuple[Setting, str]] = set()
+    for grid in _grids(options):
+        for setting in grid.settings(options.pos_weight, options.seed):
+            passes = [p for p in grid.passes if p in (options.passes or grid.passes)]
+            new = tuple(p for p in passes if (setting, p) not in seen)
+            seen.update((setting, p) for p in new)
+            if new:
+                yield Task(setting, new)
 
 
-def _shapes(options: argparse.Namespace, device: Device) -> list[tuple[int, int]]:
-    """--elements in whole rows. By default the CPU has one size, --rows x --labels."""
-    if options.elements is None and (options.rows is not None or not device.is_gpu):
-        return [(options.rows or ROWS, options.labels)]
-    found = []
-    for elements in options.elements or (QUICK_ELEMENTS if options.quick else ELEMENTS):
-        labels = min(options.labels, elements)
-        found.append((elements // labels, labels))
-    return found
+def _grids(options: argparse.Namespace) -> list[Grid]:
+    """What was asked for, or the grids of a quick or a full run."""
+    axes = {
+        "shapes": options.shapes,
+        "dtypes": options.dtypes,
+        "targets": options.targets,
+        "densities": options.density,
+        "threads": options.threads,
+    }
+    given = {name: values for name, values in axes.items() if values is not None}
+    usual = grids(options.device, options.quick)
+    if not given:
+        return usual
+    return [Grid(**{"shapes": usual[0].shapes, **given})]
 
 
-def _check_memory(setting: Setting, bytes_per_element: int) -> None:
-    needed, available = bytes_per_element * setting.elements, psutil.virtual_memory().available
-    if needed > available:
+def _groups(
+    task: Task, options: argparse.Namespace, device: Device
+) -> Iterator[tuple[Group, Samples]]:
+    """Each takes memory when it is measured, after the last one is gone."""
+    samples = Samples(task.setting, device)
+    for pass_ in task.passes:
+        chosen = [
+            loss
+            for loss in fitting(task.setting, pass_, device.name)
+            if not lack(loss.needs) and _is_wanted(loss, options)
+        ]
+        one = group(pass_, chosen, samples)
+        yield one, samples
+        if device.is_gpu and task.setting.elements <= graphs.MOST_ELEMENTS:
+            yield graphs.replayed(one, samples), samples
+
+
+def _is_wanted(loss: Loss, options: argparse.Namespace) -> bool:
+    if loss.key == OURS:
+        return True
+    if options.against is not None:
+        return loss.key in options.against
+    return loss.quick or not options.quick
+
+
+def _check_memory(setting: Setting, device: Device) -> None:
+    needed = Samples(setting, device).bytes + 2 * setting.gradient_bytes
+    available = psutil.virtual_memory().available
+    if not device.is_gpu and needed > available:
         raise Refusal(
-            f"--rows {setting.rows} --labels {setting.labels} needs up to {needed / 2**30:.1f} GiB "
-            f"of memory, {available / 2**30:.1f} GiB are free",
+            f"--shapes {setting.rows}x{setting.labels} needs {needed / 2**30:.1f} GiB of memory, "
+            f"{available / 2**30:.1f} GiB are free",
             2,
         )
 
 
-def _sparse_of(setting: Setting) -> Setting:
-    """Sparse labels, 5 in each row; eight times the labels and half the rows."""
-    labels = 8 * setting.labels + 1
-    return setting._replace(
-        rows=max(1, setting.rows // 2), labels=labels, target=SPARSE, density=5 / labels
+def _progress() -> Progress:
+    """Of the groups. It moves between timings, not in them: nothing refreshes it but what ticks."""
+    notes = Console(stderr=True)
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", style="dim"),
+    )
+    return Progress(
+        *columns,
+        console=notes,
+        auto_refresh=False,
+        transient=True,
+        disable=not notes.is_terminal,
     )
 
 
-def _groups(
-    settings: list[Setting], sparse: Setting, compiled: bool, device: Device, notes: Console
-) -> Iterator[tuple[Group, str]]:
-    """Each takes memory when it is measured, after the last one is gone."""
-    gpu = device.is_gpu
-    for setting in settings:
-        described = report.describe(setting)
-        if gpu:
-            described = f"{report.power(setting.elements)} elements: {described}"
-        _note(notes, f"{described}; torch.compile takes a while" if compiled else described)
-        functions = losses(setting, compiled, device.name)
-        samples = Samples(setting, device)
-        sets = captions.inputs(samples.count)
-        for kind, what, make, caption in (
-            ("training", "Training step", contenders.training, _TRAINING[gpu].format(sets)),
-            ("forward", "Forward alone", contenders.forward, _FORWARD[gpu]),
-        ):
-            found = make(functions, samples)
-            yield Group(f"{what}: {described}", setting, found, kind), caption
-            if gpu and setting.elements <= graphs.MOST_ELEMENTS:
-                found = graphs.replayed(found, samples)
-                title = f"{what}, CUDA graphs: {described}"
-                yield Group(title, setting, found, kind, True), captions.GRAPHS.format(sets)
-    described = report.describe(sparse)
-    _note(notes, described)
-    samples = Samples(sparse, device)
-    found = contenders.sparse(losses(sparse, False, device.name), samples)
-    yield Group(f"Training step: {described}", sparse, found, SPARSE), captions.SPARSE
-    yield from _small_groups(settings[0].pos_weight, device)
+class _Ticker:
+    """Shows what is being measured."""
 
+    def __init__(self, progress: Progress, bar: object) -> None:
+        self._progress, self._bar = progress, bar
+        self._title, self._rounds = "", 0
 
-def _small_groups(pos_weight: float, device: Device) -> Iterator[tuple[Group, str]]:
-    for weight in (pos_weight, None):
-        named = "no pos_weight" if weight is None else f"pos_weight {weight:g}"
-        shape = contenders.SMALL
-        setting = Setting(*shape, "float32", "float32", 0.1, 1.0 if weight is None else weight)
-        title = f"Small training step: {shape[0]} x {shape[1]} float32 logits, {named}"
-        found = contenders.small(Samples(setting, device), weight)
-        yield Group(title, setting, found), captions.SMALL
+    def title(self, text: str) -> None:
+        self._title, self._rounds = text, 0
+        self("")
 
+    def __call__(self, text: str) -> None:
+        if not text:
+            text = f"round {self._rounds}" if self._rounds else ""
+            self._rounds += 1
+        description = f"{self._title}: {text}" if text else self._title
+        self._progress.update(self._bar, description=description, refresh=True)  # type: ignore[arg-type]
 
-def _memory(
-    setting: Setting, names: Iterable[str], console: Console, notes: Console
-) -> list[report.Peak]:
-    """Of a step on the CPU, in processes of their own."""
-    found = []
-    for name in names:
-        _note(notes, f"peak memory of {name}")
-        peak = peak_bytes(name, setting)
-        gradients = None if peak is None else peak / setting.gradient_bytes
-        found.append(report.Peak(name, peak, gradients))
-    title = f"Peak memory of a training step: {report.describe(setting)}"
-    report.show_peaks(console, title, found, captions.MEMORY.format(setting.gradient_bytes / 2**20))
-    return found
-
-
-def _note(notes: Console, text: str) -> None:
-    """Progress, for those who watch; a bar that moves would disturb the timing."""
-    if notes.is_terminal:
-        notes.print(f"measuring {text}", style="dim", highlight=False)
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Without the bar, while something is printed."""
+        self._progress.stop()
+        yield
+        if not self._progress.disable:
+            self._progress.start()

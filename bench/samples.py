@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
-from torch import Tensor, empty_like
+import torch
+from torch import Tensor
 
 from weighted_bce import SparseLabels
 
 from .device import CPU, Device
-from .losses import Setting, Target
+from .settings import Setting, Target
 
 MOST = 256
 
@@ -19,6 +20,7 @@ class Sample(NamedTuple):
     values: Tensor  # the logits, outside of autograd
     target: Target
     ready: Tensor  # the target in the dtype of the logits, or sparse labels as a bool target
+    nothing: SparseLabels | None  # as many rows without labels, where labels are sparse
     room: Tensor  # as large as the logits
 
 
@@ -31,7 +33,7 @@ class Samples:
     def __init__(self, setting: Setting, device: Device = CPU) -> None:
         self.setting, self.device = setting, device
         step = setting.gradient_bytes + setting.target_bytes
-        self.count = min(MOST, 1 + 4 * device.cache_bytes() // step)
+        self.count = min(MOST, 1 + 2 * device.cache_bytes() // step)
         self._made: list[Sample] = []
         self._uses = 0
 
@@ -39,7 +41,7 @@ class Samples:
     def bytes(self) -> int:
         if self.setting.is_sparse:
             return self.count * (2 * self.setting.gradient_bytes + self.setting.elements)
-        same = self.setting.dtype == self.setting.target
+        same = self.setting.target == "float"
         each = (2 if same else 3) * self.setting.gradient_bytes + self.setting.target_bytes
         return self.count * each
 
@@ -64,9 +66,15 @@ class Samples:
         return sample
 
     def _make(self) -> Sample:
-        logits, target = self.setting.sample(self.device.name)
-        if isinstance(target, SparseLabels):
-            ready = target.to_dense(self.setting.labels)
-        else:
-            ready = target.to(logits.dtype)
-        return Sample(logits, logits.detach(), target, ready, empty_like(logits.detach()))
+        return make(self.setting, self.device.name)
+
+
+def make(setting: Setting, device: str = "cpu") -> Sample:
+    logits, target = setting.sample(device)
+    values, nothing = logits.detach(), None
+    if isinstance(target, SparseLabels):
+        ready = target.to_dense(setting.labels)
+        nothing = SparseLabels(torch.zeros_like(target.crow_indices), target.col_indices[:0])
+    else:
+        ready = target.to(logits.dtype)
+    return Sample(logits, values, target, ready, nothing, torch.empty_like(values))

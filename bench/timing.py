@@ -1,19 +1,49 @@
-"""Contenders that take turns: all agree first, then each is timed once in every round."""
+"""Contenders that take turns: all are compared with float64 first, then timed in rounds."""
 
+import gc
 import os
 import statistics
 import time
-from collections.abc import Sequence
-from functools import partial
+import traceback
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import psutil
 
-from .agreement import check, failure
-from .contenders import COPY, Contender
-from .device import CPU, Device
-from .group import Group, Result
-from .losses import OURS
+from .accuracy import MOST, Disagreement, Errors, Truth, errors, truth
+from .contenders import Contender, Group
+from .device import Device, out_of_memory, reason
+from .names import COPY, OURS
+from .samples import Samples
+from .settings import Setting
+
+FEWEST_ROUNDS = 5
+
+
+class Result(NamedTuple):
+    """One contender of a group. The ratios are medians of the ratios in each round."""
+
+    contender: str
+    seconds: float | None = None  # of a step: the median
+    p20: float | None = None
+    p80: float | None = None
+    times_copy: float | None = None
+    times_ours: float | None = None
+    gigabytes_per_second: float | None = None
+    share_of_copy: float | None = None  # of its bandwidth
+    peak_bytes: int | None = None  # beyond the inputs
+    peak_gradients: float | None = None
+    loss_error: float | None = None  # relative, against float64
+    gradient_error: float | None = None
+    failed: str | None = None  # why there are no times
+    disagrees: bool = False
+    fits: bool = True  # in the device's memory
+    rounds: Sequence[float] = ()  # seconds
+
+    def with_peak(self, peak: int | None, setting: Setting) -> "Result":
+        gradients = None if peak is None else peak / setting.gradient_bytes
+        return self._replace(peak_bytes=peak, peak_gradients=gradients)
 
 
 class Measured(NamedTuple):
@@ -23,40 +53,118 @@ class Measured(NamedTuple):
     taken: float
 
 
-def measure(group: Group, rounds: int, device: Device = CPU) -> Measured:
-    """Medians over `rounds`, in which machine noise meets all alike."""
+class Limits(NamedTuple):
+    """Rounds end when there are as many, or some and the time is over."""
+
+    rounds: int
+    seconds: float = 1e9
+
+
+def measure(
+    group: Group,
+    samples: Samples,
+    limits: Limits,
+    tick: Callable[[str], None] = lambda _: None,
+) -> Measured:
+    """Rounds in which all take turns, so that noise of the machine meets all alike.
+
+    Args:
+        group: its contenders work on `samples`.
+        samples: and their device.
+        limits: of the rounds.
+        tick: told the name of each contender before it is first run, and "" after each round.
+    """
+    device = samples.device
     device.release()
-    failures = check(group, device)
+    failures, found = _checked(group, samples, tick)
     start, before = time.perf_counter(), _seconds_of_others()
-    spent = _spent(group, rounds, device, failures)
+    spent = _spent(group, limits, device, failures, tick)
     available = max(1.0, time.perf_counter() - start) * (psutil.cpu_count() or 1)
     taken = max(0.0, _seconds_of_others() - before) / available
     peaks = _peaks(group, device, failures) if device.is_gpu else {}
     results = [
-        failures[c.name] if c.name in failures else _result(c, spent, group, peaks.get(c.name))
+        failures[c.key]
+        if c.key in failures
+        else _result(c, spent, group, peaks.get(c.key), found.get(c.key))
         for c in group.contenders
     ]
     return Measured(results, taken)
 
 
+def _checked(
+    group: Group, samples: Samples, tick: Callable[[str], None]
+) -> tuple[dict[str, Result], dict[str, Errors]]:
+    """Those that do not fit, raise or are wrong, by key; and the errors of the others."""
+    setting, device = group.setting, samples.device
+    failures, found = _too_large(group, device.free_bytes()), {}
+
+    @cache
+    def known(pos_weight: float, positives: bool) -> Truth:
+        return truth(samples.take(), pos_weight, positives)
+
+    for contender in group.contenders:
+        if contender.loss is None or contender.key in failures:
+            continue
+        tick(contender.name)
+        weight = setting.pos_weight if contender.loss.weighted else 1.0
+        try:
+            right = known(weight, contender.loss.positives)
+            found[contender.key] = errors(contender, right, setting)
+        except Exception as error:
+            failures[contender.key] = _failure(contender, error)
+            if contender.key == OURS and failures[OURS].fits:
+                traceback.print_exc()
+        device.release()  # not before the error is gone, which holds what it interrupted
+    return failures, found
+
+
+def _too_large(group: Group, free: int | None) -> dict[str, Result]:
+    """What is known not to fit before it is tried."""
+    found = {}
+    check = 16 * min(group.setting.elements, MOST)
+    for key, needed in ((c.key, c.memory + check) for c in group.contenders):
+        if free is not None and needed > free:
+            text = f"it needs some {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+            found[key] = Result(key, failed=text, fits=False)
+    return found
+
+
+def _failure(contender: Contender, error: Exception) -> Result:
+    return Result(
+        contender.key,
+        failed=reason(error),
+        disagrees=isinstance(error, Disagreement),
+        fits=not out_of_memory(error),
+    )
+
+
 def _spent(
-    group: Group, rounds: int, device: Device, failures: dict[str, Result]
+    group: Group,
+    limits: Limits,
+    device: Device,
+    failures: dict[str, Result],
+    tick: Callable[[str], None],
 ) -> dict[str, list[float]]:
     """Seconds of a step in each round. Adds to the failures what fails only now."""
-    spent: dict[str, list[float]] = {c.name: [] for c in group.contenders}
-    for number in range(1 + rounds):
+    spent: dict[str, list[float]] = {c.key: [] for c in group.contenders}
+    end = time.perf_counter() + limits.seconds
+    gc.collect()
+    for number in range(1 + limits.rounds):
+        if number > FEWEST_ROUNDS and time.perf_counter() > end:
+            break
         for contender in group.contenders:
-            if contender.name in failures:
+            if contender.key in failures:
                 continue
             try:
                 seconds = _timed(contender, device)
             except Exception as error:
-                failures[contender.name] = failure(contender, error)
-            if contender.name in failures:
+                failures[contender.key] = _failure(contender, error)
+            if contender.key in failures:
                 device.release()
             elif number > 0:  # the first round warms up
-                spent[contender.name].append(seconds)
-    return {name: times for name, times in spent.items() if name not in failures}
+                spent[contender.key].append(seconds)
+        tick("")
+    return {key: times for key, times in spent.items() if key not in failures}
 
 
 def _seconds_of_others() -> float:
@@ -72,39 +180,43 @@ def _timed(contender: Contender, device: Device) -> float:
 
 def _peaks(group: Group, device: Device, failures: dict[str, Result]) -> dict[str, int | None]:
     peaks: dict[str, int | None] = {}
-    if group.graphs or not group.kind:  # a graph allocates when it is captured
+    if group.graphs:  # a graph allocates when it is captured
         return peaks
     for contender in group.contenders:
-        if contender.name not in failures:
+        if contender.key not in failures:
             work = partial(contender.step, contender.before())
-            peaks[contender.name] = device.rise_of_peak(work)
+            peaks[contender.key] = device.rise_of_peak(work)
     return peaks
 
 
 def _result(
-    contender: Contender, spent: dict[str, list[float]], group: Group, peak: int | None
+    contender: Contender,
+    spent: dict[str, list[float]],
+    group: Group,
+    peak: int | None,
+    wrong: Errors | None,
 ) -> Result:
-    mine = spent[contender.name]
+    mine = spent[contender.key]
     seconds = statistics.median(mine)
     p20, p80 = percentiles(mine)
     times_copy = median_ratio(mine, spent.get(COPY))
-    copied = next((c.needed_bytes for c in group.contenders if c.name == COPY), 0)
+    copied = next((c.needed_bytes for c in group.contenders if c.key == COPY), 0)
     share = None
     if times_copy is not None and copied:
         share = contender.needed_bytes / copied / times_copy
     return Result(
-        contender.name,
+        contender.key,
         seconds,
+        p20,
+        p80,
         times_copy,
         median_ratio(mine, spent.get(OURS)),
-        contender.needed_bytes / seconds / 1e9 if contender.needed_bytes else None,
-        mine,
-        p20=p20,
-        p80=p80,
-        share_of_copy=share,
-        peak_bytes=peak,
-        peak_gradients=None if peak is None else peak / group.setting.gradient_bytes,
-    )
+        contender.needed_bytes / seconds / 1e9,
+        share,
+        loss_error=None if wrong is None else wrong.loss,
+        gradient_error=None if wrong is None else wrong.gradient,
+        rounds=mine,
+    ).with_peak(peak, group.setting)
 
 
 def percentiles(times: Sequence[float]) -> tuple[float, float]:

@@ -81,7 +81,7 @@ def _step(function: LossFunction, logits: Tensor, target: SparseLabels) -> None:
 
 def made_up_labels(rows: int, labels: int, each: int, generator: torch.Generator) -> SparseLabels:
     """Each row has as many positives, one in each of so many equal parts of the labels."""
-    part, device = labels // each, generator.device
+    part, device = labels // max(each, 1), generator.device
     chosen = torch.randint(part, (rows, each), generator=generator, device=device)
     return SparseLabels.from_padded(chosen + part * torch.arange(each, device=device))
 

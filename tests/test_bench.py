@@ -1,11 +1,14 @@
-"""The benchmark runs, compares only what agrees, and says clearly why it does not run."""
+"""The benchmark runs, times only what is right, and says clearly why it does not run."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,58 +20,114 @@ pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
 from bench import __main__, contenders, losses, report, run, timing
-from bench.contenders import BOOL, COPY, NO_POSITIVES, RELEASED, TORCH_READY
+from bench.contenders import Group
 from bench.device import CPU
-from bench.group import Group
-from bench.losses import COMPILED, INPLACE, MASKED, OURS, SCATTER, TORCH, Setting
+from bench.losses import BY_KEY, LOSSES, fitting, lack
+from bench.names import AGAINST, COPY, FORWARD, OURS, STEP
+from bench.records import rows_of
 from bench.samples import Samples
-from bench.timing import measure
+from bench.settings import Setting, grids
+from bench.timing import Limits, measure
 
 ROOT = Path(__file__).parents[1]
-TRAINING = [COPY, OURS, RELEASED, INPLACE, MASKED, TORCH, TORCH_READY]
-SETTING = Setting(6, 50, "float32", "bool", 0.1, 7.0)
+SETTING = Setting(6, 50, density=0.1)
+DENSE = ["inplace", "masked", "bce", "bce-float", "bce-plain"]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bench", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # tiny inputs: threads would only wait
         capture_output=True,
         text=True,
+        **options,
     )
 
 
-def test_quick_run(tmp_path: Path) -> None:
-    path = tmp_path / "found.json"
-    shape = ("--rows", "64", "--labels", "1000")
-    ran = bench("--quick", *shape, "--rounds", "2", "--no-compile", "--json", str(path))
+def test_a_run_and_its_check(tmp_path: Path) -> None:
+    kinds = ("--shapes", "64x1000,16x16384", "--targets", "bool,sparse", "--dtypes", "float16")
+    against = ("--against", ",".join([*DENSE, "scatter"]))
+    given = ("--quick", *kinds, *against, "--rounds", "2", "--out", str(tmp_path))
+    ran = bench(*given)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
-    found = json.loads(path.read_text())
-    assert {"CPU", "torch", "weighted_bce", "threads"} <= set(found["facts"])
-    train, forward, *small = found["groups"]
-    assert train["setting"] == Setting(64, 1000, "float32", "bool", 0.005, 7.0)._asdict()
-    sparse = [COPY, OURS, NO_POSITIVES, BOOL, SCATTER]
-    expected = [TRAINING, [COPY, OURS, MASKED, TORCH], sparse, [OURS, TORCH], [OURS, TORCH]]
-    for group, names in zip((train, forward, *small), expected, strict=True):
-        assert group["title"] in ran.stdout.replace("\n", " ")
-        assert [row["contender"] for row in group["results"]] == names
-        for row in group["results"]:
-            assert row["contender"] in ran.stdout
-            _check_numbers(row, COPY in names)
-    names = [OURS, INPLACE, MASKED, TORCH, OURS, SCATTER]
-    assert [row["contender"] for row in found["memory"]] == names
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {"command", "CPU", "torch", "weighted_bce", "threads"} <= set(found["facts"])
+    dense, sparse = [COPY, OURS, *DENSE], [COPY, OURS, "inplace", "scatter"]
+    groups = [
+        (rows, labels, target, pass_, [n for n in names if pass_ == STEP or n != "inplace"])
+        for rows, labels in ((64, 1000), (16, 16384))
+        for target, names in (("bool", dense), ("sparse", sparse))
+        for pass_ in (STEP, FORWARD)
+    ]
+    expected = [(*what, name) for *what, names in groups for name in names]
+    what = ("rows", "labels", "target", "pass", "contender")
+    assert [tuple(row[k] for k in what) for row in found["rows"]] == expected
+    for row in found["rows"]:
+        assert report.NAMES[row["contender"]] in ran.stdout
+        assert row["failed"] is None
+        assert len(row["rounds"]) == 2
+        assert 0 < row["p20"] <= row["seconds"] <= row["p80"]
+        assert all(row[key] > 0 for key in ("times_ours", "times_copy", "share_of_copy"))
+        assert (row["loss_error"] is None) == (row["contender"] == COPY)
+        assert (row["gradient_error"] is None) == (row["contender"] == COPY or row["pass"] != STEP)
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(expected)
+    assert lines[0].startswith("rows,labels,dtype,target,density,pos_weight,threads,seed,pass")
+    for name in ("time", "error"):
+        for kind in ("svg", "png"):
+            assert (tmp_path / f"{name}.{kind}").stat().st_size > 1000
+
+    for row in found["rows"]:
+        row["times_ours"] /= 1000  # of an ours that was slower
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    again = ("--quick", "--shapes", "64x1000", "--dtypes", "float16", "--passes", "step")
+    again += ("--against", "bce", "--rounds", "2", "--check", str(tmp_path))
+    ran = bench(*again)
+    assert ran.returncode == 0, ran.stderr
+    assert "better" in ran.stdout
+    for row in found["rows"]:
+        row["times_ours"] *= 1e6
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    ran = bench(*again)
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
+    assert "2 of 3 rows are worse" in ran.stderr
 
 
-def _check_numbers(row: dict[str, Any], against_copy: bool) -> None:
-    assert row["failed"] is None
-    assert len(row["rounds"]) == 2
-    keys = ["seconds", "times_ours"]
-    keys += ["times_copy", "gigabytes_per_second"] if against_copy else []
-    assert all(row[key] > 0 for key in keys)
-    if row["contender"] == OURS:
-        assert row["times_ours"] == 1
+def test_peak_memory() -> None:
+    from bench.peak import peak_bytes
+
+    setting = Setting(64, 2**15)
+    for key, gradients in ((OURS, 1), ("inplace", 0), ("bce", 4)):
+        found = peak_bytes(key, setting)
+        assert found is not None
+        assert abs(found / setting.gradient_bytes - gradients) < 0.3
+    assert peak_bytes("scatter", setting) is None  # it fails, for want of sparse labels
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT"), reason="no signals")
+def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
+    kinds = ("--shapes", "64x1000,1024x16384", "--passes", "step", "--against", "bce")
+    command = [sys.executable, "-m", "bench", *kinds, "--rounds", "9999", "--seconds", "1"]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, stdout=-1, stderr=-1, text=True
+    ) as child:
+        found = tmp_path / "results.json"
+        until = time.monotonic() + 120
+        while not (found.exists() and found.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert err == "python -m bench: interrupted\n"
+    assert "Times of ours" in out
+    assert [row["contender"] for row in json.loads(found.read_text())["rows"]] == [
+        COPY,
+        OURS,
+        "bce",
+    ]
+    assert (tmp_path / "time.svg").exists()
 
 
 @pytest.mark.parametrize(
@@ -76,19 +135,25 @@ def _check_numbers(row: dict[str, Any], against_copy: bool) -> None:
     [
         (("--device", "cuda"), ("cuda", "cpu")),
         (("--device", "tpu"), ("--device", "'tpu'", "cuda")),
-        (("--rows", "0"), ("--rows", "'0'")),
-        (("--elements", "2^20,"), ("--elements", "''")),
-        (("--elements", "3^2"), ("--elements", "'3^2'", "2^20")),
-        (("--elements", "2^63"), ("--elements", "'2^63'")),
-        (("--elements", "0"), ("--elements", "'0'")),
-        (("--elements", "8", "--rows", "8"), ("--elements", "--rows")),
-        (("--labels", "1e3"), ("--labels", "'1e3'")),
-        (("--density", "2"), ("--density", "0 to 1")),
+        (("--shapes", "0x5"), ("--shapes", "'0x5'", "1024x16384")),
+        (("--shapes", "2^20,"), ("--shapes", "''")),
+        (("--shapes", "3^2"), ("--shapes", "'3^2'", "2^20")),
+        (("--shapes", "2^63"), ("--shapes", "'2^63'")),
+        (("--shapes", "1e3"), ("--shapes", "'1e3'")),
+        (("--density", "0.1,2"), ("--density", "0 to 1", "'2'")),
         (("--density", "nan"), ("--density", "'nan'")),
         (("--pos-weight", "-1"), ("--pos-weight", "at least 0")),
-        (("--dtype", "int8"), ("--dtype", "float32")),
+        (("--dtypes", "float32,int8"), ("--dtypes", "float32", "'int8'")),
+        (("--targets", "dense"), ("--targets", "sparse", "'dense'")),
+        (("--passes", "backward"), ("--passes", "forward", "'backward'")),
+        (("--against", "bce,tf"), ("--against", "masked", "'tf'")),
+        (("--threads", "0"), ("--threads", "'0'")),
+        (("--seed", "-1"), ("--seed", "'-1'")),
         (("--rounds", "few"), ("--rounds", "'few'")),
-        (("--json", "no/such/folder"), ("--json", "No such file")),
+        (("--seconds", "0"), ("--seconds", "'0'")),
+        (("--tolerance", "inf"), ("--tolerance", "'inf'")),
+        (("--out", "/dev/null/folder"), ("--out", "cannot write")),
+        (("--check", "no/such/file"), ("--check", "'no/such/file'")),
         (("--fast",), ("--fast",)),
     ],
 )
@@ -117,44 +182,106 @@ def test_no_kernels_for_cuda_is_one_line_and_exit_code_2() -> None:
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
 
 
+def options(*arguments: str) -> Any:
+    return __main__._parser().parse_args(["--quick", *arguments])
+
+
 @pytest.mark.parametrize(
     ("arguments", "shapes"),
     [
-        (("--elements", "2^20, 2^28"), [(64, 16384), (16384, 16384)]),
-        (("--elements", "2^31"), [(131072, 16384)]),
-        (("--elements", "2^12,3000", "--labels", "1000"), [(4, 1000), (3, 1000)]),
-        (("--elements", "100"), [(1, 100)]),
-        (("--rows", "3"), [(3, 16384)]),
-        ((), [(1024, 16384)]),
+        (("--shapes", "2^20, 2^28"), [(64, 16384), (16384, 16384)]),
+        (("--shapes", "2^31"), [(131072, 16384)]),
+        (("--shapes", "100,8x16,8x2^4"), [(1, 100), (8, 16)]),
+        (("--dtypes", "float64"), [(1024, 16384)]),
+        ((), [(1024, 16384), (512, 131073), (8, 16)]),
+        (("--passes", "forward"), [(1024, 16384)]),
     ],
 )
 def test_sizes(arguments: tuple[str, ...], shapes: list[tuple[int, int]]) -> None:
-    options = __main__._parser().parse_args(["--quick", *arguments])
-    settings = run._settings(options, CPU)
-    assert [(setting.rows, setting.labels) for setting in settings] == shapes
+    tasks = run._tasks(options(*arguments), CPU)
+    assert [(task.setting.rows, task.setting.labels) for task in tasks] == shapes
+
+
+def test_all_combinations_of_what_is_asked_for() -> None:
+    given = ("--shapes", "4x8,8x4", "--targets", "bool,sparse", "--density", "0,0.5")
+    tasks = list(run._tasks(options(*given, "--threads", "1,2", "--seed", "3"), CPU))
+    kinds = {task.setting[:5] + task.setting[6:] for task in tasks}
+    assert len(tasks) == len(kinds) == 16
+    assert {task.setting.seed for task in tasks} == {3}
+
+
+def test_the_full_grids_follow_every_axis() -> None:
+    on_cpu = [s for grid in grids("cpu", quick=False) for s in grid.settings(7.0, 0)]
+    assert {s.elements for s in on_cpu} >= {2**n for n in range(10, 29, 2)}
+    assert {s.labels for s in on_cpu} >= {10**n for n in range(2, 7)}
+    assert {s.density for s in on_cpu} >= {0, 0.5}
+    assert {s.threads for s in on_cpu} == set(range(1, torch.get_num_threads() + 1))
+    on_cuda = [s for grid in grids("cuda", quick=False) for s in grid.settings(7.0, 0)]
+    assert max(s.elements for s in on_cuda) == 2**31
 
 
 def test_what_does_not_fit_in_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert __main__.main(["--rows", str(10**9), "--labels", str(10**6)]) == 2
+    assert __main__.main(["--shapes", f"{10**9}x{10**6}"]) == 2
     assert "GiB" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("target", ["bool", "int64", "float32"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_all_agree(dtype: str, target: str) -> None:
-    setting = Setting(300, 700, dtype, target, 0.05, 7.0)
-    functions = losses.losses(setting, compiled=False)
-    for make in (contenders.training, contenders.forward):
-        group = Group("", setting, make(functions, Samples(setting)))
-        assert timing.check(group) == {}
-    setting = setting._replace(target="sparse")
-    group = Group("", setting, contenders.sparse(losses.losses(setting), Samples(setting)))
-    assert timing.check(group) == {}
+def test_the_names_on_the_command_line() -> None:
+    assert tuple(loss.key for loss in LOSSES) == (OURS, *AGAINST)
 
 
-def _with(function: Callable[[Tensor, Tensor], Tensor]) -> Group:
-    functions = {**losses.losses(SETTING, compiled=False), COMPILED: function}
-    return Group("", SETTING, contenders.training(functions, Samples(SETTING)))
+@pytest.mark.parametrize("target", ["bool", "int64", "float", "sparse"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_all_compute_the_same(dtype: str, target: str) -> None:
+    """Against float64, step and forward; what compiles is in a test of its own."""
+    setting = Setting(300, 700, dtype, target, 0.05)
+    for pass_ in (STEP, FORWARD):
+        chosen = [
+            loss
+            for loss in fitting(setting, pass_, "cpu")
+            if not (loss.compiles or lack(loss.needs))
+        ]
+        samples = Samples(setting)
+        group = contenders.group(pass_, chosen, samples)
+        failures, found = timing._checked(group, samples, lambda _: None)
+        assert failures == {}
+        assert len(found) == len(chosen)
+
+
+def test_what_is_compiled_computes_the_same() -> None:
+    chosen = [loss for loss in LOSSES if loss.compiles]
+    samples = Samples(SETTING)
+    group = contenders.group(STEP, chosen, samples)
+    assert timing._checked(group, samples, lambda _: None)[0] == {}
+
+
+@pytest.mark.parametrize("setting", [SETTING, Setting(8, 64, "float64", "bool", 0.0)])
+def test_errors_are_against_float64(setting: Setting) -> None:
+    samples = Samples(setting)
+    group = contenders.group(STEP, [BY_KEY[OURS], BY_KEY["bce"]], samples)
+    _, found = timing._checked(group, samples, lambda _: None)
+    eps = torch.finfo(getattr(torch, setting.dtype)).eps
+    for error in found.values():
+        assert 0 <= error.loss < 2 * eps
+        assert error.gradient is not None
+        assert 0 <= error.gradient < 100 * eps
+    x = samples.take().values.double().requires_grad_()
+    y, p = samples.take().ready.double(), torch.tensor(7.0, dtype=torch.float64)
+    loss = F.binary_cross_entropy_with_logits(x, y, pos_weight=p)
+    known = timing.truth(samples.take(), 7.0, True)
+    assert known.loss == pytest.approx(loss.item(), rel=1e-14)
+    slope = torch.autograd.grad(loss, x)[0].flatten()
+    torch.testing.assert_close(known.gradient, slope, rtol=1e-12, atol=1e-17)
+
+
+def with_loss(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Group, Samples]:
+    samples = Samples(SETTING)
+    other = BY_KEY["timm"]._replace(make=lambda *_: function)
+    chosen = [BY_KEY[key] for key in (OURS, "masked", "bce")]
+    return contenders.group(STEP, [*chosen, other], samples), samples
+
+
+def right_loss(logits: Tensor, target: Tensor) -> Tensor:
+    return losses.bce(SETTING, "cpu")(logits, target)
 
 
 def other_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -163,55 +290,104 @@ def other_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def other_gradient(logits: Tensor, target: Tensor) -> Tensor:
-    loss = losses.losses(SETTING, compiled=False)[TORCH](logits, target)
+    loss = right_loss(logits, target)
     return loss + 1e-3 * (loss - loss.detach())
 
 
 def not_a_number(logits: Tensor, target: Tensor) -> Tensor:
-    return losses.losses(SETTING, compiled=False)[TORCH](logits, target) + 0 * logits.log().sum()
+    return right_loss(logits, target) + 0 * logits.log().sum()
 
 
 @pytest.mark.parametrize(
     ("function", "what"),
     [(other_loss, "loss"), (other_gradient, "gradient"), (not_a_number, "loss")],
 )
-def test_what_disagrees_is_not_timed(
+def test_what_is_wrong_is_not_timed(
     function: Callable[[Tensor, Tensor], Tensor], what: str
 ) -> None:
-    *others, wrong = measure(_with(function), 1).results
+    *others, wrong = measure(*with_loss(function), Limits(1)).results
     assert wrong.disagrees
     assert wrong.seconds is None
     assert wrong.failed is not None
-    assert wrong.failed.startswith(f"the {what} differs")
+    assert wrong.failed.startswith(f"the {what} is")
     assert not any(result.disagrees for result in others)
 
 
-def test_disagreement_is_exit_code_1(
+def test_a_wrong_contender_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "peak_bytes", lambda *_: None)  # saves four processes
-    monkeypatch.setattr(contenders, "SMALL_STEPS", 1)
-    monkeypatch.setattr(losses, "masked_multiply", lambda logits, target, weight: logits.sum())
-    shape = ["--rows", "8", "--labels", "50"]
-    assert __main__.main(["--quick", *shape, "--rounds", "1", "--no-compile"]) == 1
+    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", lambda x, *_, **__: x.sum())
+    given = ["--quick", "--shapes", "8x50", "--rounds", "1", "--against", "bce"]
+    assert __main__.main(given) == 1
     printed = capsys.readouterr()
-    assert f"{MASKED} failed: the loss differs" in printed.out
-    assert "disagree" in printed.err
+    assert "F.bce_with_logits failed: the loss is" in printed.out
+    assert "something else" in printed.err
 
 
 def test_what_fails_is_reported_beside_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     def broken(logits: Tensor, target: Tensor) -> Tensor:
         raise RuntimeError("backend raised:\nno [compiler]\nat line 3")
 
-    measured = measure(_with(broken), 1)
+    group, samples = with_loss(broken)
+    measured = measure(group, samples, Limits(1))
     *others, failed = measured.results
-    assert (failed.contender, failed.failed, failed.seconds) == (COMPILED, "no [compiler]", None)
+    assert (failed.contender, failed.failed, failed.seconds) == ("timm", "no [compiler]", None)
     assert not failed.disagrees
     assert all(result.seconds is not None for result in others)
-    report.show_times(report.Console(), "", measured._replace(taken=0.5), "")
+    report.show_group(report.Console(), "", rows_of(group, measured.results), 0.5)
     printed = capsys.readouterr().out
-    assert f"{COMPILED} failed: no [compiler]" in printed
+    assert "timm BinaryCrossEntropy failed: no [compiler]" in printed
     assert "Other programs took 50% of the CPU" in printed
+
+
+def test_what_is_faster_than_ours_is_marked() -> None:
+    head = {"failed": None, "fits": True}
+    faster = {**head, "contender": "bce", "times_ours": 0.95}
+    assert report.ratio(faster) == "0.95x*"
+    assert report.ratio({**faster, "times_ours": 1.05}) == "1.05x"
+    assert report.ratio({**faster, "contender": COPY}) == "0.95x"
+
+
+def test_rounds_end_with_the_time() -> None:
+    group, samples = with_loss(right_loss)
+    for limits, rounds in ((Limits(3), 3), (Limits(9, 0.0), 5)):
+        results = measure(group, samples, limits).results
+        assert {len(result.rounds) for result in results} == {rounds}
+
+
+@pytest.mark.parametrize("package", [None, "raise RuntimeError('of another torch')"])
+def test_what_cannot_be_imported_is_skipped_by_name(
+    package: str | None, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    name, why = "not_there", "not_there is not installed"
+    if package is not None:
+        name, why = "broken_one", "broken_one does not import: of another torch"
+        (tmp_path / f"{name}.py").write_text(package)
+        monkeypatch.syspath_prepend(tmp_path)
+    changed = tuple(loss._replace(needs=name) if loss.key == "timm" else loss for loss in LOSSES)
+    monkeypatch.setattr(losses, "LOSSES", changed)
+    monkeypatch.setattr(run, "LOSSES", changed)
+    given = ["--quick", "--shapes", "8x50", "--rounds", "1", "--against", "timm,bce"]
+    assert __main__.main(given) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"timm BinaryCrossEntropy: skipped, {why}" in printed
+    assert "torchvision" not in printed.partition("Times of ours")[0]
+
+
+def focal_loss(inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str) -> Any:
+    """As torchvision documents it."""
+    matrix = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
+    assert (gamma, reduction) == (0.0, "mean")
+    return ((alpha * targets + (1 - alpha) * (1 - targets)) * matrix).mean()
+
+
+def test_what_torchvision_would_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not installed."""
+    pretended = SimpleNamespace(sigmoid_focal_loss=focal_loss)
+    monkeypatch.setattr(losses, "import_module", lambda _: pretended)
+    samples = Samples(SETTING)
+    group = contenders.group(STEP, [BY_KEY["torchvision"]], samples)
+    assert timing._checked(group, samples, lambda _: None)[0] == {}
 
 
 def test_ratios_are_of_each_round() -> None:

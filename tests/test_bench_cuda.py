@@ -14,23 +14,23 @@ from torch import Tensor
 pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
-from bench import __main__, contenders, device, graphs, losses, report, run, summary
-from bench.agreement import check
-from bench.contenders import BOOL, COPY, NO_POSITIVES, SCALED, TORCH_READY
+from bench import __main__, contenders, device, graphs, report, run, timing
+from bench.contenders import Group
 from bench.device import Cuda
-from bench.group import Group, Result
-from bench.losses import INPLACE, MASKED, OURS, SCATTER, TORCH, Setting
+from bench.losses import BY_KEY
+from bench.names import COPY, FORWARD, OURS, STEP
+from bench.records import rows_of
 from bench.samples import Sample, Samples
-from bench.timing import Measured, measure
+from bench.settings import Setting
+from bench.timing import Limits, Result, measure
 
-SETTING = Setting(8, 64, "float32", "bool", 0.1, 7.0)
-STEP = 5 * SETTING.elements  # bytes of the logits and the target
-TRAINING = [COPY, OURS, SCALED, INPLACE, MASKED, TORCH, TORCH_READY]
-GRAPHS = [COPY, OURS, SCALED, TORCH, TORCH_READY]
+SETTING = Setting(8, 64, density=0.1)
+BYTES = 5 * SETTING.elements  # of the logits and the target
+KEYS = [OURS, "scaled", "inplace", "masked", "bce", "bce-float"]
 
 
 class Pretended(Cuda):
-    """A GPU of 1 TiB that is the CPU. Its cache holds one step, its clock is the wall's."""
+    """A GPU of 1 TiB that is the CPU. Its cache holds two steps, its clock is the wall's."""
 
     name = "cpu"
 
@@ -44,7 +44,7 @@ class Pretended(Cuda):
         return self.clock() - start
 
     def cache_bytes(self) -> int:
-        return STEP
+        return 2 * BYTES
 
     def free_bytes(self) -> int | None:
         return self.free
@@ -63,12 +63,25 @@ class Pretended(Cuda):
         return {"GPU": "a pretended one", "driver": "0.0"}
 
 
-def group(gpu: Cuda, setting: Setting = SETTING, **others: Any) -> Group:
-    functions = {**losses.losses(setting, compiled=False), **others}
-    return Group("", setting, contenders.training(functions, Samples(setting, gpu)), "training")
+def group(
+    gpu: Cuda, setting: Setting = SETTING, pass_: str = STEP, **makers: Any
+) -> tuple[Group, Samples]:
+    """One call is one step."""
+    samples = Samples(setting, gpu)
+    chosen = [
+        BY_KEY[key]._replace(make=makers.get(key, BY_KEY[key].make))
+        for key in KEYS
+        if pass_ == STEP or key not in ("scaled", "inplace")
+    ]
+    return contenders.group(pass_, chosen, samples), samples
 
 
-def by_name(results: list[Result]) -> dict[str, Result]:
+@pytest.fixture(autouse=True)
+def _single_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "MOST_STEPS", 1)
+
+
+def by_key(results: list[Result]) -> dict[str, Result]:
     return {result.contender: result for result in results}
 
 
@@ -76,55 +89,59 @@ def test_a_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(run, "find", lambda _: Pretended())
-    monkeypatch.setattr(contenders, "SMALL_STEPS", 1)
     monkeypatch.setattr(graphs, "MOST_ELEMENTS", 512)
-    path = tmp_path / "found.json"
-    sizes = ("--elements", "2^9,1000", "--labels", "64", "--rounds", "2", "--json", str(path))
-    assert __main__.main(["--device", "cuda", "--quick", "--no-compile", *sizes]) == 0
+    given = ("--shapes", "8x64,15x64", "--rounds", "2", "--out", str(tmp_path))
+    against = ("--against", ",".join(["dense", "scatter", *KEYS[1:]]))
+    arguments = ["--device", "cuda", "--quick", *given, "--targets", "bool,sparse", *against]
+    # The name of the device that it passes for is not "cuda".
+    monkeypatch.setitem(BY_KEY, "scaled", BY_KEY["scaled"]._replace(device="cpu"))
+    monkeypatch.setattr("bench.losses.LOSSES", tuple(BY_KEY.values()))
+    assert __main__.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "a pretended one" in printed
-    found = json.loads(path.read_text())
-    assert found["memory"] == []
-    assert "Summary" in printed
-    forward, small = [COPY, OURS, MASKED, TORCH], [OURS, TORCH]
-    expected = {
-        "Training step: 2^9 elements": TRAINING,
-        "Training step, CUDA graphs: 2^9": GRAPHS,
-        "Forward alone: 2^9": forward,
-        "Forward alone, CUDA graphs: 2^9": [COPY, OURS, TORCH],
-        "Training step: 960 elements": TRAINING,
-        "Forward alone: 960": forward,
-        "Training step: 7 x 513 float32 logits, sparse": [COPY, OURS, NO_POSITIVES, BOOL, SCATTER],
-        "Small training step": small,
-        "Small training step: 8 x 16 float32 logits, no": small,
+    assert "Times of ours" in printed
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    step = {
+        "bool": [COPY, *KEYS],
+        "sparse": [COPY, OURS, "inplace", "dense", "scatter"],
     }
-    for (title, names), timed in zip(expected.items(), found["groups"], strict=True):
-        assert timed["title"].startswith(title)
-        assert timed["title"] in printed.replace("\n", "")
-        assert [row["contender"] for row in timed["results"]] == names
-        for row in timed["results"]:
-            assert row["failed"] is None
-            assert 0 < row["p20"] <= row["seconds"] <= row["p80"]
-            assert (row["share_of_copy"] is not None) == (COPY in names)
-            with_peak = COPY in names and "graphs" not in title
-            assert (row["peak_gradients"] is not None) == with_peak
+    expected = []
+    for size in (8, 15):
+        for target, names in step.items():
+            for pass_ in (STEP, FORWARD):
+                of = [n for n in names if pass_ == STEP or n not in ("inplace", "scaled")]
+                expected += [(size, target, pass_, False, n) for n in of]
+                if size == 8:
+                    expected += [(size, target, pass_, True, n) for n in of if n in graphs.CAPTURED]
+    what = ("rows", "target", "pass", "graphs", "contender")
+    assert [tuple(row[k] for k in what) for row in rows] == expected
+    for row in rows:
+        assert row["failed"] is None
+        assert 0 < row["p20"] <= row["seconds"] <= row["p80"]
+        assert (row["peak_gradients"] is None) == row["graphs"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_all_agree(dtype: str) -> None:
+@pytest.mark.parametrize("pass_", [STEP, FORWARD])
+def test_all_compute_the_same(dtype: str, pass_: str) -> None:
     """Also at another loss scale, and when replayed."""
-    setting = Setting(16, 4096, dtype, "bool", 0.05, 7.0)
-    gpu = Pretended()
-    samples = Samples(setting, gpu)
-    found = contenders.training(losses.losses(setting, compiled=False), samples)
-    for some in (found, graphs.replayed(found, samples)):
-        assert check(Group("", setting, some), gpu) == {}
+    one, samples = group(Pretended(), Setting(16, 4096, dtype, density=0.05), pass_)
+    for some in (one, graphs.replayed(one, samples)):
+        failures, found = timing._checked(some, samples, lambda _: None)
+        assert failures == {}
+        assert OURS in found
 
 
-def test_a_wrong_loss_scale_is_found() -> None:
-    made = group(Pretended())
-    wrong = [c._replace(scale=c.scale * (1.0 + 1e-5)) for c in made.contenders]
-    assert check(made._replace(contenders=wrong), Pretended())[SCALED].disagrees
+def test_a_wrong_loss_scale_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, samples = group(Pretended())
+    right = timing.errors.__globals__["loss_scale"]
+    monkeypatch.setitem(
+        timing.errors.__globals__,
+        "loss_scale",
+        lambda loss, setting: right(loss, setting) * (1 + 1e-5 * (loss.key == "scaled")),
+    )
+    failures, _ = timing._checked(one, samples, lambda _: None)
+    assert [key for key, result in failures.items() if result.disagrees] == ["scaled"]
 
 
 def test_percent_of_copy() -> None:
@@ -132,33 +149,33 @@ def test_percent_of_copy() -> None:
     gpu = Pretended()
     now = iter([0.0, 1.0] * 100)
     gpu.clock = lambda: next(now)  # whatever is timed takes a second
-    found = by_name(measure(group(gpu), 3, gpu).results)
+    found = by_key(measure(*group(gpu), Limits(3)).results)
     assert found[COPY].share_of_copy == 1
     assert found[OURS].share_of_copy == 9 / 8
-    assert found[TORCH_READY].share_of_copy == 12 / 8
+    assert found["bce-float"].share_of_copy == 12 / 8
     assert found[OURS].gigabytes_per_second == 9 * 512 / 1e9
     assert found[OURS].peak_gradients == 3
 
 
 def test_what_does_not_fit_is_not_tried() -> None:
-    made = group(Pretended())
-    needed = {c.name: c.memory for c in made.contenders}
+    made, _ = group(Pretended())
+    needed = {c.key: c.memory for c in made.contenders}
     inputs = 5 * 13 * 512  # samples of logits, room and two targets
     assert needed[COPY] == inputs
-    assert needed[OURS] == inputs + 4 * 512
-    assert needed[TORCH] == inputs + 5 * 4 * 512  # with the gradient it is compared with
-    gpu = Pretended(needed[TORCH] - 1)
-    found = by_name(measure(made, 1, gpu).results)
-    assert not found[TORCH].fits
-    assert "GiB are free" in str(found[TORCH].failed)
-    assert all(result.fits == (name != TORCH) for name, result in found.items())
-    assert found[MASKED].seconds is not None
+    assert needed[OURS] == inputs + 2 * 4 * 512  # with the gradient of the sample before
+    assert needed["bce"] == inputs + 5 * 4 * 512
+    gpu = Pretended(needed["bce"] + 16 * 512 - 1)
+    found = by_key(measure(*group(gpu), Limits(1)).results)
+    assert not found["bce"].fits
+    assert "GiB are free" in str(found["bce"].failed)
+    assert all(result.fits == (key != "bce") for key, result in found.items())
+    assert found["masked"].seconds is not None
 
 
 def test_nothing_is_made_where_the_inputs_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Setting, "sample", lambda *_: pytest.fail("made"))
-    setting = Setting(2**40, 2**20, "bfloat16", "bool", 0.1, 7.0)
-    measured = measure(group(Pretended(), setting), 1, Pretended())
+    setting = Setting(2**40, 2**20, "bfloat16", density=0.1)
+    measured = measure(*group(Pretended(), setting), Limits(1))
     assert not any(result.fits for result in measured.results)
     assert not any(result.disagrees for result in measured.results)
 
@@ -166,22 +183,27 @@ def test_nothing_is_made_where_the_inputs_do_not_fit(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("calls", [1, 4])
 def test_out_of_memory_is_no_error(calls: int, capsys: pytest.CaptureFixture[str]) -> None:
     """In the check, or only in a later round."""
-    right, left = losses.losses(SETTING, compiled=False)[TORCH], [None] * (calls - 1)
+    left = [None] * (calls - 1)
 
-    def hungry(logits: Tensor, target: Tensor) -> Tensor:
-        if not left:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
-        left.pop()
-        return right(logits, target)
+    def hungry(*setting: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        right = BY_KEY["masked"].make(*setting)
 
-    gpu = Pretended()
-    measured = measure(group(gpu, **{MASKED: hungry}), 3, gpu)
-    for name, result in by_name(measured.results).items():
-        assert result.fits == (name != MASKED)
-        assert (result.seconds is None) == (name == MASKED)
-    report.show_times(report.Console(width=120), "", measured, "", gpu=True)
+        def loss(logits: Tensor, target: Tensor) -> Tensor:
+            if not left:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
+            left.pop()
+            return right(logits, target)
+
+        return loss
+
+    one, samples = group(Pretended(), masked=hungry)
+    measured = measure(one, samples, Limits(3))
+    for key, result in by_key(measured.results).items():
+        assert result.fits == (key != "masked")
+        assert (result.seconds is None) == (key == "masked")
+    report.show_group(report.Console(width=132), "", rows_of(one, measured.results), 0)
     printed = capsys.readouterr().out
-    assert f"{MASKED} does not fit: CUDA out of memory" in printed
+    assert "masked multiply does not fit: CUDA out of memory" in printed
 
 
 def test_ours_that_fails_is_exit_code_1(
@@ -195,53 +217,37 @@ def test_ours_that_fails_is_exit_code_1(
     gpu = Pretended()
     monkeypatch.setattr(gpu, "graph", fail)
     monkeypatch.setattr(run, "find", lambda _: gpu)
-    monkeypatch.setattr(contenders, "SMALL_STEPS", 1)
-    sizes = ("--elements", "512", "--rounds", "1")
-    assert __main__.main(["--device", "cuda", "--quick", "--no-compile", *sizes]) == 1
+    given = ("--shapes", "8x64", "--rounds", "1", "--against", "bce")
+    assert __main__.main(["--device", "cuda", "--quick", *given]) == 1
     printed = capsys.readouterr()
-    assert f"{OURS} failed: operation not permitted" in printed.out
-    assert f"{COPY} failed: operation not permitted" in printed.out
+    assert "ours failed: operation not permitted" in printed.out
+    assert "copy_ of the logits failed: operation not permitted" in printed.out
     assert "in fail" in printed.err
-    assert "Summary" in printed.out
+    assert "Times of ours" in printed.out
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    one = Result(OURS, 2e-3, 1.25, 1.0, 4000.0, [2e-3], p20=1.9e-3, p80=2.1e-3)
-    one = one._replace(share_of_copy=0.9, peak_bytes=1024, peak_gradients=1.0)
-    none = Result("big", failed="it needs some 90.0 GiB, 70.0 GiB are free", fits=False)
-    report.show_times(report.Console(width=120), "", Measured([one, none], 0), "", gpu=True)
+    one = Result(OURS, 2e-3, 1.9e-3, 2.1e-3, 1.25, 1.0, 4000.0, 0.9, 1024, 1.0, 1.6e-8, 3e-7)
+    none = Result("masked", failed="it needs some 90.0 GiB, 70.0 GiB are free", fits=False)
+    made, _ = group(Pretended())
+    report.show_group(report.Console(width=132), "", rows_of(made, [one, none]), 0)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [OURS, "2.00", "1.25x", "1.00x", "4000.0", "90.00%", "1.90", "2.10", "1.00"] in lines
-    assert ["big", "does", "not", "fit", *"-------"] in lines
-    report.show_times(report.Console(width=120), "", Measured([none], 0), "", gpu=True)
-
-
-def test_summary_prefers_graphs() -> None:
-    def group(kind: str, graphs: bool, share: float) -> Any:
-        ours = Result(OURS, times_ours=1.0, share_of_copy=share)._asdict()
-        others = [Result(MASKED, times_ours=12.5, failed="raised" if graphs else None)._asdict()]
-        setting = SETTING._asdict()
-        return {"kind": kind, "graphs": graphs, "setting": setting, "results": [ours, *others]}
-
-    timed = [group("training", False, 0.1), group("training", True, 0.93), group("", False, 0.2)]
-    found = summary.columns([*timed, group("forward", False, 0.5)])
-    assert list(found.values()) == [
-        *(["float32"], ["2^9"]),
-        *(["93%"], ["-"], ["50%"]),
-        *(["12.50x"], ["-"], ["-"]),
-    ]
+    cells = ["2.00", "1.90", "2.10", "1.25x", "1.00x", "4000", "90%", "1.00", "2e-08", "3e-07"]
+    assert [OURS, *cells] in lines
+    assert ["masked", "multiply", "does", "not", "fit", *"---------"] in lines
+    report.show_group(report.Console(width=132), "", rows_of(made, [none]), 0)
 
 
 def test_samples_take_turns() -> None:
     samples = Samples(SETTING, Pretended())
-    assert samples.count * STEP > 4 * samples.device.cache_bytes()
+    assert samples.count * BYTES > 2 * samples.device.cache_bytes()
     used: list[Sample] = [samples.take() for _ in range(samples.count)]
     assert len({sample.logits.data_ptr() for sample in used}) == samples.count
     assert all(torch.equal(sample.values, used[0].values) for sample in used)
     used[0].logits.grad = torch.zeros_like(used[0].logits)
     assert samples.take() is used[0]
     assert used[0].logits.grad is None
-    assert Samples(Setting(2**17, 2**14, "bfloat16", "bool", 0, 1.0), Pretended()).count == 1
+    assert Samples(Setting(2**17, 2**14, "bfloat16"), Pretended()).count == 1
 
 
 def test_kernels_are_needed(
@@ -325,14 +331,14 @@ def test_work_is_captured_warm_and_on_a_stream_of_its_own(log: list[str]) -> Non
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_run_on_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "found.json"
-    sizes = ("--elements", "2^12,2^14", "--rounds", "2", "--json", str(path))
-    assert __main__.main(["--device", "cuda", "--no-compile", *sizes]) == 0
-    found = json.loads(path.read_text())
+    kinds = ("--shapes", "2^12,2^14", "--dtypes", "float32,bfloat16,float16", "--rounds", "2")
+    against = ("--against", ",".join([*KEYS[1:], "scatter", "dense"]))
+    given = (*kinds, *against, "--targets", "bool,sparse", "--out", str(tmp_path))
+    assert __main__.main(["--device", "cuda", *given]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
     assert {"GPU", "driver", "CUDA", "CUDA kernels"} <= set(found["facts"])
-    assert len(found["groups"]) == 2 * 3 * 4 + 2  # sizes, dtypes
-    for timed in found["groups"]:
-        for row in timed["results"]:
-            assert row["failed"] is None, (timed["title"], row)
-            assert row["seconds"] > 0
+    assert {row["graphs"] for row in found["rows"]} == {True, False}
+    for row in found["rows"]:
+        assert row["failed"] is None, row
+        assert row["seconds"] > 0
     print(capsys.readouterr().out)

@@ -1,0 +1,20 @@
+"""The names on the command line, and what they say without torch."""
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+TARGETS = ("bool", "float", "int64", "sparse")  # float: of the dtype of the logits
+PASSES = STEP, FORWARD = "step", "forward"
+COPY, OURS, SPARSE = "copy", "ours", "sparse"
+LABELS = 16384
+
+# The keys of losses.LOSSES, but ours.
+AGAINST = (
+    *("released", "scaled", "inplace", "ours-compiled", "reference", "no-positives", "dense"),
+    *("masked", "bce", "bce-float", "bce-plain", "compile", "compile-plain", "compile-masked"),
+    *("scatter", "torchvision", "timm"),
+)
+
+
+def in_rows(elements: int) -> tuple[int, int]:
+    """A shape of about so many elements."""
+    labels = min(LABELS, elements)
+    return elements // labels, labels

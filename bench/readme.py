@@ -1,0 +1,155 @@
+"""Writes the figures of bench/results into README.md, between two marks.
+
+Run as: python -m bench.readme, or with --check to see whether they are the ones that are there.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .losses import NAMES
+from .names import FORWARD, STEP
+from .records import Records, Row, load
+from .report import loses, number, ratio
+
+ROOT = Path(__file__).parents[1]
+README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+PICTURES = {
+    "elements": "Seconds of a step against the number of elements",
+    "labels": "Seconds of a step against the number of labels",
+    "memory": "Peak memory",
+    "error": "Largest error of the gradient",
+}
+
+
+def written(text: str) -> str:
+    """README with the figures of today's results."""
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"README.md must have {BEGIN} and then {END}")
+    parts = [_of_machine(path.parent) for path in sorted(RESULTS.glob("*/results.json"))]
+    return "\n\n".join([before + BEGIN, *parts, END]) + after
+
+
+def _of_machine(folder: Path) -> str:
+    records = load(folder)
+    groups = records.groups()
+    main = groups[0][0]
+    same = [g for g in groups if all(g[0][f] == main[f] for f in ("rows", "labels", "threads"))]
+    usual = [g for g in same if g[0]["target"] == "bool" and g[0]["density"] == main["density"]]
+    first = [g for g in usual if g[0]["dtype"] == main["dtype"]]
+    others = [g for g in same if g not in first and g[0]["density"] == main["density"]]
+    sparse = [g for g in groups if g[0]["target"] == "sparse" and _positives(g[0]) == 5]
+    small = [g for g in groups if g[0]["rows"] * g[0]["labels"] < 2**10]
+    parts = [_facts(records, folder)]
+    parts += [_table(rows) for rows in first]
+    parts += ["Times of ours, of other dtypes, targets and sizes:", _overview([*others, *small])]
+    parts += [_table(rows) for rows in sparse if rows[0]["labels"] > 10**5][:2]
+    parts += [_losses(groups), *_pictures(folder)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _positives(row: Row) -> int:
+    return round(row["density"] * row["labels"])
+
+
+def _facts(records: Records, folder: Path) -> str:
+    known = records.facts
+    names = ("GPU", "driver", "CPU", "threads", "torch", "weighted_bce", "SIMD level in use")
+    text = ", ".join(f"{name} {known[name]}" for name in names if name in known)
+    link = folder.relative_to(ROOT).as_posix()
+    return f"`{known['command']}` ([results]({link})): {text}."
+
+
+def _describe(row: Row) -> str:
+    what = {STEP: "Forward and backward", FORWARD: "Forward alone, under `no_grad`"}[row["pass"]]
+    target = f"{row['target']} targets with {row['density']:.1%} positives"
+    if row["target"] == "sparse":
+        target = f"sparse labels, {_positives(row)} in each row"
+    return f"{what}: {row['rows']:,} x {row['labels']:,} {row['dtype']} logits, {target}"
+
+
+def _table(rows: list[Row]) -> str:
+    peak = any(row["peak_gradients"] is not None for row in rows)
+    heads = ["ms", "p20 to p80", "times `copy_`", "times ours"]
+    heads += ["peak memory, in gradients"] * peak + ["error of the loss", "of the gradient"]
+    step = rows[0]["pass"] == STEP
+    lines = [[_describe(rows[0]), *(heads if step else heads[:-1])]]
+    for row in rows:
+        if row["seconds"] is None:
+            continue
+        spread = f"{number(1e3 * row['p20'])} to {number(1e3 * row['p80'])}"
+        cells = [number(1e3 * row["seconds"]), spread, number(row["times_copy"]), _bold(row)]
+        cells += [_or_empty(row["peak_gradients"], "{:.2f}")] * peak
+        cells.append(_or_empty(row["loss_error"], "{:.0e}"))
+        cells += [_or_empty(row["gradient_error"], "{:.0e}")] * step
+        lines.append([NAMES[row["contender"]], *cells])
+    return _markdown(lines)
+
+
+def _bold(row: Row) -> str:
+    """What is faster than ours stands out."""
+    text = ratio(row).rstrip("*")
+    return f"**{text}**" if loses(row) else text
+
+
+def _or_empty(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+OVERVIEW = ("copy", "masked", "bce", "bce-float", "compile", "scatter", "timm", "torchvision")
+
+
+def _overview(groups: Iterable[list[Row]]) -> str:
+    lines = [["", "ours, ms", *(NAMES[key] for key in OVERVIEW)]]
+    for rows in groups:
+        by = {row["contender"]: row for row in rows}
+        own = by["ours"]["seconds"]
+        cells = [_bold(by[key]) if key in by else "" for key in OVERVIEW]
+        first = rows[0]
+        name = f"{first['rows']} x {first['labels']} {first['dtype']}, {first['target']}"
+        lines.append([f"{name}, {first['pass']}", f"{1e3 * own:.3g}", *cells])
+    return _markdown(lines)
+
+
+def _losses(groups: Iterable[list[Row]]) -> str:
+    found = [
+        f"{NAMES[row['contender']]} at {row['rows']} x {row['labels']} {row['dtype']}, "
+        f"{row['target']} targets, {row['pass']} ({ratio(row).rstrip('*')})"
+        for rows in groups
+        for row in rows
+        if loses(row) and row["contender"] != "copy"
+    ]
+    if not found:
+        return "Nothing that computes the same loss was faster than ours in this run."
+    return f"Faster than ours in this run: {'; '.join(found)}."
+
+
+def _pictures(folder: Path) -> Iterator[str]:
+    link = folder.relative_to(ROOT).as_posix()
+    for name, what in PICTURES.items():
+        if (folder / f"{name}.svg").exists():
+            yield f"![{what}]({link}/{name}.svg)"
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    rule = ["---"] * len(lines[0])
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where it is stale")
+    check = parser.parse_args().check
+    text = README.read_text()
+    new = written(text)
+    if not check:
+        README.write_text(new)
+    return int(check and new != text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

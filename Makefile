@@ -2,6 +2,7 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 TORCHES ?= 2.11.0 2.13.0 newest
 ARGS ?=
+MACHINE ?= this-machine
 
 BIN := .venv/bin
 CODE := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -11,7 +12,7 @@ WITH_KERNELS := PATH="$(CURDIR)/$(BIN):$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
     WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}"
 EACH_TORCH := $(TORCHES:%=torch-%)
 
-.PHONY: demo test wheel versions $(EACH_TORCH) bench sanitize lint format clean help
+.PHONY: demo test wheel versions $(EACH_TORCH) bench results sanitize lint format clean help
 
 help:           ## show this list
 	@grep -hE '^[a-z]+: .*##' Makefile | sed 's/:.*##/\t/'
@@ -56,8 +57,12 @@ $(EACH_TORCH): torch-%: wheel
 	cd build/$@/sdist && ../bin/python -m pytest -n 2 -m "not large" $(ARGS)
 	cd build/$@/sdist && ../bin/python -m pytest -m large
 
-bench: .venv/.built  ## compare the speed with the usual ways to write this loss
-	$(BIN)/python -m bench --quick $(ARGS)
+bench: .venv/.built  ## compare with the usual ways to write this loss, in a minute
+	$(BIN)/python -m bench --quick --out build/bench $(ARGS)
+
+results: .venv/.built  ## measure all there is, into bench/results/MACHINE and README.md
+	$(BIN)/python -m bench --out bench/results/$(MACHINE) $(ARGS)
+	$(BIN)/python -m bench.readme
 
 SMALL := tests/test_ops.py tests/test_edges.py tests/test_layouts.py
 sanitize:       ## on a GPU: the small cases under compute-sanitizer, by the Python PYTHON

@@ -254,7 +254,14 @@ def test_what_is_compiled_computes_the_same() -> None:
     assert timing._checked(group, samples, lambda _: None)[0] == {}
 
 
-@pytest.mark.parametrize("setting", [SETTING, Setting(8, 64, "float64", "bool", 0.0)])
+EDGES = (
+    SETTING,
+    Setting(8, 64, "float64", density=0.0),
+    Setting(8, 64, density=1.0, pos_weight=0.0),
+)
+
+
+@pytest.mark.parametrize("setting", EDGES)
 def test_errors_are_against_float64(setting: Setting) -> None:
     samples = Samples(setting)
     group = contenders.group(STEP, [BY_KEY[OURS], BY_KEY["bce"]], samples)
@@ -265,9 +272,9 @@ def test_errors_are_against_float64(setting: Setting) -> None:
         assert error.gradient is not None
         assert 0 <= error.gradient < 100 * eps
     x = samples.take().values.double().requires_grad_()
-    y, p = samples.take().ready.double(), torch.tensor(7.0, dtype=torch.float64)
+    y, p = samples.take().ready.double(), torch.tensor(setting.pos_weight, dtype=torch.float64)
     loss = F.binary_cross_entropy_with_logits(x, y, pos_weight=p)
-    known = timing.truth(samples.take(), 7.0, True)
+    known = timing.truth(samples.take(), setting.pos_weight, True)
     assert known.loss == pytest.approx(loss.item(), rel=1e-14)
     slope = torch.autograd.grad(loss, x)[0].flatten()
     torch.testing.assert_close(known.gradient, slope, rtol=1e-12, atol=1e-17)

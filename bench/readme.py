@@ -58,7 +58,7 @@ def _positives(row: Row) -> int:
 
 def _facts(records: Records, folder: Path) -> str:
     known = records.facts
-    names = ("GPU", "driver", "CPU", "threads", "torch", "weighted_bce", "SIMD level in use")
+    names = ("GPU", "driver", "CPU", "threads", "torch", "weighted_bce", "commit")
     text = ", ".join(f"{name} {known[name]}" for name in names if name in known)
     link = folder.relative_to(ROOT).as_posix()
     return f"`{known['command']}` ([results]({link})): {text}."

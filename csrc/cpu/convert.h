@@ -11,6 +11,15 @@ struct Bool {
   uint8_t byte;
 };
 
+template <class S>
+constexpr Dtype kDtypeOf = Dtype::kFloat32;
+template <>
+constexpr Dtype kDtypeOf<double> = Dtype::kFloat64;
+template <>
+constexpr Dtype kDtypeOf<Half> = Dtype::kFloat16;
+template <>
+constexpr Dtype kDtypeOf<BFloat16> = Dtype::kBFloat16;
+
 template <class T, class S>
 WEIGHTED_BCE_INLINE T widen(S v) {
   return static_cast<T>(v);
@@ -109,6 +118,88 @@ void store_run<Half, float>(const float* __restrict src, int64_t stride, int64_t
   }
   for (; i < n; ++i) dst[i * stride] = narrow<Half>(src[i]);
 }
+#endif
+
+/// Vectors of T that lie in memory as S: widened and rounded in registers.
+template <class T, class S>
+struct Line {
+  static constexpr bool kExists = false;
+};
+
+template <class T>
+struct Line<T, T> : Simd<T> {
+  static constexpr bool kExists = true;
+};
+
+/// What the lines of two bytes an element share: `Own` has widened() and narrowed().
+template <class S, class Own>
+struct HalfLine {
+  static constexpr bool kExists = true;
+  using Words = Types<float>::Words;
+  static WEIGHTED_BCE_INLINE VecF load(const S* from) {
+    Words words;
+    __builtin_memcpy(&words, from, sizeof(words));
+    return Own::widened(words);
+  }
+  static WEIGHTED_BCE_INLINE void store(S* to, VecF v) {
+    const Words words = Own::narrowed(v);
+    __builtin_memcpy(to, &words, sizeof(words));
+  }
+  /// As Simd::stream; the other half of the cache line follows.
+  static WEIGHTED_BCE_INLINE void stream(S* to, VecF v) {
+#if defined(WEIGHTED_BCE_AVX512)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits<__m256i>(Own::narrowed(v)));
+#elif defined(WEIGHTED_BCE_AVX2)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), bits<__m128i>(Own::narrowed(v)));
+#else
+    store(to, v);
+#endif
+  }
+};
+
+template <>
+struct Line<float, BFloat16> : HalfLine<BFloat16, Line<float, BFloat16>> {
+  typedef uint32_t VecU __attribute__((vector_size(kBytes)));
+  static WEIGHTED_BCE_INLINE VecF widened(Words words) {
+#if defined(WEIGHTED_BCE_AVX512)  // GCC 12 would do it in two halves
+    const VecU wide = bits<VecU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits<__m256i>(words)));
+#else
+    const VecU wide = __builtin_convertvector(words, VecU);
+#endif
+    return bits<VecF>(wide << 16);
+  }
+  /// As narrow(), of what was computed: a NaN is then a quiet one, and stays one without its end.
+  static WEIGHTED_BCE_INLINE Words narrowed(VecF v) {
+    const VecU b = bits<VecU>(v);
+    const VecU rounded = (v == v ? b + (((b >> 16) & 1u) + 0x7fffu) : b) >> 16;
+#if defined(WEIGHTED_BCE_AVX512)
+    return bits<Words>(_mm512_maskz_cvtepi32_epi16(0xffff, bits<__m512i>(rounded)));
+#else
+    return __builtin_convertvector(rounded, Words);
+#endif
+  }
+};
+
+#if defined(WEIGHTED_BCE_AVX512)
+template <>
+struct Line<float, Half> : HalfLine<Half, Line<float, Half>> {
+  static WEIGHTED_BCE_INLINE VecF widened(Words words) {
+    return _mm512_maskz_cvtph_ps(0xffff, bits<__m256i>(words));
+  }
+  static WEIGHTED_BCE_INLINE Words narrowed(VecF v) {
+    return bits<Words>(_mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+#elif defined(WEIGHTED_BCE_AVX2)
+template <>
+struct Line<float, Half> : HalfLine<Half, Line<float, Half>> {
+  static WEIGHTED_BCE_INLINE VecF widened(Words words) {
+    return _mm256_cvtph_ps(bits<__m128i>(words));
+  }
+  static WEIGHTED_BCE_INLINE Words narrowed(VecF v) {
+    return bits<Words>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
 #endif
 
 template <class T>

@@ -1,6 +1,7 @@
 // The CPU kernels, once for each level. Work goes block by block: operands that are not already a
 // line of the compute type are converted into a buffer that stays in the L1 cache, the formula runs
 // on whole vectors, and the result is converted back. So one kernel serves every dtype and layout.
+// Half-precision logits and gradients in a line, which many have, are converted in registers.
 //
 // Included by level.h inside a level's namespace.
 
@@ -43,10 +44,9 @@ struct Uniform {
 
 enum class Mode { kLoss, kLossAndGrad, kGrad, kUnreduced };
 
-/// A block of operands as lines of T; targets of one byte stay bytes, in y8.
+/// A block of operands, but for the logits, as lines of T; targets of one byte stay bytes, in y8.
 template <class T>
 struct Lines {
-  const T* x;
   const T* y;
   const uint8_t* y8;
   uint8_t y8_most;  // 1 for bool and sparse labels: any other byte is true as well
@@ -58,9 +58,10 @@ template <class T>
 WEIGHTED_BCE_INLINE bool any_positive(const Lines<T>& in, int64_t i) {
   constexpr int kLanes = Simd<T>::kLanes;
   if (in.y8 == nullptr) return any_nonzero(Simd<T>::load(in.y + i));
-  uint64_t words[(kLanes + 7) / 8] = {};
-  __builtin_memcpy(words, in.y8 + i, kLanes);
-  return kLanes > 8 ? (words[0] | words[kLanes / 8 - 1]) != 0 : words[0] != 0;
+  uint64_t first = 0, last = 0;  // one by one: GCC 12 takes an array of them by way of memory
+  __builtin_memcpy(&first, in.y8 + i, std::min(kLanes, 8));
+  if (kLanes > 8) __builtin_memcpy(&last, in.y8 + i + kLanes - 8, 8);
+  return (first | last) != 0;
 }
 
 template <class T>
@@ -76,13 +77,13 @@ WEIGHTED_BCE_INLINE typename Simd<T>::Value load_targets(const Lines<T>& in, int
 }
 
 /// Any element: the coefficients are made anew. Adds to `sum`, writes to `out`, as the mode wants.
-template <class T, Mode mode>
-WEIGHTED_BCE_INLINE void general(const Lines<T>& in, const Uniform<T>& u, int64_t i, int64_t n,
-                                 typename Simd<T>::Mask valid, typename Simd<T>::Value& sum,
-                                 const Output<T>& out) {
+template <class T, Mode mode, class In, class Out>
+WEIGHTED_BCE_INLINE void general(const In* logits, const Lines<T>& in, const Uniform<T>& u,
+                                 int64_t i, int64_t n, typename Simd<T>::Mask valid,
+                                 typename Simd<T>::Value& sum, const Output<T, Out>& out) {
   using S = Simd<T>;
   using Formula = LossMath<S>;
-  const auto x = S::load(in.x + i), y = load_targets(in, i, n);
+  const auto x = Line<T, In>::load(logits + i), y = load_targets(in, i, n);
   if (u.ignores) valid &= ~u.ignored(y);
   auto c = Formula::coefficients(y, in.p ? S::load(in.p + i) : u.pos_weight, u.keep, u.shift);
   if (in.w) {
@@ -142,9 +143,10 @@ class Sum {
   }
 };
 
-template <class T, Mode mode>
-void block(const Lines<T>& in, const Uniform<T>& u, int64_t n, Sum<T>& total,
-           const Output<T>& out) {
+/// In and Out: as what the logits and the results lie in memory.
+template <class T, Mode mode, class In, class Out>
+void block(const In* logits, const Lines<T>& in, const Uniform<T>& u, int64_t n, Sum<T>& total,
+           const Output<T, Out>& out) {
   using S = Simd<T>;
   using V = typename S::Value;
   using Formula = LossMath<S>;
@@ -152,10 +154,10 @@ void block(const Lines<T>& in, const Uniform<T>& u, int64_t n, Sum<T>& total,
   int64_t i = 0;
   for (; i + S::kLanes <= n; i += S::kLanes) {
     if (mode == Mode::kUnreduced || !u.plain_negatives || any_positive(in, i)) {
-      general<T, mode>(in, u, i, S::kLanes, ~typename S::Mask{}, sum, out);
+      general<T, mode>(logits, in, u, i, S::kLanes, ~typename S::Mask{}, sum, out);
       continue;
     }
-    const V x = S::load(in.x + i);
+    const V x = Line<T, In>::load(logits + i);
     const V z = S::exp_minus_abs(x);
     if (mode != Mode::kGrad) {
       product += S::fma(z, product, z);
@@ -168,13 +170,14 @@ void block(const Lines<T>& in, const Uniform<T>& u, int64_t n, Sum<T>& total,
   if (i < n) {
     typename S::Mask valid{};
     for (int lane = 0; lane < n - i; ++lane) valid[lane] = -1;
-    general<T, mode>(in, u, i, n - i, valid, sum, out);
+    general<T, mode>(logits, in, u, i, n - i, valid, sum, out);
   }
   if (mode == Mode::kLoss || mode == Mode::kLossAndGrad) total.add(product, sum);
 }
 
-template <class T, Mode mode>
-double run(const Problem& problem, int64_t begin, int64_t end) {
+/// S: the dtype of the logits and of the results, where they may go through registers alone.
+template <class T, Mode mode, class S>
+double run_as(const Problem& problem, int64_t begin, int64_t end) {
   const Uniform<T> u(problem);
   Buffer<T> x, y, w, p, upstream, out;
   // Bytes are tested as they are, and converted only where there is a positive among them.
@@ -190,21 +193,39 @@ double run(const Problem& problem, int64_t begin, int64_t end) {
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t n = std::min(kBlock, end - at);
     const uint8_t* const y8 = sparse ? marks.next(n) : bytes ? bytes + at : nullptr;
-    const Lines<T> in{read(problem, problem.x, at, n, x),
-                      y8 ? nullptr : read(problem, problem.y, at, n, y),
+    const Lines<T> in{y8 ? nullptr : read(problem, problem.y, at, n, y),
                       y8,
                       most,
                       read(problem, problem.w, at, n, w),
                       read(problem, problem.p, at, n, p),
                       read(problem, problem.upstream, at, n, upstream)};
-    const Output<T> output(problem, at, n, out);
-    block<T, mode>(in, u, n, sum, output);
-    if (mode != Mode::kLoss && output.line == out.values) write(problem, at, n, out);
+    if constexpr (!std::is_same_v<S, T>) {
+      if (is_line<T, S>(problem.x, n) && (mode == Mode::kLoss || is_line<T, S>(problem.out, n))) {
+        const S* const logits = static_cast<const S*>(problem.x.data) + at;
+        block<T, mode>(logits, in, u, n, sum, Output<T, S>(problem, at));
+        continue;
+      }
+    }
+    const bool straight = is_line<T, T>(problem.out, n);
+    const auto output = straight ? Output<T, T>(problem, at) : Output<T, T>(out);
+    block<T, mode>(read(problem, problem.x, at, n, x), in, u, n, sum, output);
+    if (mode != Mode::kLoss && !straight) write(problem, at, n, out);
   }
 #if defined(__SSE2__)
   if (problem.stream) _mm_sfence();
 #endif
   return sum.total();
+}
+
+template <class T, Mode mode>
+double run(const Problem& problem, int64_t begin, int64_t end) {
+  if constexpr (Line<T, BFloat16>::kExists) {
+    if (problem.x.dtype == Dtype::kBFloat16) return run_as<T, mode, BFloat16>(problem, begin, end);
+  }
+  if constexpr (Line<T, Half>::kExists) {
+    if (problem.x.dtype == Dtype::kFloat16) return run_as<T, mode, Half>(problem, begin, end);
+  }
+  return run_as<T, mode, T>(problem, begin, end);
 }
 
 template <class T>

@@ -36,15 +36,20 @@ struct Buffer {
   alignas(64) T values[kBlock];
 };
 
+/// Whether n elements of an operand are whole vectors that lie in memory as S, one after the other.
+template <class T, class S>
+bool is_line(const Operand& o, int64_t n) {
+  return o.linear && o.dtype == kDtypeOf<S> && n % Simd<T>::kLanes == 0;
+}
+
 /// Elements [begin, begin + n) as a line of T that may be read up to a whole vector: in place where
 /// memory has it so, otherwise in the buffer, the rest of its last vector filled with zeros.
 template <class T>
 const T* read(const Problem& problem, const Operand& o, int64_t begin, int64_t n,
               Buffer<T>& buffer) {
   if (o.data == nullptr) return nullptr;
-  constexpr Dtype kSame = sizeof(T) == 4 ? Dtype::kFloat32 : Dtype::kFloat64;
   constexpr int64_t kLanes = Simd<T>::kLanes;
-  if (o.linear && o.dtype == kSame && n % kLanes == 0) return static_cast<const T*>(o.data) + begin;
+  if (is_line<T, T>(o, n)) return static_cast<const T*>(o.data) + begin;
   const Load<T> load = loader<T>(o.dtype);
   for_each_run(problem, o, begin, n,
                [&](const char* from, int64_t stride, int64_t count, int64_t position) {
@@ -54,23 +59,21 @@ const T* read(const Problem& problem, const Operand& o, int64_t begin, int64_t n
   return buffer.values;
 }
 
-/// Where the results of a block go: straight to memory where that is a line of T, otherwise into
+/// Where the results of a block go: straight to memory where that is a line of S, otherwise into
 /// the buffer.
-template <class T>
+template <class T, class S>
 struct Output {
-  T* line;
-  bool stream;  // past the caches
+  S* line;
+  bool stream = false;  // past the caches
 
-  Output(const Problem& problem, int64_t begin, int64_t n, Buffer<T>& buffer)
-      : line(buffer.values), stream(false) {
-    const Operand& o = problem.out;
-    if (o.linear && o.element_size == sizeof(T) && n % Simd<T>::kLanes == 0) {
-      line = static_cast<T*>(const_cast<void*>(o.data)) + begin;
-      stream = problem.stream && reinterpret_cast<uintptr_t>(line) % kBytes == 0;
-    }
-  }
+  explicit Output(Buffer<S>& buffer) : line(buffer.values) {}
+  Output(const Problem& problem, int64_t begin)
+      : line(static_cast<S*>(const_cast<void*>(problem.out.data)) + begin),
+        stream(problem.stream &&
+               reinterpret_cast<uintptr_t>(line) % (Simd<T>::kLanes * sizeof(S)) == 0) {}
+
   WEIGHTED_BCE_INLINE void put(int64_t i, typename Simd<T>::Value v) const {
-    stream ? Simd<T>::stream(line + i, v) : Simd<T>::store(line + i, v);
+    stream ? Line<T, S>::stream(line + i, v) : Line<T, S>::store(line + i, v);
   }
 };
 
@@ -79,18 +82,6 @@ template <class T>
 void write(const Problem& problem, int64_t begin, int64_t n, const Buffer<T>& buffer) {
   const Operand& o = problem.out;
   const Store<T> store = storer<T>(o.dtype);
-  if (o.linear && o.element_size == 2 && problem.stream && n % (kBytes / 2) == 0) {
-    char* to = static_cast<char*>(const_cast<void*>(o.data)) + 2 * begin;
-    if (reinterpret_cast<uintptr_t>(to) % kBytes == 0) {
-      Buffer<uint16_t> narrowed;
-      store(buffer.values, 1, n, narrowed.values);
-      const auto* from = reinterpret_cast<const float*>(narrowed.values);
-      for (int64_t i = 0; i < n / 2; i += Simd<float>::kLanes) {
-        Simd<float>::stream(reinterpret_cast<float*>(to) + i, Simd<float>::load(from + i));
-      }
-      return;
-    }
-  }
   for_each_run(problem, o, begin, n,
                [&](const char* at, int64_t stride, int64_t count, int64_t position) {
                  store(buffer.values + position, stride, count, const_cast<char*>(at));

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from .names import AGAINST, DTYPES, PASSES, TARGETS, in_rows
 
 QUICK_ROUNDS, ROUNDS = 10, 20
-QUICK_SECONDS, SECONDS = 3.0, 10.0
+QUICK_SECONDS, SECONDS = 2.0, 10.0
 TOLERANCE = 0.25
 T = TypeVar("T")
 
@@ -42,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
             "  python -m bench --shapes 256x100000 --targets bool,sparse --density 0.0001,0.01\n"
             "  python -m bench --quick --device cuda --out results\n"
             "  python -m bench --quick --check results\n"
-            "It ends with 1 where a contender is wrong or a check fails, with 2 on wrong arguments."
+            "It ends with 1 where ours fails, a contender is wrong or a check fails, with 2 on\n"
+            "wrong arguments or without the device or the memory, with 130 when interrupted."
         ),
     )
     what = parser.add_argument_group("what is measured (lists are separated by commas)")
@@ -73,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         "--against",
         type=_list(_one_of(AGAINST)),
         metavar="A,...",
-        help=f"beside copy_ and ours; default: all that are installed ({', '.join(AGAINST)})",
+        help="beside copy_ and ours, as far as they fit the target and the device; default: all "
+        f"that are installed, with --quick not all ({', '.join(AGAINST)})",
     )
     add("--threads", type=_list(_positive), metavar="N,...", help="default: as torch chooses")
     add("--pos-weight", type=_weight, default=7.0, metavar="P", help="default: %(default)s")
@@ -110,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_above_zero,
         default=TOLERANCE,
         metavar="X",
-        help="by which --check lets ratios and memory grow (default: %(default)s)",
+        help="by which --check lets ratios and memory change (default: %(default)s); errors may "
+        "double",
     )
     return parser
 
@@ -190,7 +194,7 @@ def _folder(text: str) -> Path:
     path = Path(text)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "results.json").open("a").close()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise argparse.ArgumentTypeError(f"cannot write to {text!r}: {error.strerror}") from None
     return path

@@ -12,6 +12,7 @@ from .samples import Sample
 from .settings import Setting
 
 CHUNK = 2**16  # elements that are computed at once: in the cache
+FLOAT_EPS = torch.finfo(torch.float32).eps
 MOST = 2**24  # elements of the gradient that are compared, the first ones
 
 
@@ -60,9 +61,10 @@ def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
     sample.logits.grad = None
     off_loss = abs(loss - known.loss) / (known.loss or 1)
     of_dtype = torch.finfo(getattr(torch, setting.dtype))
-    # Sums that are made one by one, in some lanes: their roundings add up at random.
-    sums = max(1.0, math.sqrt(setting.elements) / 16)
-    if not off_loss <= 4 * of_dtype.eps * sums:
+    # The result is rounded to the dtype. Sums, of half precision in float32, are made one by one,
+    # in some lanes: their roundings add up at random.
+    sums = max(1.0, math.sqrt(setting.elements) / 16) * min(of_dtype.eps, FLOAT_EPS)
+    if not off_loss <= 4 * (of_dtype.eps + sums):
         raise Disagreement(f"the loss is {loss:.8g}, off by {off_loss:.2g} of {known.loss:.8g}")
     if grad is None:
         return Errors(off_loss, None)
@@ -76,8 +78,8 @@ def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
         off, size = (got.double() / scale).sub_(wanted).abs_(), wanted.abs()
         allowed = (wanted < 0) * weight + size + of_dtype.smallest_normal / scale
         nonzero = size.clamp_min(of_dtype.smallest_normal / scale)
-        worst = worst.maximum((off / nonzero).max().nan_to_num(math.inf))
-        excess = excess.maximum((off / allowed).max().nan_to_num(math.inf))
+        worst = worst.maximum((off / nonzero).max().nan_to_num(math.inf, math.inf))
+        excess = excess.maximum((off / allowed).max().nan_to_num(math.inf, math.inf))
     if not excess <= 4 * of_dtype.eps:
         raise Disagreement(
             f"the gradient is off by up to {float(excess):.2g} times what it should be"

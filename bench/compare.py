@@ -49,6 +49,9 @@ def changes(now: Records, before: Records, tolerance: float) -> list[Change]:
     return found
 
 
+COMPARED = ("times_ours", "peak_gradients", "loss_error", "gradient_error")
+
+
 def common(now: Records, before: Records) -> int:
     """How many rows both have."""
     return len({_name(row) for row in now.rows} & {_name(row) for row in before.rows})

@@ -15,8 +15,9 @@ from .names import COPY, FORWARD, STEP
 from .samples import Sample, Samples
 from .settings import Setting
 
-# A call is as many steps as make some million elements, so that the clock is no part of it.
+# A call is as many steps as make so many elements, so that the clock is no part of it.
 ELEMENTS, MOST_STEPS = 2**17, 500
+WARM = 2**22  # elements up to which each timed step follows an untimed one of its kind
 
 
 class Contender(NamedTuple):
@@ -61,11 +62,11 @@ def steps_of(setting: Setting) -> int:
 def loss_scale(loss: Loss, setting: Setting) -> float:
     """The gradient of a mean of millions is below the smallest float16.
 
-    As large as PyTorch's own loss takes, which multiplies it by pos_weight in float16.
+    As large as the others take, which multiply it by pos_weight, or 1 + pos_weight, in float16.
     """
     if loss.loss_scale != 1 or setting.dtype != "float16":
         return loss.loss_scale
-    return float(2.0 ** math.floor(math.log2(2**15 / max(1.0, setting.pos_weight))))
+    return float(2.0 ** math.floor(math.log2(2**15 / (1 + setting.pos_weight))))
 
 
 def work(pass_: str, loss: Loss, setting: Setting, device: str) -> Callable[[Sample], Tensor]:
@@ -88,7 +89,8 @@ def _train(function: LossFunction, given: str, scale: float, sample: Sample) -> 
 def _contender(pass_: str, loss: Loss, samples: Samples) -> Contender:
     setting, device = samples.setting, samples.device
     run = work(pass_, loss, setting, device.name)
-    way = "steady" if device.is_gpu and loss.before == "take" else loss.before
+    warm = device.is_gpu or loss.compiles or setting.elements <= WARM
+    way = "steady" if warm and loss.before == "take" else loss.before
     steps = 1 if way == "overwritable" else steps_of(setting)  # a second one would find no logits
     gradient = setting.gradient_bytes
     gradients = loss.gradients[pass_ == FORWARD]

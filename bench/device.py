@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 
 from weighted_bce import backend, weighted_bce_with_logits
@@ -43,7 +44,7 @@ class Device:
 
     def free_bytes(self) -> int | None:
         """What can be allocated now; None where it is not known."""
-        return None
+        return int(psutil.virtual_memory().available)
 
     def rise_of_peak(self, work: Callable[[], object]) -> int | None:
         """How many bytes the work needs at its peak, beyond what is in use; None: not known."""

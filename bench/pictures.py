@@ -86,6 +86,10 @@ def draw(records: Records, folder: Path) -> list[Path]:
                 figure.savefig(path, metadata=known, dpi=150, bbox_inches="tight")
                 saved.append(path)
             plt.close(figure)
+    for name in ("time", "memory", "error", *(axis.name for axis in AXES)):
+        for path in (folder / f"{name}.{kind}" for kind in FORMATS):
+            if path not in saved:  # of an earlier run
+                path.unlink(missing_ok=True)
     return saved
 
 

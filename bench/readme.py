@@ -66,6 +66,7 @@ def _facts(records: Records, folder: Path) -> str:
 
 def _describe(row: Row) -> str:
     what = {STEP: "Forward and backward", FORWARD: "Forward alone, under `no_grad`"}[row["pass"]]
+    what += ", CUDA graphs" * row["graphs"]
     target = f"{row['target']} targets with {row['density']:.1%} positives"
     if row["target"] == "sparse":
         target = f"sparse labels, {_positives(row)} in each row"
@@ -79,7 +80,7 @@ def _table(rows: list[Row]) -> str:
     step = rows[0]["pass"] == STEP
     lines = [[_describe(rows[0]), *(heads if step else heads[:-1])]]
     for row in rows:
-        if row["seconds"] is None:
+        if row["seconds"] is None or row["times_copy"] is None:
             continue
         spread = f"{number(1e3 * row['p20'])} to {number(1e3 * row['p80'])}"
         cells = [number(1e3 * row["seconds"]), spread, number(row["times_copy"]), _bold(row)]
@@ -108,6 +109,8 @@ def _overview(groups: Iterable[list[Row]]) -> str:
     for rows in groups:
         by = {row["contender"]: row for row in rows}
         own = by["ours"]["seconds"]
+        if own is None:
+            continue
         cells = [_bold(by[key]) if key in by else "" for key in OVERVIEW]
         first = rows[0]
         name = f"{first['rows']} x {first['labels']} {first['dtype']}, {first['target']}"
@@ -121,10 +124,10 @@ def _losses(groups: Iterable[list[Row]]) -> str:
         f"{row['target']} targets, {row['pass']} ({ratio(row).rstrip('*')})"
         for rows in groups
         for row in rows
-        if loses(row) and row["contender"] != "copy"
+        if loses(row)
     ]
     if not found:
-        return "Nothing that computes the same loss was faster than ours in this run."
+        return "Nothing that computes this loss was faster than ours in this run."
     return f"Faster than ours in this run: {'; '.join(found)}."
 
 

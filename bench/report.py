@@ -26,13 +26,15 @@ than ours. Caches are cold where a sample has 2^17 elements or more: so many sam
 GB/s, % of copy_: of the bytes that must move, logits, target and gradient once each (copy_: the
 logits twice), over the time; and that over the same of copy_.
 peak: memory beyond the inputs, in gradients. On the CPU the rise of the resident set in a fresh
-process, measured of steps from 2^20 to 2^26 elements; on a GPU what torch's allocator counts.
-errors: relative, against float64, of the loss and of the worst element of the gradient.
+process, measured of steps from 2^20 to 2^27 elements; on a GPU what torch's allocator counts.
+errors: relative, against float64, of the loss and of the worst of the first 2^24 elements of the
+gradient.
 ours takes the memory of the last step's gradient, as in any training loop; memory released:
 weighted_bce.empty_cache() comes before each step; inplace_backward: the gradient replaces the
-logits, of which an untimed copy is made. masked multiply and F.binary_cross_entropy_with_logits
-convert the target in each call, but for 'float target'. torchvision's focal loss is without focus:
-alpha = p / (1 + p), gamma = 0, times 1 + p. 'no pos_weight', 'no positives' compute less."""
+logits, of which an untimed copy is made for each single step. masked multiply and
+F.binary_cross_entropy_with_logits convert the target in each call, but for 'float target'.
+torchvision's focal loss is without focus: alpha = p / (1 + p), gamma = 0, times 1 + p. 'no
+pos_weight', 'no positives' compute less."""
 
 
 def show_head(console: Console, known: dict[str, str], rounds: int) -> None:
@@ -107,7 +109,7 @@ def ratio(row: Row) -> str:
 
 
 def loses(row: Row) -> bool:
-    """Whether it is another way to compute the same, and faster than ours."""
+    """Whether it is another way to compute the loss, or less than it, and faster than ours."""
     value, loss = row["times_ours"], BY_KEY.get(row["contender"])
     return loss is not None and not loss.is_own and value is not None and value < 1
 

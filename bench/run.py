@@ -4,6 +4,7 @@ import argparse
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -12,18 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import graphs, report
-from .compare import changes, common
+from .compare import COMPARED, changes, common
 from .contenders import Group, group
 from .device import Device, Refusal, find
 from .losses import BY_KEY, LOSSES, NAMES, Loss, fitting, lack
 from .names import OURS, STEP
 from .peak import peak_bytes
-from .records import Records, facts, load, rows_of
+from .records import WHAT, Records, facts, load, rows_of
 from .samples import Samples
 from .settings import Grid, Setting, grids
 from .timing import Limits, Result, measure
 
-PEAKS = range(2**20, 2**26 + 1)  # elements: fewer say nothing, more take long
+PEAKS = range(2**20, 2**27)  # elements: fewer say nothing, more take long
 WIDTH = 132  # of what is not printed to a terminal
 
 
@@ -39,6 +40,7 @@ class Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, find(options.device)
+        self.before = None if options.check is None else _earlier(options.check)
         self.console = Console()
         if not self.console.is_terminal:
             self.console = Console(width=WIDTH)
@@ -49,9 +51,7 @@ class Run:
 
     def all_groups(self) -> None:
         torch_threads = torch.get_num_threads()
-        tasks = list(_tasks(self.options, self.device))
-        for task in tasks:
-            _check_memory(task.setting, self.device)
+        tasks = [t for t in _tasks(self.options, self.device) if self._fits(t.setting)]
         for loss in LOSSES:
             why = lack(loss.needs)
             if why and loss.key in (self.options.against or BY_KEY):
@@ -67,6 +67,21 @@ class Run:
                         progress.update(bar, advance=not one.graphs, refresh=True)
         finally:
             torch.set_num_threads(torch_threads)
+
+    def _fits(self, setting: Setting) -> bool:
+        """In the memory of the CPU, ours at least; raises Refusal where its shape was asked for."""
+        needed = Samples(setting, self.device).bytes + 2 * setting.gradient_bytes
+        available = psutil.virtual_memory().available
+        if self.device.is_gpu or needed <= available:
+            return True
+        text = (
+            f"{setting.rows}x{setting.labels} needs {needed / 2**30:.1f} GiB of memory, "
+            f"{available / 2**30:.1f} GiB are free"
+        )
+        if self.options.shapes is not None:
+            raise Refusal(f"--shapes {text}", 2)
+        self.console.print(f"skipped: {text}", highlight=False)
+        return False
 
     def _measure(self, one: Group, samples: Samples, ticker: "_Ticker") -> None:
         limits = Limits(self.options.rounds, self.options.seconds)
@@ -97,8 +112,8 @@ class Run:
 
     def compare(self) -> None:
         """With an earlier run; raises Refusal where something is worse."""
-        path, tolerance = self.options.check, self.options.tolerance
-        before = load(path)
+        path, tolerance, before = self.options.check, self.options.tolerance, self.before
+        assert before is not None
         shared = common(self.records, before)
         if not shared:
             raise Refusal(f"--check {path} has nothing that this run has measured", 2)
@@ -113,7 +128,7 @@ class Run:
         }
         if found:
             report.show(self.console, f"Changed by more than {tolerance:.0%}", columns)
-        worse = sum(change.is_worse for change in found)
+        worse = len({id(change.row) for change in found if change.is_worse})
         if worse:
             raise Refusal(f"{worse} of {shared} rows are worse than in {path}", 1)
         text = f"None of {shared} rows is worse than in {path}, by more than {tolerance:.0%}."
@@ -130,6 +145,17 @@ def run(options: argparse.Namespace, started: Callable[[Run], object] = lambda _
         raise Refusal("ours failed, or there are contenders that compute something else", 1)
     if options.check is not None:
         one.compare()
+
+
+def _earlier(path: Path) -> Records:
+    """Before anything is written, perhaps over it."""
+    try:
+        found = load(path)
+        if all(field in row for row in found.rows for field in (*WHAT, *COMPARED)):
+            return found
+    except (ValueError, TypeError, LookupError):
+        pass
+    raise Refusal(f"--check {path} holds no results of this benchmark", 2)
 
 
 def _is_unreliable(result: Result) -> bool:
@@ -195,17 +221,6 @@ def _is_wanted(loss: Loss, options: argparse.Namespace) -> bool:
     if options.against is not None:
         return loss.key in options.against
     return loss.quick or not options.quick
-
-
-def _check_memory(setting: Setting, device: Device) -> None:
-    needed = Samples(setting, device).bytes + 2 * setting.gradient_bytes
-    available = psutil.virtual_memory().available
-    if not device.is_gpu and needed > available:
-        raise Refusal(
-            f"--shapes {setting.rows}x{setting.labels} needs {needed / 2**30:.1f} GiB of memory, "
-            f"{available / 2**30:.1f} GiB are free",
-            2,
-        )
 
 
 def _progress() -> Progress:

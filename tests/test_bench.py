@@ -19,6 +19,8 @@ from torch import Tensor
 pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
+import psutil
+
 from bench import __main__, contenders, losses, report, run, timing
 from bench.contenders import Group
 from bench.device import CPU
@@ -84,7 +86,7 @@ def test_a_run_and_its_check(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(found))
     again = ("--quick", "--shapes", "64x1000", "--dtypes", "float16", "--passes", "step")
     again += ("--against", "bce", "--rounds", "2", "--check", str(tmp_path))
-    ran = bench(*again)
+    ran = bench(*again)  # which leaves the earlier results as they are
     assert ran.returncode == 0, ran.stderr
     assert "better" in ran.stdout
     for row in found["rows"]:
@@ -93,6 +95,39 @@ def test_a_run_and_its_check(tmp_path: Path) -> None:
     ran = bench(*again)
     assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
     assert "2 of 3 rows are worse" in ran.stderr
+    ran = bench(*again, "--out", str(tmp_path))  # over the earlier ones, read first
+    assert "2 of 3 rows are worse" in ran.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"facts": {}, "rows": [{"rows": 3}]}', "[1]"])
+def test_results_that_are_none(text: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "results.json").write_text(text)
+    assert __main__.main(["--quick", "--check", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert "holds no results of this benchmark" in printed.err
+
+
+def test_no_loss_at_all_is_wrong_in_half_precision() -> None:
+    """Although its sums may be off by more than float32's."""
+    setting = Setting(16, 2**16, "bfloat16")
+    nothing = BY_KEY["bce"]._replace(make=lambda *_: lambda logits, _: 0 * logits.sum())
+    samples = Samples(setting)
+    group = contenders.group(FORWARD, [nothing, BY_KEY["masked"]], samples)
+    failures, _ = timing._checked(group, samples, lambda _: None)
+    assert list(failures) == ["bce"]
+    assert failures["bce"].disagrees
+
+
+def test_a_default_shape_that_does_not_fit_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    memory = SimpleNamespace(available=2**20)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    assert __main__.main(["--quick", "--rounds", "1", "--against", "bce"]) == 0
+    printed = capsys.readouterr().out
+    assert "skipped: 1024x16384 needs" in printed
+    assert "8 x 16" in printed
 
 
 def test_peak_memory() -> None:

@@ -80,6 +80,9 @@ def test_pictures_of_every_axis(tmp_path: Path) -> None:
 def test_no_lines_from_one_setting(tmp_path: Path) -> None:
     drawn = pictures.draw(made_up([Setting(8, 16)]), tmp_path)
     assert {path.stem for path in drawn} == {"time", "memory", "error"}
+    (tmp_path / "labels.svg").touch()
+    pictures.draw(made_up([Setting(8, 16)]), tmp_path)
+    assert not (tmp_path / "labels.svg").exists()  # it was of another run
     assert pictures.draw(made_up([Setting(8, 16)], ("forward",)), tmp_path) == []
 
 
@@ -112,7 +115,6 @@ def test_changes(contender: str, field: str, factor: float, worse: bool | None) 
     for change in found:
         assert (change.row, change.field) == (row, field)
         assert change.now == pytest.approx(factor * change.before)
-    assert changes(now, before, 1e4 if field == "times_ours" else 0.25)[:0] == []
 
 
 def test_readme_has_the_figures_of_the_results() -> None:

@@ -202,7 +202,8 @@ double run_as(const Problem& problem, int64_t begin, int64_t end) {
     if constexpr (!std::is_same_v<S, T>) {
       if (is_line<T, S>(problem.x, n) && (mode == Mode::kLoss || is_line<T, S>(problem.out, n))) {
         const S* const logits = static_cast<const S*>(problem.x.data) + at;
-        block<T, mode>(logits, in, u, n, sum, Output<T, S>(problem, at));
+        const auto output = mode == Mode::kLoss ? Output<T, S>() : Output<T, S>(problem, at);
+        block<T, mode>(logits, in, u, n, sum, output);
         continue;
       }
     }

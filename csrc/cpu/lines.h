@@ -63,9 +63,10 @@ const T* read(const Problem& problem, const Operand& o, int64_t begin, int64_t n
 /// the buffer.
 template <class T, class S>
 struct Output {
-  S* line;
+  S* line = nullptr;    // null: there are none
   bool stream = false;  // past the caches
 
+  Output() = default;
   explicit Output(Buffer<S>& buffer) : line(buffer.values) {}
   Output(const Problem& problem, int64_t begin)
       : line(static_cast<S*>(const_cast<void*>(problem.out.data)) + begin),

@@ -7,6 +7,14 @@ import torch
 from .losses import LOSSES
 from .records import WHAT, Records, Row
 
+# The fields, and whether they are those of ours, which are worse where they grow; the others' times
+# of ours are worse where they fall.
+COMPARED = {
+    "times_ours": False,
+    "peak_gradients": True,
+    "loss_error": True,
+    "gradient_error": True,
+}
 ERRORS = 2.0  # roundings, that much larger, are no longer the same
 
 
@@ -34,22 +42,15 @@ def changes(now: Records, before: Records, tolerance: float) -> list[Change]:
         if old is None:
             continue
         mine = row["contender"] in own
-        for field, more, allowed in (
-            ("times_ours", None if mine else False, 1 + tolerance),
-            ("peak_gradients", True if mine else None, 1 + tolerance),
-            ("loss_error", True if mine else None, ERRORS),
-            ("gradient_error", True if mine else None, ERRORS),
-        ):
-            if more is None or old[field] is None or row[field] is None:
+        for field in (name for name, of_ours in COMPARED.items() if of_ours == mine):
+            if old[field] is None or row[field] is None:
                 continue
             floor = _floor(field, row["dtype"])
             a, b = old[field] + floor, row[field] + floor
+            allowed = ERRORS if field.endswith("error") else 1 + tolerance
             if max(a / b, b / a) > allowed:
-                found.append(Change(row, field, old[field], row[field], (b > a) == more))
+                found.append(Change(row, field, old[field], row[field], (b > a) == mine))
     return found
-
-
-COMPARED = ("times_ours", "peak_gradients", "loss_error", "gradient_error")
 
 
 def common(now: Records, before: Records) -> int:

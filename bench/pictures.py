@@ -13,8 +13,8 @@ from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 
 from .losses import LOSSES, NAMES
-from .names import OURS, SPARSE, STEP, in_rows
-from .records import Records, Row
+from .names import OURS, STEP, in_rows
+from .records import Records, Row, setting_of
 
 FORMATS = ("svg", "png")
 LINES = ("copy", "ours", "dense", "bce", "masked", "scatter", "compile", "timm", "torchvision")
@@ -36,13 +36,13 @@ def _always(row: Row) -> tuple[Any, ...]:
 
 
 def _elements(row: Row) -> int:
-    return int(row["rows"] * row["labels"])
+    return setting_of(row).elements
 
 
 def _rarity(row: Row) -> float:
     """Of sparse labels the positives in each row."""
-    density = float(row["density"])
-    return round(density * row["labels"]) if row["target"] == SPARSE else density
+    setting = setting_of(row)
+    return setting.positives_per_row if setting.is_sparse else setting.density
 
 
 def _of_sizes(row: Row) -> tuple[Any, ...] | None:

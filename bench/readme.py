@@ -10,8 +10,8 @@ from pathlib import Path
 
 from .losses import NAMES
 from .names import FORWARD, STEP
-from .records import Records, Row, load
-from .report import loses, number, ratio
+from .records import Records, Row, load, setting_of
+from .report import loses, number, times
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
@@ -42,18 +42,15 @@ def _of_machine(folder: Path) -> str:
     usual = [g for g in same if g[0]["target"] == "bool" and g[0]["density"] == main["density"]]
     first = [g for g in usual if g[0]["dtype"] == main["dtype"]]
     others = [g for g in same if g not in first and g[0]["density"] == main["density"]]
-    sparse = [g for g in groups if g[0]["target"] == "sparse" and _positives(g[0]) == 5]
-    small = [g for g in groups if g[0]["rows"] * g[0]["labels"] < 2**10]
+    pairs = [(g, setting_of(g[0])) for g in groups]
+    sparse = [g for g, s in pairs if s.is_sparse and s.positives_per_row == 5]
+    small = [g for g, s in pairs if s.elements < 2**10]
     parts = [_facts(records, folder)]
     parts += [_table(rows) for rows in first]
     parts += ["Times of ours, of other dtypes, targets and sizes:", _overview([*others, *small])]
     parts += [_table(rows) for rows in sparse if rows[0]["labels"] > 10**5][:2]
     parts += [_losses(groups), *_pictures(folder)]
     return "\n\n".join(part for part in parts if part)
-
-
-def _positives(row: Row) -> int:
-    return round(row["density"] * row["labels"])
 
 
 def _facts(records: Records, folder: Path) -> str:
@@ -68,8 +65,9 @@ def _describe(row: Row) -> str:
     what = {STEP: "Forward and backward", FORWARD: "Forward alone, under `no_grad`"}[row["pass"]]
     what += ", CUDA graphs" * row["graphs"]
     target = f"{row['target']} targets with {row['density']:.1%} positives"
-    if row["target"] == "sparse":
-        target = f"sparse labels, {_positives(row)} in each row"
+    setting = setting_of(row)
+    if setting.is_sparse:
+        target = f"sparse labels, {setting.positives_per_row} in each row"
     return f"{what}: {row['rows']:,} x {row['labels']:,} {row['dtype']} logits, {target}"
 
 
@@ -93,8 +91,7 @@ def _table(rows: list[Row]) -> str:
 
 def _bold(row: Row) -> str:
     """What is faster than ours stands out."""
-    text = ratio(row).rstrip("*")
-    return f"**{text}**" if loses(row) else text
+    return f"**{times(row)}**" if loses(row) else times(row)
 
 
 def _or_empty(value: float | None, form: str) -> str:
@@ -121,7 +118,7 @@ def _overview(groups: Iterable[list[Row]]) -> str:
 def _losses(groups: Iterable[list[Row]]) -> str:
     found = [
         f"{NAMES[row['contender']]} at {row['rows']} x {row['labels']} {row['dtype']}, "
-        f"{row['target']} targets, {row['pass']} ({ratio(row).rstrip('*')})"
+        f"{row['target']} targets, {row['pass']} ({times(row)})"
         for rows in groups
         for row in rows
         if loses(row)

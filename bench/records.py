@@ -61,6 +61,10 @@ def load(path: Path) -> Records:
     return Records(found["facts"], found["rows"])
 
 
+def setting_of(row: Row) -> Setting:
+    return Setting(*(row[field] for field in Setting._fields))
+
+
 def rows_of(group: Group, results: Iterable[Result]) -> list[Row]:
     """Numbers are cut to what they are good for."""
     head = {**group.setting._asdict(), "pass": group.pass_, "graphs": group.graphs}

@@ -9,8 +9,7 @@ from rich.table import Table
 
 from .losses import BY_KEY, LOSSES, NAMES
 from .names import COPY
-from .records import Row
-from .settings import Setting
+from .records import Row, setting_of
 
 SHOWN = (
     *("GPU", "driver", "CUDA", "CUDA kernels", "CPU", "threads"),
@@ -90,7 +89,7 @@ def show_summary(console: Console, groups: Iterable[list[Row]]) -> None:
 
 def short_name(row: Row) -> str:
     """Of its group."""
-    setting = Setting(*(row[field] for field in Setting._fields))
+    setting = setting_of(row)
     density = f"{setting.density:.1%}" if setting.density >= 0.001 else f"{setting.density:.0e}"
     what = row["pass"] + " graph" * row["graphs"]
     return (
@@ -101,11 +100,14 @@ def short_name(row: Row) -> str:
 
 def ratio(row: Row) -> str:
     """Times ours, marked where it is faster."""
+    return times(row) + FASTER * loses(row)
+
+
+def times(row: Row) -> str:
     value = row["times_ours"]
     if value is None:
         return "failed" if row["failed"] and row["fits"] else "-"
-    faster = loses(row)
-    return f"{number(value)}x{FASTER if faster else ''}"
+    return f"{number(value)}x"
 
 
 def loses(row: Row) -> bool:

@@ -99,7 +99,7 @@ class Run:
             report.show_group(self.console, str(one), rows, measured.taken)
 
     def finish(self) -> None:
-        """The summary, the pictures and the comparison, of what there is."""
+        """The summary and the pictures, of what there is."""
         if self._finished or not self.records.rows:
             return
         self._finished = True

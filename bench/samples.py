@@ -48,7 +48,7 @@ class Samples:
     def all(self) -> list[Sample]:
         """All samples, without gradients."""
         if not self._made:
-            self._made = [self._make() for _ in range(self.count)]
+            self._made = [make(self.setting, self.device.name) for _ in range(self.count)]
             self.device.release()
         for sample in self._made:
             sample.logits.grad = None
@@ -64,9 +64,6 @@ class Samples:
         self._uses += 1
         sample.logits.grad = None
         return sample
-
-    def _make(self) -> Sample:
-        return make(self.setting, self.device.name)
 
 
 def make(setting: Setting, device: str = "cpu") -> Sample:

@@ -14,12 +14,12 @@
 //     sigmoid(|x|)   = 1 / (1 + z),     sigmoid(-|x|) = z / (1 + z)
 //
 // No difference of nearby numbers appears, so each factor keeps its relative accuracy at any x. The
-// errors stated below are those of an arithmetic whose exp(-|x|) and reciprocal are at most 1 ulp
-// off, as on the CPU; cuda/scalar.h says by how much a GPU's are.
+// errors stated below are those of an arithmetic that rounds quotients correctly and whose
+// exp(-|x|) is at most 1 ulp off, as on the CPU; cuda/scalar.h says by how much a GPU's are.
 //
 // The arithmetic is a parameter: a scalar, a SIMD vector, or a CUDA thread's float supplies
 // Math::Value, made of Math::Element, with the operators + - * > ==, and set, fma, select, abs,
-// max, reciprocal and divide.
+// max and divide.
 #pragma once
 
 #include "series.h"
@@ -53,16 +53,6 @@ struct LossMath {
     return Math::select(c == Math::set(0), c, Math::fma(high, c, low * c));
   }
 
-  /// sigmoid(|x|) and sigmoid(-|x|). At most 2 and 3 ulp off. A NaN in z gives NaN.
-  struct Sigmoids {
-    V large;  // 1 / (1 + z)
-    V small;  // z / (1 + z)
-  };
-  static WEIGHTED_BCE_INLINE Sigmoids sigmoids(V z) {
-    const V large = Math::reciprocal(Math::set(1) + z);
-    return {large, z * large};
-  }
-
   /// max(-x, 0) a + max(x, 0) b. A coefficient of 0 gives 0 at an infinite x as well. A NaN in x
   /// may be lost: the log1p term brings it.
   static WEIGHTED_BCE_INLINE V linear_part(V x, Coefficients c) {
@@ -78,19 +68,19 @@ struct LossMath {
   /// The derivative of `loss` with respect to x. At most 4 ulp off where a or b is 0; for soft
   /// targets, where the two terms cancel, 4 ulp of the larger term. A NaN in x gives NaN.
   static WEIGHTED_BCE_INLINE V gradient(V x, V z, Coefficients c) {
-    const Sigmoids s = sigmoids(z);
     const auto above = x > Math::set(0);
-    const V of_x = Math::select(above, s.large, s.small);
-    const V of_minus_x = Math::select(above, s.small, s.large);
-    return Math::fma(c.negative, of_x, -(c.positive * of_minus_x));
+    const V of_large = Math::select(above, c.negative, -c.positive);
+    const V of_small = Math::select(above, -c.positive, c.negative);
+    const V v = Math::set(1) + z;
+    return Math::fma(z, Math::divide(of_small, v), Math::divide(of_large, v));
   }
 
-  /// The same for a plain negative, a = 0 and b = 1, of which sparse labels are made: what is left
-  /// of `linear_part` and, bit for bit, of `gradient`.
-  static WEIGHTED_BCE_INLINE V linear_part_of_negative(V x) { return Math::max(x, Math::set(0)); }
-  static WEIGHTED_BCE_INLINE V gradient_of_negative(V x, V z) {
-    const Sigmoids s = sigmoids(z);
-    return Math::select(x > Math::set(0), s.large, s.small);
+  /// What is left of it, bit for bit, where one coefficient is 0, as it is for a hard target.
+  /// `factor`: b or -a. `wrong`: x is on the side of 0 where the loss is large.
+  template <class Mask>
+  static WEIGHTED_BCE_INLINE V gradient_of_hard(Mask wrong, V z, V factor) {
+    const V large = Math::divide(factor, Math::set(1) + z);
+    return Math::select(wrong, large, z * large);
   }
 
   /// log(1 + z) for z in [0, 1], by log1p(z) = 2 atanh(s) with s = z / (2 + z) in [0, 1/3].

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from weighted_bce import weighted_bce_with_logits
+
 from .truth import Case, assert_close, backends, check, labels, logits, truth
 
 SHAPE = (4, 6, 5, 8)
@@ -171,3 +173,33 @@ def test_results_have_the_strides_of_torch(device: str) -> None:
             if _strides(result) != like:
                 wrong.append((name, x.stride(), result.stride(), like))
     assert not wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("target", ["bool", "hard", "soft"])
+@pytest.mark.parametrize("factors", [False, True])
+def test_half_precision_in_a_line_gives_the_bits_of_any_layout(
+    dtype: torch.dtype, target: str, factors: bool
+) -> None:
+    """All 65536 logits. In a line, they are converted in registers."""
+    line = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype).view(64, -1)
+    line = line.T.contiguous()  # neighbours differ
+    apart = torch.empty(*line.shape, 2, dtype=dtype)[..., 0].copy_(line)
+    y = labels(*line.shape)
+    if target != "bool":
+        y = y.float() if target == "hard" else torch.rand(line.shape)
+    w = torch.rand(line.shape) + 0.5 if factors else None
+    p = torch.rand(line.shape) + 0.5 if factors else 3.0
+    upstream = (torch.rand(line.shape) + 0.5).to(dtype)
+    found = []
+    for x in (line, apart):
+        leaf = x.detach().requires_grad_()
+        loss = weighted_bce_with_logits(leaf, y, w, p, reduction="none")
+        (grad,) = torch.autograd.grad(loss, leaf, upstream)
+        finite = torch.where(x.isfinite(), x, 0).requires_grad_()
+        total = weighted_bce_with_logits(finite, y, w, p)
+        (of_total,) = torch.autograd.grad(total, finite)
+        found.append((loss.detach(), grad, of_total))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())

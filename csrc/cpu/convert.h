@@ -120,84 +120,91 @@ void store_run<Half, float>(const float* __restrict src, int64_t stride, int64_t
 }
 #endif
 
-/// Vectors of T that lie in memory as S: widened and rounded in registers.
+/// Groups of vectors of T that lie in memory as S: widened and rounded in registers. kVectors is 0
+/// where there are none. Vector j of a group has the elements j, j + kVectors, j + 2 kVectors, ...
 template <class T, class S>
 struct Line {
-  static constexpr bool kExists = false;
+  static constexpr int kVectors = 0;
 };
 
 template <class T>
-struct Line<T, T> : Simd<T> {
-  static constexpr bool kExists = true;
+struct Line<T, T> {
+  static constexpr int kVectors = 1;
+  using V = typename Simd<T>::Value;
+  static WEIGHTED_BCE_INLINE void load(const T* from, V (&to)[1]) { to[0] = Simd<T>::load(from); }
+  static WEIGHTED_BCE_INLINE void store(T* to, const V (&from)[1]) { Simd<T>::store(to, from[0]); }
+  static WEIGHTED_BCE_INLINE void stream(T* to, const V (&from)[1]) {
+    Simd<T>::stream(to, from[0]);
+  }
 };
 
-/// What the lines of two bytes an element share: `Own` has widened() and narrowed().
-template <class S, class Own>
-struct HalfLine {
-  static constexpr bool kExists = true;
+/// Two to a group: a word of 32 bits holds an element of each, and one of them, but for the lower
+/// 16 bits, is that element in float32.
+template <>
+struct Line<float, BFloat16> {
+  static constexpr int kVectors = 2;
+  typedef uint32_t VecU __attribute__((vector_size(kBytes)));
+
+  static WEIGHTED_BCE_INLINE void load(const BFloat16* from, VecF (&to)[2]) {
+    VecU words;
+    __builtin_memcpy(&words, from, sizeof(words));
+    to[0] = bits<VecF>(words << 16);
+    to[1] = bits<VecF>(words & 0xffff0000u);
+  }
+  static WEIGHTED_BCE_INLINE void store(BFloat16* to, const VecF (&from)[2]) {
+    const VecU words = narrowed(from);
+    __builtin_memcpy(to, &words, sizeof(words));
+  }
+  static WEIGHTED_BCE_INLINE void stream(BFloat16* to, const VecF (&from)[2]) {
+    Simd<float>::stream(reinterpret_cast<float*>(to), bits<VecF>(narrowed(from)));
+  }
+
+ private:
+  /// As narrow(), of what was computed: a NaN is then a quiet one, and stays one without its end.
+  static WEIGHTED_BCE_INLINE VecU rounded(VecF v) {
+    const VecU b = bits<VecU>(v);
+    return v == v ? b + (((b >> 16) & 1u) + 0x7fffu) : b;
+  }
+  static WEIGHTED_BCE_INLINE VecU narrowed(const VecF (&from)[2]) {
+    return rounded(from[0]) >> 16 | (rounded(from[1]) & 0xffff0000u);
+  }
+};
+
+#if defined(WEIGHTED_BCE_AVX2) || defined(WEIGHTED_BCE_AVX512)
+template <>
+struct Line<float, Half> {
+  static constexpr int kVectors = 1;
   using Words = Types<float>::Words;
-  static WEIGHTED_BCE_INLINE VecF load(const S* from) {
+
+  static WEIGHTED_BCE_INLINE void load(const Half* from, VecF (&to)[1]) {
     Words words;
     __builtin_memcpy(&words, from, sizeof(words));
-    return Own::widened(words);
+#if defined(WEIGHTED_BCE_AVX512)
+    to[0] = _mm512_maskz_cvtph_ps(0xffff, bits<__m256i>(words));
+#else
+    to[0] = _mm256_cvtph_ps(bits<__m128i>(words));
+#endif
   }
-  static WEIGHTED_BCE_INLINE void store(S* to, VecF v) {
-    const Words words = Own::narrowed(v);
+  static WEIGHTED_BCE_INLINE void store(Half* to, const VecF (&from)[1]) {
+    const Words words = narrowed(from[0]);
     __builtin_memcpy(to, &words, sizeof(words));
   }
   /// As Simd::stream; the other half of the cache line follows.
-  static WEIGHTED_BCE_INLINE void stream(S* to, VecF v) {
+  static WEIGHTED_BCE_INLINE void stream(Half* to, const VecF (&from)[1]) {
 #if defined(WEIGHTED_BCE_AVX512)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits<__m256i>(Own::narrowed(v)));
-#elif defined(WEIGHTED_BCE_AVX2)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to), bits<__m128i>(Own::narrowed(v)));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits<__m256i>(narrowed(from[0])));
 #else
-    store(to, v);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), bits<__m128i>(narrowed(from[0])));
 #endif
   }
-};
 
-template <>
-struct Line<float, BFloat16> : HalfLine<BFloat16, Line<float, BFloat16>> {
-  typedef uint32_t VecU __attribute__((vector_size(kBytes)));
-  static WEIGHTED_BCE_INLINE VecF widened(Words words) {
-#if defined(WEIGHTED_BCE_AVX512)  // GCC 12 would do it in two halves
-    const VecU wide = bits<VecU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits<__m256i>(words)));
-#else
-    const VecU wide = __builtin_convertvector(words, VecU);
-#endif
-    return bits<VecF>(wide << 16);
-  }
-  /// As narrow(), of what was computed: a NaN is then a quiet one, and stays one without its end.
+ private:
   static WEIGHTED_BCE_INLINE Words narrowed(VecF v) {
-    const VecU b = bits<VecU>(v);
-    const VecU rounded = (v == v ? b + (((b >> 16) & 1u) + 0x7fffu) : b) >> 16;
 #if defined(WEIGHTED_BCE_AVX512)
-    return bits<Words>(_mm512_maskz_cvtepi32_epi16(0xffff, bits<__m512i>(rounded)));
-#else
-    return __builtin_convertvector(rounded, Words);
-#endif
-  }
-};
-
-#if defined(WEIGHTED_BCE_AVX512)
-template <>
-struct Line<float, Half> : HalfLine<Half, Line<float, Half>> {
-  static WEIGHTED_BCE_INLINE VecF widened(Words words) {
-    return _mm512_maskz_cvtph_ps(0xffff, bits<__m256i>(words));
-  }
-  static WEIGHTED_BCE_INLINE Words narrowed(VecF v) {
     return bits<Words>(_mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
-  }
-};
-#elif defined(WEIGHTED_BCE_AVX2)
-template <>
-struct Line<float, Half> : HalfLine<Half, Line<float, Half>> {
-  static WEIGHTED_BCE_INLINE VecF widened(Words words) {
-    return _mm256_cvtph_ps(bits<__m128i>(words));
-  }
-  static WEIGHTED_BCE_INLINE Words narrowed(VecF v) {
+#else
     return bits<Words>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#endif
   }
 };
 #endif

@@ -13,10 +13,12 @@ struct Uniform {
   using Formula = LossMath<S>;
 
   V pos_weight, keep, shift;
-  V scale, scale_low;  // the scale is their sum
+  V scale, scale_low;     // the scale is their sum
+  V factor_of_positives;  // -pos_weight times the scale
   bool ignores, ignores_nan;
   V ignore_index;
-  bool plain_negatives;  // an element with y = 0 has the coefficients 0 and 1, and no own factor
+  bool has_hard;         // a target of 0 has the coefficients 0 and 1, and no factor of its own
+  bool positives_alike;  // one of 1 has pos_weight and 0; times a loss, that is never NaN
 
   explicit Uniform(const Problem& problem)
       : pos_weight(S::set(static_cast<T>(problem.pos_weight))),
@@ -27,9 +29,16 @@ struct Uniform {
         ignores(problem.ignores),
         ignores_nan(problem.ignore_index != problem.ignore_index),
         ignore_index(S::set(static_cast<T>(problem.ignore_index))),
-        plain_negatives(problem.w.data == nullptr && problem.upstream.data == nullptr &&
-                        problem.label_smoothing == 0 &&
-                        !(problem.ignores && problem.ignore_index == 0)) {}
+        has_hard(problem.w.data == nullptr && problem.upstream.data == nullptr &&
+                 problem.label_smoothing == 0 && !ignores_hard(problem)),
+        positives_alike(problem.p.data == nullptr && pos_weight[0] > 0 &&
+                        std::isfinite(pos_weight[0])) {
+    factor_of_positives = -Formula::scaled(pos_weight, scale, scale_low);
+  }
+
+  static bool ignores_hard(const Problem& problem) {
+    return problem.ignores && (problem.ignore_index == 0 || problem.ignore_index == 1);
+  }
 
   /// What the scale loses in T.
   static T remainder_of(double scale) {
@@ -44,135 +53,125 @@ struct Uniform {
 
 enum class Mode { kLoss, kLossAndGrad, kGrad, kUnreduced };
 
-/// A block of operands, but for the logits, as lines of T; targets of one byte stay bytes, in y8.
-template <class T>
-struct Lines {
-  const T* y;
-  const uint8_t* y8;
-  uint8_t y8_most;  // 1 for bool and sparse labels: any other byte is true as well
-  const T *w, *p, *upstream;
-};
-
-/// Whether any of the targets of the vector at i is not 0.
-template <class T>
-WEIGHTED_BCE_INLINE bool any_positive(const Lines<T>& in, int64_t i) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  if (in.y8 == nullptr) return any_nonzero(Simd<T>::load(in.y + i));
-  uint64_t first = 0, last = 0;  // one by one: GCC 12 takes an array of them by way of memory
-  __builtin_memcpy(&first, in.y8 + i, std::min(kLanes, 8));
-  if (kLanes > 8) __builtin_memcpy(&last, in.y8 + i + kLanes - 8, 8);
-  return (first | last) != 0;
-}
-
-template <class T>
-WEIGHTED_BCE_INLINE typename Simd<T>::Value load_targets(const Lines<T>& in, int64_t i, int64_t n) {
-  if (in.y8 == nullptr) return Simd<T>::load(in.y + i);
-  // Widened step by step: in one step, GCC 12 takes the bytes one by one.
-  typename Types<T>::Bytes bytes{};
-  __builtin_memcpy(&bytes, in.y8 + i, n);
-  bytes = bytes > in.y8_most ? in.y8_most - typename Types<T>::Bytes{} : bytes;
-  const auto words = __builtin_convertvector(bytes, typename Types<T>::Words);
-  const auto ints = __builtin_convertvector(words, typename Types<T>::Ints);
-  return __builtin_convertvector(ints, typename Types<T>::V);
-}
-
-/// Any element: the coefficients are made anew. Adds to `sum`, writes to `out`, as the mode wants.
-template <class T, Mode mode, class In, class Out>
-WEIGHTED_BCE_INLINE void general(const In* logits, const Lines<T>& in, const Uniform<T>& u,
-                                 int64_t i, int64_t n, typename Simd<T>::Mask valid,
-                                 typename Simd<T>::Value& sum, const Output<T, Out>& out) {
+/// Any element: the coefficients are made anew. Adds its loss to `sum`; returns its loss or its
+/// gradient, as the mode wants. `in` has its factors, as vector j of the group at i.
+template <class T, Mode mode, int kVectors>
+WEIGHTED_BCE_INLINE typename Simd<T>::Value general(typename Simd<T>::Value x,
+                                                    typename Simd<T>::Value y, const Lines<T>& in,
+                                                    const Uniform<T>& u, int64_t i, int j,
+                                                    typename Simd<T>::Mask valid,
+                                                    typename Simd<T>::Value& sum) {
   using S = Simd<T>;
   using Formula = LossMath<S>;
-  const auto x = Line<T, In>::load(logits + i), y = load_targets(in, i, n);
   if (u.ignores) valid &= ~u.ignored(y);
-  auto c = Formula::coefficients(y, in.p ? S::load(in.p + i) : u.pos_weight, u.keep, u.shift);
+  const auto p = in.p ? vector_of<kVectors>(in.p, i, j) : u.pos_weight;
+  auto c = Formula::coefficients(y, p, u.keep, u.shift);
   if (in.w) {
-    const auto w = S::load(in.w + i);
+    const auto w = vector_of<kVectors>(in.w, i, j);
     c = {w * c.positive, w * c.negative};
   }
   const auto z = S::exp_minus_abs(x);
+  typename S::Value result = S::set(0);
   if (mode != Mode::kGrad) {
-    const auto loss = S::select(valid, Formula::loss(x, z, c), S::set(0));
-    sum += loss;
-    if (mode == Mode::kUnreduced) out.put(i, loss);
+    result = S::select(valid, Formula::loss(x, z, c), S::set(0));
+    sum += result;
   }
   if (mode == Mode::kLossAndGrad || mode == Mode::kGrad) {
     if (in.upstream) {
-      c = Formula::scaled(c, u.scale * S::load(in.upstream + i), S::set(0));
+      c = Formula::scaled(c, u.scale * vector_of<kVectors>(in.upstream, i, j), S::set(0));
     } else {
       c = Formula::scaled(c, u.scale, u.scale_low);
     }
-    const auto gradient = Formula::gradient(x, z, c);
-    out.put(i, S::select(valid, gradient, S::set(0)));
+    result = S::select(valid, Formula::gradient(x, z, c), S::set(0));
   }
+  return result;
 }
 
-/// A sum of losses. The negatives' log1p terms are not summed one by one: `products` holds, lane by
-/// lane, prod(1 + z) - 1, whose log1p is the sum of their log1p(z). It keeps its relative accuracy
-/// for tiny z.
+/// The losses of a range: those of any element and of hard negatives, and those of hard positives,
+/// which have yet to be weighted.
 template <class T>
-class Sum {
-  using V = typename Simd<T>::Value;
-  static constexpr int kLanes = Simd<T>::kLanes;
-  // 1 + z is at most 2: a block's products are finite in T, and those of so many blocks in double.
-  static constexpr int64_t kFactors = kBlock / kLanes;
-  static constexpr int kMostBlocks = 1000 / kFactors;
-  static_assert(kFactors < std::numeric_limits<T>::max_exponent, "a block must not overflow");
-
-  double products_[kLanes] = {}, sums_[kLanes] = {}, total_ = 0;
-  int blocks_ = 0;
-
- public:
-  /// Adds the lanes of `sum` and the logarithms of a block's products.
-  WEIGHTED_BCE_INLINE void add(V product, V sum) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const double p = static_cast<double>(product[lane]);
-      products_[lane] += p + p * products_[lane];
-      sums_[lane] += static_cast<double>(sum[lane]);
-    }
-    if (++blocks_ == kMostBlocks) total();
-  }
-
-  double total() {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      total_ += sums_[lane] + std::log1p(products_[lane]);
-      products_[lane] = sums_[lane] = 0;
-    }
-    blocks_ = 0;
-    return total_;
+struct Sums {
+  Sum<T> negatives, positives;
+  double total(const Uniform<T>& u) {
+    const double sum = negatives.total();
+    return u.positives_alike ? sum + static_cast<double>(u.pos_weight[0]) * positives.total() : sum;
   }
 };
 
-/// In and Out: as what the logits and the results lie in memory.
-template <class T, Mode mode, class In, class Out>
-void block(const In* logits, const Lines<T>& in, const Uniform<T>& u, int64_t n, Sum<T>& total,
-           const Output<T, Out>& out) {
+/// A negative. Adds its loss; returns its gradient.
+template <class T, Mode mode>
+WEIGHTED_BCE_INLINE typename Simd<T>::Value negative(typename Simd<T>::Value x, const Uniform<T>& u,
+                                                     typename Sum<T>::Part& negatives) {
+  const auto z = Simd<T>::exp_minus_abs(x);
+  if (mode != Mode::kGrad) negatives.add(x, z);
+  return LossMath<Simd<T>>::gradient_of_hard(x > 0, z, u.scale);
+}
+
+/// A target of 0 or 1. A positive at x is a negative at -x, but for its factor.
+template <class T, Mode mode>
+WEIGHTED_BCE_INLINE typename Simd<T>::Value hard(typename Simd<T>::Value x,
+                                                 typename Simd<T>::Mask positive,
+                                                 const Uniform<T>& u,
+                                                 typename Sum<T>::Part& negatives,
+                                                 typename Sum<T>::Part& positives) {
   using S = Simd<T>;
-  using V = typename S::Value;
-  using Formula = LossMath<S>;
-  V product = S::set(0), sum = S::set(0);
+  const auto s = S::select(positive, -x, x), z = S::exp_minus_abs(x);
+  if (mode != Mode::kGrad) {
+    negatives.add_where(~positive, s, z);
+    positives.add_where(positive, s, z);
+  }
+  const auto factor = S::select(positive, u.factor_of_positives, u.scale);
+  return LossMath<S>::gradient_of_hard(s > 0, z, factor);
+}
+
+/// S: as what the logits and the results lie in memory. Where a group is more than a vector, the
+/// block is whole groups.
+template <class T, Mode mode, class S>
+void block(const S* logits, const Lines<T>& in, const Uniform<T>& u, int64_t n, Sums<T>& sums,
+           const Output<T, S>& out) {
+  using V = typename Simd<T>::Value;
+  using Mask = typename Simd<T>::Mask;
+  constexpr int kVectors = Line<T, S>::kVectors;
+  constexpr bool kSums = mode == Mode::kLoss || mode == Mode::kLossAndGrad;
+  typename Sum<T>::Part negatives, positives;
+  bool any_positives = false;
   int64_t i = 0;
-  for (; i + S::kLanes <= n; i += S::kLanes) {
-    if (mode == Mode::kUnreduced || !u.plain_negatives || any_positive(in, i)) {
-      general<T, mode>(logits, in, u, i, S::kLanes, ~typename S::Mask{}, sum, out);
-      continue;
+  for (; i + kGroup<T, S> <= n; i += kGroup<T, S>) {
+    V x[kVectors], result[kVectors];
+    Line<T, S>::load(logits + i, x);
+    const bool short_way = mode != Mode::kUnreduced && u.has_hard;
+    if (short_way && !any_positive<kVectors>(in, i)) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) result[j] = negative<T, mode>(x[j], u, negatives);
+    } else if (short_way && u.positives_alike && all_hard<kVectors>(in, i)) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        const Mask positive = targets_of<kVectors>(in, i, j) != 0;
+        result[j] = hard<T, mode>(x[j], positive, u, negatives, positives);
+      }
+      any_positives = true;
+    } else {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        result[j] = general<T, mode, kVectors>(x[j], targets_of<kVectors>(in, i, j), in, u, i, j,
+                                               ~Mask{}, negatives.linear);
+      }
     }
-    const V x = Line<T, In>::load(logits + i);
-    const V z = S::exp_minus_abs(x);
-    if (mode != Mode::kGrad) {
-      product += S::fma(z, product, z);
-      sum += Formula::linear_part_of_negative(x);
-    }
-    if (mode != Mode::kLoss) {
-      out.put(i, u.scale * Formula::gradient_of_negative(x, z));
+    if (mode != Mode::kLoss) out.put(i, result);
+  }
+  if constexpr (kVectors == 1) {
+    if (i < n) {
+      Mask valid{};
+      for (int lane = 0; lane < n - i; ++lane) valid[lane] = -1;
+      V x[1];
+      Line<T, S>::load(logits + i, x);
+      x[0] = general<T, mode, 1>(x[0], targets_of<1>(in, i, 0, n - i), in, u, i, 0, valid,
+                                 negatives.linear);
+      if (mode != Mode::kLoss) out.put(i, x);
     }
   }
-  if (i < n) {
-    typename S::Mask valid{};
-    for (int lane = 0; lane < n - i; ++lane) valid[lane] = -1;
-    general<T, mode>(logits, in, u, i, n - i, valid, sum, out);
-  }
-  if (mode == Mode::kLoss || mode == Mode::kLossAndGrad) total.add(product, sum);
+  if (kSums) sums.negatives.add(negatives);
+  if (kSums && any_positives) sums.positives.add(positives);
 }
 
 /// S: the dtype of the logits and of the results, where they may go through registers alone.
@@ -182,14 +181,14 @@ double run_as(const Problem& problem, int64_t begin, int64_t end) {
   Buffer<T> x, y, w, p, upstream, out;
   // Bytes are tested as they are, and converted only where there is a positive among them.
   const bool byte_targets = problem.y.dtype == Dtype::kBool || problem.y.dtype == Dtype::kUInt8;
-  const bool tested = mode != Mode::kUnreduced && u.plain_negatives;
+  const bool tested = mode != Mode::kUnreduced && u.has_hard;
   const uint8_t most = problem.y.dtype == Dtype::kUInt8 ? 255 : 1;
   const auto* bytes = byte_targets && tested && problem.y.linear
                           ? static_cast<const uint8_t*>(problem.y.data)
                           : nullptr;
   const bool sparse = problem.positives.crow != nullptr;
   Marks marks(problem.positives, begin);
-  Sum<T> sum;
+  Sums<T> sums;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t n = std::min(kBlock, end - at);
     const uint8_t* const y8 = sparse ? marks.next(n) : bytes ? bytes + at : nullptr;
@@ -203,27 +202,27 @@ double run_as(const Problem& problem, int64_t begin, int64_t end) {
       if (is_line<T, S>(problem.x, n) && (mode == Mode::kLoss || is_line<T, S>(problem.out, n))) {
         const S* const logits = static_cast<const S*>(problem.x.data) + at;
         const auto output = mode == Mode::kLoss ? Output<T, S>() : Output<T, S>(problem, at);
-        block<T, mode>(logits, in, u, n, sum, output);
+        block<T, mode, S>(logits, in, u, n, sums, output);
         continue;
       }
     }
     const bool straight = is_line<T, T>(problem.out, n);
     const auto output = straight ? Output<T, T>(problem, at) : Output<T, T>(out);
-    block<T, mode>(read(problem, problem.x, at, n, x), in, u, n, sum, output);
+    block<T, mode, T>(read(problem, problem.x, at, n, x), in, u, n, sums, output);
     if (mode != Mode::kLoss && !straight) write(problem, at, n, out);
   }
 #if defined(__SSE2__)
   if (problem.stream) _mm_sfence();
 #endif
-  return sum.total();
+  return sums.total(u);
 }
 
 template <class T, Mode mode>
 double run(const Problem& problem, int64_t begin, int64_t end) {
-  if constexpr (Line<T, BFloat16>::kExists) {
+  if constexpr (Line<T, BFloat16>::kVectors > 0) {
     if (problem.x.dtype == Dtype::kBFloat16) return run_as<T, mode, BFloat16>(problem, begin, end);
   }
-  if constexpr (Line<T, Half>::kExists) {
+  if constexpr (Line<T, Half>::kVectors > 0) {
     if (problem.x.dtype == Dtype::kFloat16) return run_as<T, mode, Half>(problem, begin, end);
   }
   return run_as<T, mode, T>(problem, begin, end);

@@ -19,6 +19,10 @@ constexpr int kBytes = WEIGHTED_BCE_VECTOR_BYTES;
 
 #include "cpu/positives.h"
 
+#include "cpu/groups.h"
+
+#include "cpu/sum.h"
+
 #include "cpu/kernel.h"
 
 }  // namespace WEIGHTED_BCE_LEVEL

@@ -36,10 +36,14 @@ struct Buffer {
   alignas(64) T values[kBlock];
 };
 
-/// Whether n elements of an operand are whole vectors that lie in memory as S, one after the other.
+/// Elements of a group of Line<T, S>.
+template <class T, class S>
+constexpr int64_t kGroup = Line<T, S>::kVectors * Simd<T>::kLanes;
+
+/// Whether n elements of an operand are whole groups that lie in memory as S, one after the other.
 template <class T, class S>
 bool is_line(const Operand& o, int64_t n) {
-  return o.linear && o.dtype == kDtypeOf<S> && n % Simd<T>::kLanes == 0;
+  return o.linear && o.dtype == kDtypeOf<S> && n % kGroup<T, S> == 0;
 }
 
 /// Elements [begin, begin + n) as a line of T that may be read up to a whole vector: in place where
@@ -71,10 +75,11 @@ struct Output {
   Output(const Problem& problem, int64_t begin)
       : line(static_cast<S*>(const_cast<void*>(problem.out.data)) + begin),
         stream(problem.stream &&
-               reinterpret_cast<uintptr_t>(line) % (Simd<T>::kLanes * sizeof(S)) == 0) {}
+               reinterpret_cast<uintptr_t>(line) % (kGroup<T, S> * sizeof(S)) == 0) {}
 
-  WEIGHTED_BCE_INLINE void put(int64_t i, typename Simd<T>::Value v) const {
-    stream ? Line<T, S>::stream(line + i, v) : Line<T, S>::store(line + i, v);
+  template <int n>
+  WEIGHTED_BCE_INLINE void put(int64_t i, const typename Simd<T>::Value (&group)[n]) const {
+    stream ? Line<T, S>::stream(line + i, group) : Line<T, S>::store(line + i, group);
   }
 };
 

@@ -15,6 +15,7 @@ template <>
 struct Types<float> {
   using V = VecF;
   using I = VecI;
+  typedef uint32_t Unsigned __attribute__((vector_size(kBytes)));
   using Int = int32_t;
   typedef uint8_t Bytes __attribute__((vector_size(kBytes / 4)));
   typedef uint16_t Words __attribute__((vector_size(kBytes / 2)));
@@ -49,17 +50,46 @@ WEIGHTED_BCE_INLINE bool any_nonzero(VecD v) {
 }
 WEIGHTED_BCE_INLINE VecF larger(VecF a, VecF b) { return _mm512_maskz_max_ps(0xffff, a, b); }
 WEIGHTED_BCE_INLINE VecD larger(VecD a, VecD b) { return _mm512_maskz_max_pd(0xff, a, b); }
-/// 1 / v for v in [1, 2], at most 1 ulp off: an approximation good to 14 bits and one Newton step.
-WEIGHTED_BCE_INLINE VecF inverse(VecF v) {
-  const VecF r = _mm512_maskz_rcp14_ps(0xffff, v);
-  return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(v, r, VecF{} + 1.0f), r);
-}
-WEIGHTED_BCE_INLINE VecD inverse(VecD v) { return 1.0 / v; }
 WEIGHTED_BCE_INLINE VecF scaled_by_power_of_two(VecF v, VecF n) {
   return _mm512_maskz_scalef_ps(0xffff, v, n);
 }
 WEIGHTED_BCE_INLINE VecD scaled_by_power_of_two(VecD v, VecD n) {
   return _mm512_maskz_scalef_pd(0xff, v, n);
+}
+/// As exp_of_negative. A register holds a table of 2^(k/16), so that what is left for the
+/// polynomial is at most log(2) / 32, where three powers do; another holds what the table's
+/// rounding took.
+WEIGHTED_BCE_INLINE VecF exp_by_table(VecF t) {
+  constexpr VecF kPowers = {1.0f,        1.04427373f, 1.09050775f, 1.13878858f,
+                            1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
+                            1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f,
+                            1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
+  constexpr VecF kRests = {0.0f,
+                           4.62854715e-08f,
+                           -1.19921575e-08f,
+                           4.72978243e-08f,
+                           3.19341815e-08f,
+                           3.62105723e-08f,
+                           -3.09907193e-08f,
+                           -7.47521334e-09f,
+                           1.71142709e-08f,
+                           -3.04768335e-08f,
+                           5.23333421e-09f,
+                           6.10759177e-09f,
+                           -1.47196051e-08f,
+                           -5.25879518e-09f,
+                           -6.12825968e-09f,
+                           5.14060927e-09f};
+  using Constants = Floating<float>;
+  const VecF round = Constants::kRound / 16 - VecF{};  // the low bits of `sum` are then k
+  const VecF sum = fused(t, 1.44269504f - VecF{}, round), n = sum - round;
+  VecF f = fused(n, -Constants::kLog2High - VecF{}, t);
+  f = fused(n, -Constants::kLog2Low - VecF{}, f);
+  const VecF power = _mm512_maskz_permutexvar_ps(0xffff, bits<__m512i>(sum), kPowers);
+  const VecF rest = _mm512_maskz_permutexvar_ps(0xffff, bits<__m512i>(sum), kRests);
+  const VecF more = fused(fused(f, 0.1666696f - VecF{}, 0.50000977f - VecF{}), f, 1.0f - VecF{});
+  const VecF result = fused(power, fused(more, f, rest), power);
+  return scaled_by_power_of_two(result, n);  // by the whole part of n
 }
 #else
 #if defined(WEIGHTED_BCE_AVX2)
@@ -90,10 +120,6 @@ WEIGHTED_BCE_INLINE V larger(V a, V b) {
   return a > b ? a : b;
 }
 #endif
-template <class V>
-WEIGHTED_BCE_INLINE V inverse(V v) {
-  return 1 / v;
-}
 /// v 2^n for n from -2^7 to 0 (float) or -2^10 to 0 (double). Two factors, each a normal number, so
 /// that a denormal result is rounded once.
 template <class V>
@@ -110,6 +136,26 @@ WEIGHTED_BCE_INLINE V scaled_by_power_of_two(V v, V n) {
 }
 #endif
 
+/// Bytes as integers of as many lanes.
+template <class Ints, class Bytes>
+WEIGHTED_BCE_INLINE Ints widened(Bytes bytes) {
+#if defined(WEIGHTED_BCE_AVX512)  // GCC 12 would take the bytes one by one, or in two halves
+  if constexpr (sizeof(Bytes) == 16) {
+    return bits<Ints>(_mm512_maskz_cvtepu8_epi32(0xffff, bits<__m128i>(bytes)));
+  }
+#endif
+#if defined(WEIGHTED_BCE_AVX2) || defined(WEIGHTED_BCE_AVX512)
+  if constexpr (sizeof(Bytes) == 8) {
+    return bits<Ints>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bits<int64_t>(bytes))));
+  }
+  if constexpr (sizeof(Bytes) == 4) {
+    return bits<Ints>(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bits<int32_t>(bytes))));
+  }
+#endif
+  typedef uint16_t Words __attribute__((vector_size(2 * sizeof(Bytes))));
+  return __builtin_convertvector(__builtin_convertvector(bytes, Words), Ints);
+}
+
 /// The arithmetic that loss_math.h asks for, on whole vectors.
 template <class T>
 struct Simd {
@@ -123,7 +169,6 @@ struct Simd {
   static WEIGHTED_BCE_INLINE Value fma(Value a, Value b, Value c) { return fused(a, b, c); }
   static WEIGHTED_BCE_INLINE Value select(Mask m, Value a, Value b) { return m ? a : b; }
   static WEIGHTED_BCE_INLINE Value max(Value a, Value b) { return larger(a, b); }
-  static WEIGHTED_BCE_INLINE Value reciprocal(Value v) { return inverse(v); }
   static WEIGHTED_BCE_INLINE Value divide(Value a, Value b) { return a / b; }
   static WEIGHTED_BCE_INLINE Value times_power_of_two(Value v, Value n) {
     return scaled_by_power_of_two(v, n);
@@ -153,6 +198,10 @@ struct Simd {
   /// exp(-|x|), at most 1 ulp off, denormal results included. NaN gives NaN, infinity 0.
   static WEIGHTED_BCE_INLINE Value exp_minus_abs(Value x) {
     const Value minus = bits<Value>(bits<Mask>(x) | std::numeric_limits<Int>::min());
-    return exp_of_negative<Simd>(larger(set(Floating<T>::kLowest), minus));
+    const Value t = larger(set(Floating<T>::kLowest), minus);
+#if defined(WEIGHTED_BCE_AVX512)
+    if constexpr (std::is_same_v<T, float>) return exp_by_table(t);
+#endif
+    return exp_of_negative<Simd>(t);
   }
 };

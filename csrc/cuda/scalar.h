@@ -25,10 +25,10 @@ struct Scalar<float> : Basics<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23, kBias = 127;
 
-  /// For v in [1, 2^126], at most 1 ulp off.
-  static WEIGHTED_BCE_DEVICE float reciprocal(float v) { return reciprocal_approximate(v); }
   /// For b in [1, 2^126], at most 2 ulp off.
-  static WEIGHTED_BCE_DEVICE float divide(float a, float b) { return a * reciprocal(b); }
+  static WEIGHTED_BCE_DEVICE float divide(float a, float b) {
+    return a * reciprocal_approximate(b);
+  }
 
   /// exp(-|x|), at most 5 ulp off, denormal results included. NaN gives NaN, infinity 0.
   ///
@@ -50,7 +50,6 @@ struct Scalar<double> : Basics<double> {
   using Bits = uint64_t;
   static constexpr int kMantissa = 52, kBias = 1023;
 
-  static WEIGHTED_BCE_DEVICE double reciprocal(double v) { return 1.0 / v; }
   static WEIGHTED_BCE_DEVICE double divide(double a, double b) { return a / b; }
   /// v 2^n for n from -2^11 to 0. Two factors, each a normal number, so that a denormal result is
   /// rounded once.

@@ -144,8 +144,7 @@ class VectorWorker : public Worker<X, kMode> {
       }
     }
     if constexpr (!kSlopes) return 0;
-    const auto s = Formula::sigmoids(z);
-    return (positive ? u_.factor_of_positives : u_.factor.scale) * (wrong ? s.large : s.small);
+    return Formula::gradient_of_hard(wrong, z, positive ? u_.factor_of_positives : u_.factor.scale);
   }
 
   /// The positives of a group, one by one: they are few. Registers have no index at run time.

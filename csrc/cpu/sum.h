@@ -1,0 +1,53 @@
+// Sums of losses. Included by level.h inside a level's namespace.
+
+/// A sum of softplus(s), as losses of hard targets are. The log1p terms are not summed one by one:
+/// `products` holds, lane by lane, prod(1 + z) - 1, whose log1p is the sum of their log1p(z). It
+/// keeps its relative accuracy for tiny z.
+template <class T>
+class Sum {
+  using V = typename Simd<T>::Value;
+  static constexpr int kLanes = Simd<T>::kLanes;
+  // 1 + z is at most 2: a block's products are finite in T, and those of so many blocks in double.
+  static constexpr int64_t kFactors = kBlock / kLanes;
+  static constexpr int kMostBlocks = 1000 / kFactors;
+  static_assert(kFactors < std::numeric_limits<T>::max_exponent, "a block must not overflow");
+
+  double products_[kLanes] = {}, sums_[kLanes] = {}, total_ = 0;
+  int blocks_ = 0;
+
+ public:
+  /// What a block adds.
+  struct Part {
+    V product = V{}, linear = V{};
+
+    WEIGHTED_BCE_INLINE void add(V s, V z) {
+      product += Simd<T>::fma(z, product, z);
+      linear += Simd<T>::max(s, V{});
+    }
+    WEIGHTED_BCE_INLINE void add_where(typename Simd<T>::Mask chosen, V s, V z) {
+      Part more = *this;
+      more.add(s, z);
+      product = Simd<T>::select(chosen, more.product, product);
+      linear = Simd<T>::select(chosen, more.linear, linear);
+    }
+  };
+
+  WEIGHTED_BCE_INLINE void add(Part part) {
+    const V product = part.product, linear = part.linear;  // copies: `part` stays in registers
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const double p = static_cast<double>(product[lane]);
+      products_[lane] += p + p * products_[lane];
+      sums_[lane] += static_cast<double>(linear[lane]);
+    }
+    if (++blocks_ == kMostBlocks) total();
+  }
+
+  double total() {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      total_ += sums_[lane] + std::log1p(products_[lane]);
+      products_[lane] = sums_[lane] = 0;
+    }
+    blocks_ = 0;
+    return total_;
+  }
+};

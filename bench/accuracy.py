@@ -34,6 +34,10 @@ class Disagreement(Exception):
     """A contender does not compute what it should."""
 
 
+class Overflow(Exception):
+    """A contender has infinity or NaN where float16 could hold the result."""
+
+
 def truth(sample: Sample, pos_weight: float, positives: bool) -> Truth:
     """By the formula for targets of 0 and 1 and finite logits, in float64."""
     x, y = sample.values.flatten(), sample.ready.flatten()
@@ -52,13 +56,18 @@ def truth(sample: Sample, pos_weight: float, positives: bool) -> Truth:
 
 
 def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
-    """Those of one call; raises Disagreement where they are larger than roundings make them."""
+    """Those of one call; raises Disagreement where they are larger than roundings make them, and
+    Overflow."""
     assert contender.loss is not None
     sample = contender.before()
     result = contender.step(sample)
     assert result is not None
     loss, grad = float(result.double()), sample.logits.grad
     sample.logits.grad = None
+    if setting.dtype == "float16" and not (
+        math.isfinite(loss) and (grad is None or bool(grad.isfinite().all()))
+    ):
+        raise Overflow("it overflows float16")
     off_loss = abs(loss - known.loss) / (known.loss or 1)
     of_dtype = torch.finfo(getattr(torch, setting.dtype))
     # The result is rounded to the dtype. Sums, of half precision in float32, are made one by one,

@@ -41,9 +41,7 @@ class Run:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, find(options.device)
         self.before = None if options.check is None else _earlier(options.check)
-        self.console = Console()
-        if not self.console.is_terminal:
-            self.console = Console(width=WIDTH)
+        self.console = _new_console()
         command = shlex.join(["python", "-m", "bench", *options.arguments])
         self.records = Records(facts(self.device, command), [])
         self.reliable = True
@@ -103,6 +101,7 @@ class Run:
         if self._finished or not self.records.rows:
             return
         self._finished = True
+        self.console = _new_console()  # an interrupt may find the other one within a table
         report.show_summary(self.console, self.records.groups())
         if self.options.out is not None:
             from .pictures import draw  # takes a second to import
@@ -145,6 +144,11 @@ def run(options: argparse.Namespace, started: Callable[[Run], object] = lambda _
         raise Refusal("ours failed, or there are contenders that compute something else", 1)
     if options.check is not None:
         one.compare()
+
+
+def _new_console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _earlier(path: Path) -> Records:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from .names import AGAINST, DTYPES, PASSES, TARGETS, in_rows
 
 QUICK_ROUNDS, ROUNDS = 10, 20
-QUICK_SECONDS, SECONDS = 2.0, 10.0
+QUICK_SECONDS, SECONDS = 1.5, 10.0
 TOLERANCE = 0.25
 T = TypeVar("T")
 

@@ -123,7 +123,7 @@ def grids(device: str, quick: bool) -> list[Grid]:
             SMALL,
         ]
     if quick:
-        return [Grid([MAIN]), _few((512, 131073)), SMALL]
+        return [Grid([MAIN]), _few((128, 131073)), SMALL]
     every_thread = range(1, torch.get_num_threads() + 1)
     return [
         Grid([MAIN], DTYPES),

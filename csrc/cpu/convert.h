@@ -143,7 +143,7 @@ struct Line<T, T> {
 template <>
 struct Line<float, BFloat16> {
   static constexpr int kVectors = 2;
-  typedef uint32_t VecU __attribute__((vector_size(kBytes)));
+  using VecU = Types<float>::Unsigned;
 
   static WEIGHTED_BCE_INLINE void load(const BFloat16* from, VecF (&to)[2]) {
     VecU words;

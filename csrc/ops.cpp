@@ -26,6 +26,9 @@ STABLE_TORCH_LIBRARY(weighted_bce, m) {
   // third result is the value found there, NaN if another stream changed it meanwhile.
   m.def("loss_and_grad(Tensor input, " WEIGHTED_BCE_ARGS
         ", int reduction, Tensor expected) -> (Tensor, Tensor, Tensor)");
+  // The gradient is written over input, whose version the caller increments.
+  m.def("loss_and_grad_(Tensor(a!) input, " WEIGHTED_BCE_ARGS
+        ", int reduction, Tensor expected) -> Tensor");
   // What loss_and_grad gave, grad for an upstream gradient of used, becomes what it is for that of
   // grad_output; it is left alone where the two are equal. used becomes grad_output, and so does
   // expected, unless it is 0.
@@ -36,5 +39,7 @@ STABLE_TORCH_LIBRARY(weighted_bce, m) {
   // grad_ writes over input, whose version the caller increments.
   m.def("grad(Tensor grad_output, Tensor input, " WEIGHTED_BCE_ARGS ", int reduction) -> Tensor");
   m.def("grad_(Tensor grad_output, Tensor(a!) input, " WEIGHTED_BCE_ARGS ", int reduction) -> ()");
+  // Room for a gradient of the tensor; on the CPU in memory that an earlier one has left.
+  m.def("empty_grad(Tensor tensor) -> Tensor");
   m.def("unreduced(Tensor input, " WEIGHTED_BCE_ARGS ") -> Tensor");
 }

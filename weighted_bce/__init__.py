@@ -5,10 +5,15 @@ from ._version import __version__
 from .collation import collate
 from .functional import weighted_bce, weighted_bce_with_logits
 from .labels import pos_weight_from_labels, propensity_from_labels
+from .linear import LinearWeightedBCEWithLogitsLoss, linear_weighted_bce_with_logits
 from .modules import WeightBCEWithLogitsLoss, WeightedBCELoss, WeightedBCEWithLogitsLoss
+from .optim import FusedAdam, FusedSGD
 from .sparse import SparseLabels
 
 __all__ = [
+    "FusedAdam",
+    "FusedSGD",
+    "LinearWeightedBCEWithLogitsLoss",
     "SparseLabels",
     "WeightBCEWithLogitsLoss",
     "WeightedBCELoss",
@@ -17,6 +22,7 @@ __all__ = [
     "backend",
     "collate",
     "empty_cache",
+    "linear_weighted_bce_with_logits",
     "pos_weight_from_labels",
     "propensity_from_labels",
     "show_config",

@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .reference import REDUCTIONS, Options
+from .reference import NONE, REDUCTIONS, Options
 from .sparse import SparseLabels, check_form, check_values, has_values
 
 Target = Tensor | SparseLabels
@@ -21,21 +21,25 @@ def checked_options(
     pos_weight: float | Tensor | None,
     label_smoothing: float,
     ignore_index: float | None,
+    named: str = "input",
 ) -> Options:
-    """The arguments besides the logits, or TypeError or ValueError in one sentence."""
+    """The arguments besides the logits, or TypeError or ValueError in one sentence.
+
+    `named` is what the caller calls the logits.
+    """
     crow_indices = None
     if isinstance(target, Tensor) and target.layout is torch.strided:
-        _check_tensors(input, target)
+        _check_tensors(input, target, named)
     else:
-        target, crow_indices = _checked_sparse(input, target)
+        target, crow_indices = _checked_sparse(input, target, named)
     value = 1.0
     if pos_weight is not None:
         if isinstance(pos_weight, Tensor):
-            _check_factor("pos_weight", pos_weight, input)
+            _check_factor("pos_weight", pos_weight, input, named)
         else:
             value, pos_weight = _checked_pos_weight(pos_weight), None
     if weight is not None:
-        _check_factor("weight", weight, input)
+        _check_factor("weight", weight, input, named)
     if type(label_smoothing) is not float or label_smoothing != 0.0:
         label_smoothing = _checked_smoothing(label_smoothing)
     if ignore_index is not None:
@@ -53,7 +57,7 @@ def _check_input(input: Tensor) -> None:
         )
 
 
-def _check_tensors(input: Tensor, target: Tensor) -> None:
+def _check_tensors(input: Tensor, target: Tensor, named: str) -> None:
     _check_input(input)
     if target.dtype.is_complex:
         raise TypeError(
@@ -61,27 +65,28 @@ def _check_tensors(input: Tensor, target: Tensor) -> None:
         )
     if target.layout is not input.layout:
         raise TypeError(f"target must be {input.layout} like input, got {target.layout}")
-    _check_shape(input, target)
+    _check_shape(input, target, named)
     if target.device != input.device:
         raise ValueError(f"target must be on {input.device} like input, got {target.device}")
 
 
-def _check_shape(input: Tensor, target: Tensor) -> None:
+def _check_shape(input: Tensor, target: Tensor, named: str) -> None:
     if target.shape != input.shape:
         raise ValueError(
-            f"target must have shape {tuple(input.shape)} to match input, got {tuple(target.shape)}"
+            f"target must have shape {tuple(input.shape)} to match {named}, "
+            f"got {tuple(target.shape)}"
         )
 
 
-def _checked_sparse(input: Tensor, target: Target) -> tuple[Tensor, Tensor | None]:
+def _checked_sparse(input: Tensor, target: Target, named: str) -> tuple[Tensor, Tensor | None]:
     """The col_indices and crow_indices of sparse labels, but for their values."""
     if isinstance(target, Tensor):
         if target.layout not in _SPARSE_LAYOUTS or input.layout is target.layout:
-            _check_tensors(input, target)
+            _check_tensors(input, target, named)
             return target, None
         if target.requires_grad:
             raise TypeError("target must not require a gradient where it is sparse")
-        _check_shape(input, target)
+        _check_shape(input, target, named)
         target = SparseLabels.from_tensor(target)
     elif not isinstance(target, SparseLabels):
         raise TypeError(
@@ -98,7 +103,7 @@ def _checked_sparse(input: Tensor, target: Target) -> tuple[Tensor, Tensor | Non
     crow, col = target
     rows = input.shape[0]  # len() would make it a constant of what is traced
     if crow.shape[0] != rows + 1:
-        raise ValueError(f"target must have {rows} rows to match input, got {crow.shape[0] - 1}")
+        raise ValueError(f"target must have {rows} rows to match {named}, got {crow.shape[0] - 1}")
     if col.device != input.device:
         raise ValueError(f"target must be on {input.device} like input, got {col.device}")
     return col.contiguous(), crow.contiguous()
@@ -117,7 +122,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_factor(name: str, factor: Tensor, input: Tensor) -> None:
+def _check_factor(name: str, factor: Tensor, input: Tensor, named: str) -> None:
     if not isinstance(factor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(factor).__name__}")
     if factor.dtype.is_complex or factor.dtype == torch.bool:
@@ -128,7 +133,7 @@ def _check_factor(name: str, factor: Tensor, input: Tensor) -> None:
     )
     if not fits:
         raise ValueError(
-            f"{name} must broadcast to shape {tuple(input.shape)} of input, got {tuple(shape)}"
+            f"{name} must broadcast to shape {tuple(input.shape)} of {named}, got {tuple(shape)}"
         )
     movable = factor.dim() == 0 and factor.device.type == "cpu"  # as for torch's own operators
     if factor.device != input.device and not movable:
@@ -155,6 +160,15 @@ def _checked_smoothing(label_smoothing: object) -> float:
     return value
 
 
+def check_reduced(reduction: object) -> None:
+    """A reduction to one number."""
+    if not isinstance(reduction, str):
+        raise TypeError(f"reduction must be a string, got {type(reduction).__name__}")
+    if reduction not in REDUCTIONS or REDUCTIONS[reduction] == NONE:
+        names = ", ".join(name for name, number in REDUCTIONS.items() if number != NONE)
+        raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
+
+
 def check_reduction(reduction: object, input: Tensor) -> None:
     if callable(reduction):
         return
@@ -166,3 +180,50 @@ def check_reduction(reduction: object, input: Tensor) -> None:
         )
     if reduction == "batchmean" and input.dim() == 0:
         raise ValueError("reduction 'batchmean' needs an input with a first dimension, got 0-d")
+
+
+def check_layer(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, any_dtype: bool
+) -> None:
+    """What logits are made of; `any_dtype`: half precision and float32 may be mixed."""
+    _check_input(input)
+    if input.layout is not torch.strided:
+        raise TypeError(f"input must be torch.strided, got {input.layout}")
+    if input.dim() != 2:
+        raise ValueError(f"input must have shape (rows, features), got {tuple(input.shape)}")
+    features = input.shape[1]
+    _check_parameter("linear_weight", linear_weight, input, any_dtype)
+    if linear_weight.dim() != 2 or linear_weight.shape[1] != features:
+        raise ValueError(
+            f"linear_weight must have shape (labels, {features}) to match input, "
+            f"got {tuple(linear_weight.shape)}"
+        )
+    if linear_bias is None:
+        return
+    _check_parameter("linear_bias", linear_bias, input, any_dtype)
+    if linear_bias.shape != linear_weight.shape[:1]:
+        raise ValueError(
+            f"linear_bias must have shape ({linear_weight.shape[0]},) to match linear_weight, "
+            f"got {tuple(linear_bias.shape)}"
+        )
+
+
+def _check_parameter(name: str, parameter: Tensor, input: Tensor, any_dtype: bool) -> None:
+    if not isinstance(parameter, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(parameter).__name__}")
+    if parameter.layout is not torch.strided:
+        raise TypeError(f"{name} must be torch.strided, got {parameter.layout}")
+    mixed = any_dtype and parameter.dtype in _INPUT_DTYPES - {torch.float64}
+    if parameter.dtype != input.dtype and not (mixed and input.dtype != torch.float64):
+        raise TypeError(
+            f"{name} must be {_name(input.dtype)} like input, got {_name(parameter.dtype)}"
+        )
+    if parameter.device != input.device:
+        raise ValueError(f"{name} must be on {input.device} like input, got {parameter.device}")
+
+
+def check_number_of(name: str, value: object, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

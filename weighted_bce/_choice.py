@@ -30,10 +30,10 @@ _saved_tensors_hooks: Callable[[bool], object] = torch._C._autograd._top_saved_t
 
 def loss(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tensor:
     """The loss after a reduction, by the best implementation that serves the call."""
-    kernels = _kernels_for(input)
+    kernels = kernels_for(input)
     if kernels is None:
         return _in_torch(input, options, reduction)
-    if _nothing_else_looks() and _are_plain(input, options):
+    if nothing_else_looks() and _are_plain(input, options):
         if _records(input):
             return apply_fused(input, kernels, options, reduction, inplace)
         if reduction == NONE:
@@ -50,7 +50,7 @@ def loss(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tens
         return transforms.loss(input, options, reduction)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in options.tensors):
         return _in_torch(input, options, reduction)
-    return _dispatched(input, _traceable(options), reduction)
+    return _dispatched(input, traceable(options), reduction)
 
 
 def _in_torch(input: Tensor, options: Options, reduction: int) -> Tensor:
@@ -58,7 +58,7 @@ def _in_torch(input: Tensor, options: Options, reduction: int) -> Tensor:
     return reference.loss(input, options, reduction)
 
 
-def _kernels_for(input: Tensor) -> Kernels | None:
+def kernels_for(input: Tensor) -> Kernels | None:
     """The kernels that take these logits, by their kind and by the chosen backend."""
     chosen = _config.current_backend
     if chosen == "reference":
@@ -79,7 +79,7 @@ def _why_none(input: Tensor) -> str:
     return reason or f"got {input.layout} on {input.device.type} with {input.dim()} dimensions"
 
 
-def _nothing_else_looks() -> bool:
+def nothing_else_looks() -> bool:
     """Whether no tracing, mode, transform or hook needs to see the op, or what it saves.
 
     Hooks of saved tensors, a checkpoint's among them, should see the logits, and not a gradient,
@@ -134,7 +134,7 @@ def _readable(input: Tensor, options: Options) -> Options:
     return options
 
 
-def _traceable(options: Options) -> Options:
+def traceable(options: Options) -> Options:
     """With a pos_weight that the compiler has seen change in a tensor.
 
     As an argument of an op each value would be compiled anew; as a product it is an input.

@@ -100,10 +100,12 @@ def _fake_unreduced(input: Tensor, *_: Any) -> Tensor:
 _FAKES: dict[str, Callable[..., Any]] = {
     "loss": _fake_loss,
     "loss_and_grad": _fake_loss_and_grad,
+    "loss_and_grad_": _fake_loss,
     "update_grad_": _fake_in_place,
     "grad": _fake_grad,
     "grad_": _fake_in_place,
     "unreduced": _fake_unreduced,
+    "empty_grad": torch.empty_like,
 }
 
 

@@ -25,7 +25,7 @@ from .reference import SUM, Options, compute_dtype
 from .sparse import has_values
 
 
-def _placed(
+def placed(
     name: str,
     tensor: Tensor,
     input: DTensor,
@@ -52,7 +52,7 @@ def _placed(
 
 
 def _whole(name: str, number: Tensor, input: DTensor, in_place: bool = False) -> Tensor:
-    return _placed(name, number, input, [Replicate()] * input.device_mesh.ndim, in_place)
+    return placed(name, number, input, [Replicate()] * input.device_mesh.ndim, in_place)
 
 
 def _split(input: DTensor) -> list[Placement]:
@@ -67,21 +67,23 @@ def _aligned(input: Tensor, options: Options, in_place: bool = False) -> tuple[D
     split = _split(input)
 
     def factor(name: str, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else _placed(name, tensor, input, _beside(tensor, input))
+        if tensor is None:
+            return None
+        return placed(name, tensor, input, beside(tensor, input.dim(), input.placements))
 
-    x = cast(DTensor, _placed("input", input, input, split, in_place))
+    x = cast(DTensor, placed("input", input, input, split, in_place))
     options = options._replace(
         weight=factor("weight", options.weight), pos_weight=factor("pos_weight", options.pos_weight)
     )
     if options.is_sparse:
         return x, _part_of_list(x, options)
-    return x, options._replace(target=_placed("target", options.target, input, split))
+    return x, options._replace(target=placed("target", options.target, input, split))
 
 
-def _beside(factor: Tensor, input: DTensor) -> list[Placement]:
-    """How a factor lies where the logits lie as they do."""
-    missing, own = input.dim() - factor.dim(), list[Placement]()
-    for placement in input.placements:
+def beside(factor: Tensor, dims: int, placements: Sequence[Placement]) -> list[Placement]:
+    """How a factor lies where logits of so many dimensions have these placements."""
+    missing, own = dims - factor.dim(), list[Placement]()
+    for placement in placements:
         dim = placement.dim - missing if type(placement) is Shard else -1
         own.append(Shard(dim) if dim >= 0 and factor.shape[dim] != 1 else Replicate())
     return own
@@ -95,7 +97,7 @@ def _part_of_list(input: DTensor, options: Options) -> Options:
     def own(name: str, indices: Tensor) -> Tensor:
         if not isinstance(indices, DTensor):
             return indices
-        return cast(DTensor, _placed(name, indices, input, whole)).to_local()
+        return cast(DTensor, placed(name, indices, input, whole)).to_local()
 
     crow = own("crow_indices", cast(Tensor, options.crow_indices))
     options = options._replace(crow_indices=crow, target=own("col_indices", options.target))
@@ -105,13 +107,13 @@ def _part_of_list(input: DTensor, options: Options) -> Options:
     label = options.target
     if label.is_cpu and not has_values(label):
         label = label.where(label < input.shape[1], -1)
-    rows, labels = (_own_part(input, dim) for dim in (0, 1))
+    rows, labels = (own_part(input, dim) for dim in (0, 1))
     return options._replace(
         target=label, crow_indices=crow[rows.start : rows.stop + 1], first_label=labels.start
     )
 
 
-def _own_part(input: DTensor, dim: int) -> range:
+def own_part(input: DTensor, dim: int) -> range:
     """Where this process's shard is in a dimension of the whole, cut as torch.chunk cuts."""
     mesh, part = input.device_mesh, range(input.shape[dim])
     ranks = mesh.get_coordinate() or [0] * mesh.ndim
@@ -133,7 +135,7 @@ def locally(
     def part(factor: Tensor | None) -> Tensor | None:
         if not isinstance(factor, DTensor):
             return factor
-        own = _beside(factor, x)
+        own = beside(factor, x.dim(), x.placements)
         # A factor that several shards share receives a part of its gradient from each.
         of_gradient = [
             Partial() if isinstance(s, Shard) and isinstance(p, Replicate) else p
@@ -154,12 +156,12 @@ def _local(argument: Any) -> Any:
 def _upstream(grad_output: Tensor, input: DTensor, options: Options, reduction: int) -> Tensor:
     """What the gradient of the sum over this shard is multiplied by."""
     if grad_output.dim() == 0:
-        placed = _whole("grad_output", grad_output, input)
+        factor = _whole("grad_output", grad_output, input)
     else:
-        placed = _placed("grad_output", grad_output, input, input.placements)
+        factor = placed("grad_output", grad_output, input, input.placements)
     if reduction != SUM:
-        placed = reference.divided(placed.to(compute_dtype(input.dtype)), reduction, input, options)
-    return cast(Tensor, _local(placed))
+        factor = reference.divided(factor.to(compute_dtype(input.dtype)), reduction, input, options)
+    return cast(Tensor, _local(factor))
 
 
 def _as_sum(total: Tensor, input: DTensor) -> DTensor:
@@ -227,7 +229,7 @@ def _update_grad(
     changed = (
         _whole("used", used, x, in_place=True),
         _whole("expected", expected, x, in_place=True),
-        _placed("grad", grad, x, x.placements, in_place=True),
+        placed("grad", grad, x, x.placements, in_place=True),
     )
     upstream = _upstream(grad_output, x, options, reduction)
     op(upstream, *map(_local, (*changed, x, *options)), reduction)

@@ -27,8 +27,9 @@ _expected: dict[Any, Tensor] = {}
 _MOST_KINDS = 256
 
 
-def _expectation(input: Tensor) -> Tensor:
-    kind = (input.get_device(), input.dtype, input.shape[1:])
+def expectation(input: Tensor, *more: Any) -> Tensor:
+    """The upstream gradient that losses of this kind of input are expected to receive."""
+    kind = (input.get_device(), input.dtype, input.shape[1:], *more)
     known = _expected.get(kind)
     return known if known is not None else _new_expectation(input, kind)
 
@@ -60,7 +61,7 @@ class FusedLoss(Function):
         elif inplace:
             loss = kernels.loss(input, *options, reduction)
         else:
-            expected = _expectation(input)
+            expected = expectation(input)
             loss, grad, ctx.used = kernels.loss_and_grad(input, *options, reduction, expected)
         ctx.save_for_backward(input, *options.tensors, grad)
         ctx.rest, ctx.inplace = (*options[TENSORS:], reduction or SUM), inplace
@@ -79,7 +80,7 @@ class FusedLoss(Function):
         if given_away and grad_output.is_cpu and grad_output.item() == ctx.used.item():
             return grad, None, None, None, None
         if given_away:
-            ops.update_grad_.default(grad_output, ctx.used, _expectation(input), grad, *rest)
+            ops.update_grad_.default(grad_output, ctx.used, expectation(input), grad, *rest)
             result = grad
         elif not plain:
             result = transforms.gradient(grad_output, *rest)

@@ -1,5 +1,5 @@
 // The ops on the CPU: outputs, chunks and threads. The arithmetic is in kernel.h.
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "backend.h"
@@ -89,15 +89,15 @@ struct Cpu {
     return new_scalar(a.input, divided(sum, divisor_of(a, problem), problem));
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> loss_and_grad(const Arguments& a,
-                                                          const Tensor& expected) {
-    const Tensor grad = new_result(a.input);
+  /// The loss, and the value found in `expected`.
+  static std::pair<Tensor, Tensor> loss_and_grad(const Arguments& a, const Tensor& expected,
+                                                 const Tensor& grad) {
     Problem problem = checked_plan(a, &expected, &grad);
     set_stream(problem);
     const double used = problem.scale, by = divisor_of(a, problem);
     problem.scale = divided(used, by, problem);
     const double sum = run_chunks(problem, kernels_for(a.input).loss_and_grad);
-    return {new_scalar(a.input, divided(sum, by, problem)), grad, new_scalar(a.input, used)};
+    return {new_scalar(a.input, divided(sum, by, problem)), new_scalar(a.input, used)};
   }
 
   static void update_grad_(const Arguments& a, const Tensor& grad_output, Tensor& used,

@@ -1,0 +1,158 @@
+"""Optimizers for `fused_step`: torch.optim's, a chunk of rows at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from ._dtensors import is_dtensor
+
+
+class _FusedStep(torch.optim.Optimizer):
+    """What the optimizers share: which rows of which parameter a gradient belongs to."""
+
+    grad_scale: float | Tensor | None = None
+
+    def __call__(self, labels: slice, weight_grad: Tensor, bias_grad: Tensor | None = None) -> None:
+        """Updates the rows `labels` of the weight and of the bias, as `fused_step` is called."""
+        parameters = [(group, p) for group in self.param_groups for p in group["params"]]
+        with torch.no_grad():
+            for i, grad in enumerate((weight_grad, bias_grad)):
+                if grad is None:
+                    continue
+                rows = _rows(parameters[i][1], labels) if i < len(parameters) else None
+                if rows is None or rows.shape != grad.shape:
+                    raise ValueError(
+                        "params must be the weight of the layer and then its bias, "
+                        f"got {[tuple(p.shape) for _, p in parameters]}"
+                    )
+                scaled = grad if self.grad_scale is None else grad / self.grad_scale
+                self._update(*parameters[i], labels, rows, scaled)
+
+    def _update(
+        self, group: dict[str, Any], parameter: Tensor, labels: slice, rows: Tensor, grad: Tensor
+    ) -> None:
+        raise NotImplementedError
+
+
+def _rows(tensor: Tensor, labels: slice) -> Tensor:
+    """Of this process's part."""
+    tensor = tensor.detach()
+    local: Any = tensor
+    return (local.to_local() if is_dtensor(tensor) else tensor)[labels]
+
+
+class FusedSGD(_FusedStep, SGD):
+    """torch.optim.SGD as a `fused_step`: the rows of a chunk are updated in the backward pass.
+
+    The weights are the same as from torch.optim.SGD and one ``step()`` after each backward. Without
+    momentum there is no state, and no memory is needed but that of the weights.
+
+    Args:
+        params: the weight of the layer and then its bias, if it has one; or groups of them, as for
+            torch.optim.SGD, like all that follows.
+        lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, fused: see
+            torch.optim.SGD.
+
+    Attributes:
+        grad_scale: gradients are divided by it: set it to a GradScaler's ``get_scale()`` before
+            ``scaler.scale(loss).backward()``. Gradients that are not finite are not skipped.
+
+    Note:
+        A learning-rate scheduler and state_dict() work as usual; ``step()`` has nothing to do.
+        Each backward is one step: gradients cannot be accumulated or clipped by their norm.
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import FusedSGD, LinearWeightedBCEWithLogitsLoss, SparseLabels
+        >>> criterion = LinearWeightedBCEWithLogitsLoss(64, 5000)
+        >>> criterion.fused_step = FusedSGD(criterion.linear.parameters(), lr=0.1, momentum=0.9)
+        >>> criterion(torch.randn(2, 64), SparseLabels.from_lists([[1], [7]])).backward()
+        >>> criterion.linear.weight.grad is None
+        True
+    """
+
+    # Those in their first step, whose momentum becomes their gradient, without dampening.
+    _first: frozenset[Tensor] = frozenset()
+
+    def _update(
+        self, group: dict[str, Any], parameter: Tensor, labels: slice, rows: Tensor, grad: Tensor
+    ) -> None:
+        state, momentum = self.state[parameter], None
+        if group["momentum"] != 0:
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.empty_like(parameter)
+                self._first |= {parameter}
+            elif labels.start == 0:  # of a new step
+                self._first -= {parameter}
+            momentum = _rows(state["momentum_buffer"], labels)
+        buffers = [None if parameter in self._first else momentum]
+        sgd(
+            [rows],
+            [grad],
+            buffers,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            foreach=group["foreach"],
+            fused=group["fused"],
+        )
+        if momentum is not None and buffers[0] is not None and buffers[0] is not momentum:
+            momentum.copy_(buffers[0])
+
+
+class FusedAdam(_FusedStep, Adam):
+    """torch.optim.Adam as a `fused_step`: the rows of a chunk are updated in the backward pass.
+
+    The weights are the same as from torch.optim.Adam and one ``step()`` after each backward. Its
+    two averages take twice the memory of the weights.
+
+    Args:
+        params: the weight of the layer and then its bias, if it has one; or groups of them, as for
+            torch.optim.Adam, like all that follows.
+        lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, fused,
+            decoupled_weight_decay: see torch.optim.Adam.
+
+    Attributes:
+        grad_scale: see `FusedSGD`, and so for all else.
+    """
+
+    def _update(
+        self, group: dict[str, Any], parameter: Tensor, labels: slice, rows: Tensor, grad: Tensor
+    ) -> None:
+        state = self.state[parameter]
+        if not state:
+            on_device = group["capturable"] or group["fused"]
+            device = parameter.device if on_device else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 2 + group["amsgrad"]]:
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        if labels.start == 0:  # of a new step; the function below counts it, for each chunk
+            state["step"] += 1
+        largest = "max_exp_avg_sq"
+        adam(
+            [rows],
+            [grad],
+            [_rows(state["exp_avg"], labels)],
+            [_rows(state["exp_avg_sq"], labels)],
+            [_rows(state[largest], labels)] if group["amsgrad"] else [],
+            [state["step"] - 1],
+            amsgrad=group["amsgrad"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+            foreach=group["foreach"],
+            capturable=group["capturable"],
+            differentiable=group["differentiable"],
+            fused=group["fused"],
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+        )

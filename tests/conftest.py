@@ -49,6 +49,12 @@ def _fresh_state() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def one_thread() -> None:
+    """For many tiny calls: threads that wait for one another would take most of the time."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", params=[2, 4])
 def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
     """Two and four of them, one set after the other."""

@@ -5,6 +5,7 @@ expected to bring; where it brings another, they are made again. What traces see
 loss, one for the gradients, which makes the logits again.
 """
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-from . import _choice, _chunks, transforms
-from ._chunks import Chunks, Gradients, Layer, Step
+from . import _choice, _linear_passes, transforms
+from ._chunks import Chunks, Layer, topk
 from ._dtensors import is_dtensor
+from ._linear_passes import Gradients, Step
 from .autograd import expectation
 from .reference import TENSORS, Options, compute_dtype
 
@@ -47,19 +49,19 @@ def _unpacked(args: tuple[Any, ...]) -> tuple[Chunks, Layer, Options, int]:
 
 def _linear_loss(*args: Any) -> Tensor:
     with torch.no_grad():
-        return _chunks.loss(*_unpacked(args))
+        return _linear_passes.loss(*_unpacked(args))
 
 
 def _linear_grads(grad_output: Tensor, *args: Any) -> list[Tensor]:
     with torch.no_grad():
-        _, found = _chunks.loss_and_gradients(*_unpacked(args[:-1]), grad_output, args[-1])
+        _, found = _linear_passes.loss_and_gradients(*_unpacked(args[:-1]), grad_output, args[-1])
     return [gradient for gradient in found if gradient is not None]
 
 
 def _linear_topk(*args: Any) -> tuple[Tensor, Tensor]:
     *layer, k, product_dtype, chunk_labels = args
     with torch.no_grad():
-        return _chunks.topk(Chunks(Layer(*layer), product_dtype, chunk_labels), k)
+        return topk(Chunks(Layer(*layer), product_dtype, chunk_labels), k)
 
 
 def _fake_linear_loss(input: Tensor, *_: Any) -> Tensor:
@@ -149,7 +151,9 @@ def _widened(layer: Layer) -> Layer:
 
 
 def _no_autocast(like: Tensor) -> Any:
-    return torch.autocast(like.device.type, enabled=False)
+    kind = like.device.type
+    available = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else nullcontext()
 
 
 def _all_logits(layer: Layer) -> Tensor:
@@ -176,9 +180,10 @@ class FusedLinearLoss(Function):
         ctx.save_for_backward(*layer, *options.tensors)
         ctx.rest, ctx.step, ctx.gradients = (*options[TENSORS:], reduction, *how), step, None
         if step is not None:
-            return _chunks.loss(*call)
+            return _linear_passes.loss(*call)
         ctx.used = _expected(layer).clone()
-        loss, ctx.gradients = _chunks.loss_and_gradients(*call, ctx.used, ctx.needs_input_grad[:3])
+        needs = ctx.needs_input_grad[:3]
+        loss, ctx.gradients = _linear_passes.loss_and_gradients(*call, ctx.used, needs)
         return loss
 
     @staticmethod
@@ -221,7 +226,7 @@ def _stepped(
     if not _is_plain(grad_output):
         raise NotImplementedError("fused_step changes the weight: there are no second derivatives")
     unpacked = _unpacked((*tensors, *rest))
-    return _chunks.loss_and_gradients(*unpacked, grad_output, needs, step)[1]
+    return _linear_passes.loss_and_gradients(*unpacked, grad_output, needs, step)[1]
 
 
 def loss(
@@ -233,8 +238,15 @@ def loss(
     step: Step | None,
 ) -> Tensor:
     """The loss after a reduction, by the best way that serves the call."""
-    if step is not None and (torch.compiler.is_compiling() or transforms.active()):
-        raise NotImplementedError("fused_step does not work under torch.compile or torch.func")
+    if step is not None and torch.compiler.is_compiling():
+        torch._dynamo.graph_break("fused_step is not compiled")
+        uncompiled: Any = torch.compiler.disable(loss)  # type: ignore[no-untyped-call]
+        return cast(
+            Tensor, uncompiled(layer, options, reduction, product_dtype, chunk_labels, step)
+        )
+    _choice.kernels_for(layer.input)  # raises where the chosen backend has none
+    if step is not None and transforms.active():
+        raise NotImplementedError("fused_step does not work under torch.func")
     if _needs_all_logits(layer, options):
         return _choice.loss(_all_logits(layer), options, reduction, False)
     how = product_dtype, chunk_labels
@@ -242,9 +254,9 @@ def loss(
         from . import _linear_sharding
 
         return _linear_sharding.loss(layer, options, reduction, *how, step)
-    if (step is not None or _passes_once()) and _records(layer):
+    if (step is not None or _passes_once(layer)) and _records(layer):
         apply: Any = FusedLinearLoss.apply
-        return cast(Tensor, apply(*layer, options, reduction, how, step))
+        return cast(Tensor, apply(*layer, _savable(options), reduction, how, step))
     traceable = _choice.traceable(options)
     return cast(Tensor, ops.linear_loss.default(*layer, *traceable, reduction, *how))
 
@@ -258,6 +270,12 @@ def _needs_all_logits(layer: Layer, options: Options) -> bool:
     )
 
 
+def _savable(options: Options) -> Options:
+    """With tensors that autograd can save."""
+    tensors = (t.clone() if t is not None and t.is_inference() else t for t in options.tensors)
+    return Options(*tensors, *options[TENSORS:])  # type: ignore[arg-type]
+
+
 def _records(layer: Layer) -> bool:
     return (
         torch.is_grad_enabled()
@@ -266,8 +284,10 @@ def _records(layer: Layer) -> bool:
     )
 
 
-def _passes_once() -> bool:
+def _passes_once(layer: Layer) -> bool:
     """Whether gradients may be made before it is known what for: nothing traces the call, no
-    checkpoint would drop them, and no CUDA graph is recorded, in which nobody may wait."""
-    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    return _choice.nothing_else_looks() and not capturing
+    checkpoint would drop them, there are numbers to compare, and no CUDA graph is recorded, in
+    which nobody may wait for them."""
+    return _choice.nothing_else_looks() and not (
+        layer.input.is_meta or (layer.input.is_cuda and torch.cuda.is_current_stream_capturing())
+    )

@@ -4,6 +4,7 @@ Nothing is sent but what is summed: the loss, the gradient of the input over pro
 labels out, that of the layer over those that share rows out.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from . import _linear, reference
-from ._chunks import Layer, Step
+from ._checks import check_listed
+from ._chunks import Layer
+from ._linear_passes import Step
 from ._sharding import beside, own_part, placed
 from .reference import SUM, Options
 
@@ -25,8 +28,17 @@ def loss(
     step: Step | None,
 ) -> Tensor:
     """The loss after a reduction, a sum over processes that is yet to be taken."""
+    check_listed(layer.logits_like(), options)  # a shard does not know how many labels there are
     x, weight = _both(layer)
-    own = Layer(x.to_local(grad_placements=_of_gradients(x, weight)), *_parameters(layer, x))
+    if step is not None and Shard(0) in x.placements:
+        raise NotImplementedError(
+            "fused_step is given the gradients of whole batches: input must not be split over "
+            f"processes, got {x.placements}"
+        )
+    own_parameters = _parameters(layer, x)
+    if step is not None:  # which receives their gradients; they go no further
+        own_parameters = tuple(map(_cut_off, own_parameters))
+    own = Layer(x.to_local(grad_placements=_of_gradients(x, weight)), *own_parameters)
     how = product_dtype, chunk_labels, step
     total = _linear.loss(own, _own_options(x, weight, options), SUM, *how)
     logits = _of_logits(x, weight)
@@ -48,7 +60,7 @@ def _both(layer: Layer) -> tuple[DTensor, DTensor]:
         raise ValueError(
             f"linear_weight must be on {x.device_mesh} like input, got {weight.device_mesh}"
         )
-    x = x.redistribute(placements=[Replicate() if p.is_partial() else p for p in x.placements])
+    x = _placed(x, [Replicate() if p.is_partial() else p for p in x.placements])
     for of_input, of_weight in zip(x.placements, weight.placements, strict=True):
         allowed = (Shard(0), Replicate())
         shared = of_input == of_weight == Shard(0)
@@ -58,6 +70,17 @@ def _both(layer: Layer) -> tuple[DTensor, DTensor]:
                 f"dimension of the mesh, got {x.placements} and {weight.placements}"
             )
     return x, weight
+
+
+def _placed(tensor: DTensor, placements: Sequence[Placement]) -> DTensor:
+    """Without a part in the graph that would send the gradient, where nothing is to be done."""
+    if tensor.placements == tuple(placements):
+        return tensor
+    return tensor.redistribute(placements=placements)
+
+
+def _cut_off(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.detach().requires_grad_(parameter.requires_grad)
 
 
 def _of_logits(x: DTensor, weight: DTensor) -> list[Placement]:
@@ -72,7 +95,7 @@ def _of_gradients(own: DTensor, other: DTensor) -> list[Placement]:
     return [Partial() if isinstance(q, Shard) else p for p, q in pairs]
 
 
-def _parameters(layer: Layer, x: DTensor) -> tuple[Tensor, Tensor | None]:
+def _parameters(layer: Layer, x: DTensor) -> tuple[Any, ...]:
     weight = cast(DTensor, layer.weight)
     of_gradients = _of_gradients(weight, x)
     own = weight.to_local(grad_placements=of_gradients)
@@ -82,7 +105,7 @@ def _parameters(layer: Layer, x: DTensor) -> tuple[Tensor, Tensor | None]:
         raise TypeError(
             f"linear_bias must be a DTensor like the others, got {type(layer.bias).__name__}"
         )
-    bias = layer.bias.redistribute(placements=weight.placements)
+    bias = _placed(layer.bias, weight.placements)
     return own, bias.to_local(grad_placements=of_gradients)
 
 

@@ -11,12 +11,12 @@ from . import _linear
 from ._checks import (
     Target,
     check_layer,
-    check_listed,
     check_number_of,
     check_reduced,
     checked_options,
 )
-from ._chunks import Layer, Step
+from ._chunks import Layer
+from ._linear_passes import Step
 from .modules import _WeightedLoss
 from .reference import REDUCTIONS
 
@@ -67,7 +67,8 @@ def linear_weighted_bce_with_logits(
             ``labels`` the slice of rows of `linear_weight` that they belong to and ``bias_grad``
             None without a bias that requires a gradient. The tensors are valid during the call. It
             may change those rows: the whole gradient of the weight is never held. `FusedSGD` and
-            `FusedAdam` are two. Called only where `linear_weight` requires a gradient.
+            `FusedAdam` are two. Called only where `linear_weight` requires a gradient. Nothing is
+            averaged over processes: for classifiers that one process has, or a part of each.
 
     Returns:
         0-d; float64 for float64 input and float32 for all others.
@@ -75,8 +76,8 @@ def linear_weighted_bce_with_logits(
     Raises:
         TypeError: an argument or a dtype of the wrong type.
         ValueError: a wrong shape or value, or tensors on different devices.
-        NotImplementedError: `fused_step` under torch.compile, under torch.func, or with
-            ``create_graph=True``.
+        NotImplementedError: `fused_step` under torch.func, with ``create_graph=True``, or with an
+            `input` whose rows are sharded. Where torch.compile meets it, the graph breaks.
         RuntimeError: under ``backend("fused")``, where no kernel serves the input.
 
     Note:
@@ -124,11 +125,16 @@ def linear_weighted_bce_with_logits(
     product_dtype = _autocast_dtype(input)
     check_layer(input, linear_weight, linear_bias, product_dtype is not None)
     layer = Layer(input, linear_weight, linear_bias)
-    logits = layer.logits_like()
-    named = "input and linear_weight"
-    options = checked_options(logits, target, weight, pos_weight, label_smoothing, None, named)
+    options = checked_options(
+        layer.logits_like(),
+        target,
+        weight,
+        pos_weight,
+        label_smoothing,
+        ignore_index=None,
+        named="input and linear_weight",
+    )
     check_reduced(reduction)
-    check_listed(logits, options)
     if chunk_labels is not None:
         check_number_of("chunk_labels", chunk_labels)
     if not (fused_step is None or callable(fused_step)):
@@ -142,7 +148,9 @@ def _autocast_dtype(input: Tensor) -> torch.dtype | None:
     if not isinstance(input, Tensor) or input.dtype == torch.float64:
         return None
     kind = input.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    available = torch.amp.is_autocast_available(kind)
+    enabled = available and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if enabled else None
 
 
 class TopK(NamedTuple):

@@ -238,6 +238,7 @@ def test_ops_check_for_themselves(kernel_device: str) -> None:
     calls: list[Callable[[dict[str, Any]], Any]] = [
         lambda a: ops.loss(*a.values(), SUM),
         lambda a: ops.loss_and_grad(*a.values(), SUM, one),
+        lambda a: ops.loss_and_grad_(*a.values(), SUM, one),
         lambda a: ops.update_grad_(one, 2 * one, one.clone(), blank, *a.values(), SUM),
         lambda a: ops.grad(one, *a.values(), SUM),
         lambda a: ops.grad_(one, *a.values(), SUM),
@@ -281,6 +282,10 @@ def test_ops_check_for_themselves(kernel_device: str) -> None:
     overlapping = {**good, "input": blank[:1].expand(8, 5)}
     with pytest.raises(RuntimeError, match="must not overlap itself"):
         ops.grad_(one, *overlapping.values(), SUM)
+    with pytest.raises(RuntimeError, match="must not overlap itself"):
+        ops.loss_and_grad_(*overlapping.values(), SUM, one)
+    with pytest.raises(RuntimeError, match="expected must be 0-d"):
+        ops.loss_and_grad_(*good.values(), SUM, one.view(1))
 
 
 def test_backend() -> None:

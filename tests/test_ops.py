@@ -12,7 +12,7 @@ from .truth import Case, assert_close, compute_dtype, divisor, sample_inputs, tr
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
-OPS = ("loss", "loss_and_grad", "update_grad_", "grad", "grad_", "unreduced")
+OPS = ("loss", "loss_and_grad", "loss_and_grad_", "update_grad_", "grad", "grad_", "unreduced")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -25,7 +25,7 @@ def arguments(op: str, case: Case, needs_grad: bool) -> tuple[Any, ...]:
         return (one, x, *case.op_args())
     if op == "update_grad_":
         return (one, one * 2, one.clone(), torch.zeros_like(x), x, *case.op_args())
-    return (x, *case.op_args(), *((one,) if op == "loss_and_grad" else ()))
+    return (x, *case.op_args(), *((one,) if op.startswith("loss_and_grad") else ()))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -34,7 +34,7 @@ def test_opcheck(kernel_device: str, op: str, dtype: torch.dtype) -> None:
     overload = getattr(torch.ops.weighted_bce, op).default
     for case in sample_inputs(kernel_device, (dtype,)):
         torch.library.opcheck(overload, arguments(op, case, False))
-        if op not in ("loss_and_grad", "update_grad_", "grad_"):
+        if op not in ("loss_and_grad", "loss_and_grad_", "update_grad_", "grad_"):
             torch.library.opcheck(overload, arguments(op, case, True))
 
 
@@ -56,6 +56,28 @@ def test_results_are_new_tensors(kernel_device: str) -> None:
         _, grad, _ = torch.ops.weighted_bce.loss_and_grad(*args)
         if grad.numel():
             assert grad.data_ptr() not in (args[0].data_ptr(), case.target.data_ptr())
+
+
+def test_the_gradient_in_place(kernel_device: str) -> None:
+    ops = torch.ops.weighted_bce
+    for case in sample_inputs(kernel_device, (torch.float32, torch.bfloat16, torch.float64)):
+        args = arguments("loss_and_grad", case, False)
+        loss, grad, _ = ops.loss_and_grad(*args)
+        x = args[0].clone()
+        assert torch.equal(ops.loss_and_grad_(x, *args[1:]), loss), case.name
+        assert torch.equal(x, grad), case.name
+
+
+def test_room_for_a_gradient(kernel_device: str) -> None:
+    for shape in ((0, 3), (5, 7), (600, 700)):
+        for dtype in DTYPES:
+            x = torch.empty(shape, dtype=dtype, device=kernel_device)
+            for tensor in (x, x.mT, x[::2]):
+                room = torch.ops.weighted_bce.empty_grad(tensor)
+                assert (room.shape, room.dtype) == (tensor.shape, tensor.dtype)
+                if tensor.numel():
+                    assert room.stride() == torch.empty_like(tensor).stride()
+                    assert room.data_ptr() != tensor.data_ptr()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

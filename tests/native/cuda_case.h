@@ -92,7 +92,7 @@ class CudaCase {
     run(Mode::kUnreduced, plan, &out);
     passed = passed && of_.elements_are("unreduced", out, of_.losses, weight_) &&
              is(out.surroundings_untouched(plan.numel), "wrote where no element lies");
-    return passed && in_place(both.out) && with_upstream(share);
+    return passed && in_place(both) && with_upstream(share);
   }
 
   double divisor() const { return count_ ? *count_ : divisor_; }
@@ -239,14 +239,16 @@ class CudaCase {
            of_.elements_are("grad of nothing", out, of_.slopes, 0);
   }
 
-  bool in_place(const std::vector<uint64_t>& wanted) const {
+  bool in_place(const Left& wanted) const {
     Tensor both = make_out();
     Problem plan = of_.problem;
     plan.x = plan.out = both.operand;
     if (collapses_) collapse(plan);
     if (!takes(plan)) return true;
-    const auto left = run(Mode::kGrad, plan, &both, &of_.x);
-    return is(left.out == wanted, "in place the gradient differs") &&
+    const auto grad = run(Mode::kGrad, plan, &both, &of_.x);
+    const auto left = run(Mode::kLossAndGrad, plan, &both, &of_.x);
+    return is(grad.out == wanted.out && left.out == wanted.out, "in place the gradient differs") &&
+           is(same(left.loss, wanted.loss), "in place the loss differs") &&
            is(both.surroundings_untouched(plan.numel), "wrote where no element lies");
   }
 

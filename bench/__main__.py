@@ -33,7 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
             "Compares weighted_bce with the other ways to compute the same loss, side by side:\n"
-            "time, memory, and error against float64. Without a choice of shapes, dtypes,\n"
+            "time, memory, and error against float64; and a linear layer and its loss in one with\n"
+            "the two of them apart. Without a choice of shapes, dtypes,\n"
             "targets, densities or threads it measures a grid of them: how the cost grows with\n"
             "each."
         ),
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
             "examples:\n"
             "  python -m bench --quick\n"
             "  python -m bench --shapes 256x100000 --targets bool,sparse --density 0.0001,0.01\n"
+            "  python -m bench --shapes 64x128x670091 --dtypes float32,bfloat16\n"
             "  python -m bench --quick --device cuda --out results\n"
             "  python -m bench --quick --check results\n"
             "It ends with 1 where ours fails, a contender is wrong or a check fails, with 2 on\n"
@@ -60,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         "--shapes",
         type=_list(_shape),
         metavar="S,...",
-        help="such as 1024x16384 (rows x labels), or elements such as 2^24, in rows of 16384",
+        help="such as 1024x16384 (rows x labels), or elements such as 2^24, in rows of 16384; "
+        "256x256x131072 (rows x features x labels): of a linear layer and its loss",
     )
     add("--dtypes", type=_list(_one_of(DTYPES)), metavar="D,...", help=", ".join(DTYPES))
     add("--targets", type=_list(_one_of(TARGETS)), metavar="T,...", help=", ".join(TARGETS))
@@ -68,14 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         "--density",
         type=_list(_density),
         metavar="X,...",
-        help="share of positives among the targets (default: 0.005)",
+        help="share of positives among the targets (default: 0.005; of linear layers 5 in each "
+        "row, of sparse labels)",
     )
     add("--passes", type=_list(_one_of(PASSES)), metavar="P,...", help=", ".join(PASSES))
     add(
         "--against",
         type=_list(_one_of(AGAINST)),
         metavar="A,...",
-        help="beside copy_ and ours, as far as they fit the target and the device; default: all "
+        help="beside the yardstick and ours, as far as they fit what is measured; default: all "
         f"that are installed, with --quick not all ({', '.join(AGAINST)})",
     )
     add("--threads", type=_list(_positive), metavar="N,...", help="default: as torch chooses")
@@ -133,13 +137,15 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def _shape(text: str) -> tuple[int, int]:
-    rows, times, labels = text.partition("x")
+def _shape(text: str) -> tuple[int, ...]:
     try:
-        return (_size(rows), _size(labels)) if times else in_rows(_size(rows))
+        sizes = tuple(map(_size, text.split("x")))
+        if len(sizes) > 3:
+            raise ValueError
     except ValueError:
-        wanted = "1024x16384 or a number of elements such as 2^20"
+        wanted = "1024x16384, 256x256x131072 or a number of elements such as 2^20"
         raise argparse.ArgumentTypeError(f"must be like {wanted}, got {text!r}") from None
+    return sizes if len(sizes) > 1 else in_rows(*sizes)
 
 
 def _size(text: str) -> int:

@@ -17,14 +17,17 @@ MOST = 2**24  # elements of the gradient that are compared, the first ones
 
 
 class Truth(NamedTuple):
-    """The mean loss of all elements, and the gradient of the first ones, float64."""
+    """The mean loss of all elements, and the gradients of the leaves' first ones, float64."""
 
     loss: float
-    gradient: Tensor
+    gradients: tuple[Tensor, ...]
 
 
 class Errors(NamedTuple):
-    """Relative: of the loss, and the largest one of an element of the gradient."""
+    """Relative: of the loss, and the largest one of an element of the gradient.
+
+    Of a linear layer's gradients, which are sums, relative to the largest element.
+    """
 
     loss: float
     gradient: float | None
@@ -40,19 +43,46 @@ class Overflow(Exception):
 
 def truth(sample: Sample, pos_weight: float, positives: bool) -> Truth:
     """By the formula for targets of 0 and 1 and finite logits, in float64."""
-    x, y = sample.values.flatten(), sample.ready.flatten()
+    if len(sample.values) > 1:
+        return _truth_of_layer(sample, pos_weight)
+    x, y = sample.values[0].flatten(), sample.ready.flatten()
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     slopes, known = [], 0
     for logits, targets in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-        # A positive is a negative of the other sign.
-        sign = 1 - 2 * targets.double() * positives
-        weight = torch.ones_like(sign).masked_fill(sign < 0, pos_weight)
-        wrong = sign * logits.double()
-        total -= weight @ logsigmoid(-wrong)
+        loss, slope = _of_logits(logits.double(), targets.double() * positives, pos_weight)
+        total += loss
         if known < MOST:
-            slopes.append(sign * weight * wrong.sigmoid() / len(x))
+            slopes.append(slope / len(x))
             known += len(logits)
-    return Truth(float(total) / len(x), torch.cat(slopes))
+    return Truth(float(total) / len(x), (torch.cat(slopes),))
+
+
+def _of_logits(logits: Tensor, targets: Tensor, pos_weight: float) -> tuple[Tensor, Tensor]:
+    """The sum of the loss, and its gradient. A positive is a negative of the other sign."""
+    sign = 1 - 2 * targets
+    weight = torch.ones_like(sign).masked_fill(sign < 0, pos_weight)
+    wrong = sign * logits
+    loss = -(weight * logsigmoid(-wrong)).sum()
+    return loss, sign * weight * wrong.sigmoid()
+
+
+def _truth_of_layer(sample: Sample, pos_weight: float) -> Truth:
+    """A chunk of labels at a time."""
+    x, weight = sample.values[0].double(), sample.values[1]
+    rows, labels = sample.ready.shape
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    of_input, of_weight, known = torch.zeros_like(x), [], 0
+    size = max(1, CHUNK // rows)
+    for some, targets in zip(weight.split(size), sample.ready.split(size, 1), strict=True):
+        w = some.double()
+        loss, slopes = _of_logits(x @ w.t(), targets.double(), pos_weight)
+        total += loss
+        slopes /= rows * labels
+        of_input += slopes @ w
+        if known < MOST:
+            of_weight.append(slopes.t() @ x)
+            known += some.numel()
+    return Truth(float(total) / rows / labels, (of_input, torch.cat(of_weight)))
 
 
 def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
@@ -62,11 +92,10 @@ def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
     sample = contender.before()
     result = contender.step(sample)
     assert result is not None
-    loss, grad = float(result.double()), sample.logits.grad
-    sample.logits.grad = None
-    if setting.dtype == "float16" and not (
-        math.isfinite(loss) and (grad is None or bool(grad.isfinite().all()))
-    ):
+    loss, grads = float(result.double()), [leaf.grad for leaf in sample.leaves]
+    sample.drop_gradients()
+    finite = all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
+    if setting.dtype == "float16" and not (math.isfinite(loss) and finite):
         raise Overflow("it overflows float16")
     off_loss = abs(loss - known.loss) / (known.loss or 1)
     of_dtype = torch.finfo(getattr(torch, setting.dtype))
@@ -75,22 +104,48 @@ def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
     sums = max(1.0, math.sqrt(setting.elements) / 16) * min(of_dtype.eps, FLOAT_EPS)
     if not off_loss <= 4 * (of_dtype.eps + sums):
         raise Disagreement(f"the loss is {loss:.8g}, off by {off_loss:.2g} of {known.loss:.8g}")
-    if grad is None:
-        return Errors(off_loss, None)
-    # Few roundings in the logits' dtype. The gradient of a positive, which is negative, is to
-    # others a difference of numbers up to pos_weight.
     scale = loss_scale(contender.loss, setting)
+    pairs = zip(grads, known.gradients, strict=True)
+    made = [(grad, wanted) for grad, wanted in pairs if grad is not None]
+    if not made:
+        return Errors(off_loss, None)
+    if setting.features:
+        worst = max(_off_largest(grad, wanted, scale) for grad, wanted in made)
+        excess, allowed = worst, of_dtype.eps + sums
+    else:
+        worst, excess = _off_elements(*made[0], scale, setting)
+        allowed = of_dtype.eps
+    if not excess <= 4 * allowed:
+        raise Disagreement(f"the gradient is off by up to {excess:.2g} times what it should be")
+    return Errors(off_loss, worst)
+
+
+def _off_elements(
+    grad: Tensor, known: Tensor, scale: float, setting: Setting
+) -> tuple[float, float]:
+    """Of the worst element: relative to its value, and to what its roundings are relative to.
+
+    These are few, in the logits' dtype. The gradient of a positive, which is negative, is to
+    others a difference of numbers up to pos_weight.
+    """
+    smallest = torch.finfo(getattr(torch, setting.dtype)).smallest_normal / scale
     weight = max(1.0, setting.pos_weight) / setting.elements
     worst, excess = torch.zeros(2, dtype=torch.float64, device=grad.device)
-    pairs = zip(grad.flatten()[:MOST].split(CHUNK), known.gradient.split(CHUNK), strict=True)
+    pairs = zip(grad.flatten()[:MOST].split(CHUNK), known.split(CHUNK), strict=True)
     for got, wanted in pairs:
         off, size = (got.double() / scale).sub_(wanted).abs_(), wanted.abs()
-        allowed = (wanted < 0) * weight + size + of_dtype.smallest_normal / scale
-        nonzero = size.clamp_min(of_dtype.smallest_normal / scale)
-        worst = worst.maximum((off / nonzero).max().nan_to_num(math.inf, math.inf))
-        excess = excess.maximum((off / allowed).max().nan_to_num(math.inf, math.inf))
-    if not excess <= 4 * of_dtype.eps:
-        raise Disagreement(
-            f"the gradient is off by up to {float(excess):.2g} times what it should be"
-        )
-    return Errors(off_loss, float(worst))
+        allowed = (wanted < 0) * weight + size + smallest
+        worst = worst.maximum(_largest(off / size.clamp_min(smallest)))
+        excess = excess.maximum(_largest(off / allowed))
+    return float(worst), float(excess)
+
+
+def _off_largest(grad: Tensor, known: Tensor, scale: float) -> float:
+    """The worst element, relative to the largest one; of the elements that are known."""
+    got, wanted = grad.flatten()[: known.numel()], known.flatten()
+    off = (got.double() / scale).sub_(wanted).abs_()
+    return float(_largest(off) / wanted.abs().max())
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.max().nan_to_num(math.inf, math.inf)

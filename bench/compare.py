@@ -12,9 +12,11 @@ from .records import WHAT, Records, Row
 COMPARED = {
     "times_ours": False,
     "peak_gradients": True,
+    "beyond_bytes": True,
     "loss_error": True,
     "gradient_error": True,
 }
+FLOORS = {"peak_gradients": 0.1, "beyond_bytes": 2.0**20}
 ERRORS = 2.0  # roundings, that much larger, are no longer the same
 
 
@@ -66,4 +68,4 @@ def _floor(field: str, dtype: str) -> float:
     """Differences far below it are nothing."""
     if field.endswith("error"):
         return torch.finfo(getattr(torch, dtype)).eps
-    return 0.1 if field == "peak_gradients" else 0.0
+    return FLOORS.get(field, 0.0)

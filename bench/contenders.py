@@ -10,8 +10,9 @@ from torch import Tensor
 
 from weighted_bce import empty_cache
 
-from .losses import NAMES, Loss, LossFunction, step
-from .names import COPY, FORWARD, STEP
+from .losses import NAMES, Loss, given, step
+from .makers import LossFunction
+from .names import COPY, FORWARD, PRODUCTS, STEP
 from .samples import Sample, Samples
 from .settings import Setting
 
@@ -26,8 +27,8 @@ class Contender(NamedTuple):
     key: str
     before: Callable[[], Sample]
     step: Callable[[Sample], Tensor | None]
-    needed_bytes: int  # that any such step has to read and write
-    loss: Loss | None = None  # None: copy_
+    needed_bytes: int  # that any such step has to read and write; 0 for linear layers
+    loss: Loss | None = None  # None: the yardstick
     steps: int = 1  # in one call
     memory: int = 0  # bytes that are in use at the peak, the samples and the check included
 
@@ -50,9 +51,10 @@ class Group(NamedTuple):
 
 
 def group(pass_: str, losses: Iterable[Loss], samples: Samples) -> Group:
-    """copy_, and these losses."""
+    """The yardstick, and these losses."""
     chosen = [_contender(pass_, loss, samples) for loss in losses]
-    return Group(samples.setting, pass_, [_copy(samples), *chosen])
+    first = _products(pass_, samples) if samples.setting.features else _copy(samples)
+    return Group(samples.setting, pass_, [first, *chosen])
 
 
 def steps_of(setting: Setting) -> int:
@@ -71,29 +73,32 @@ def loss_scale(loss: Loss, setting: Setting) -> float:
 
 def work(pass_: str, loss: Loss, setting: Setting, device: str) -> Callable[[Sample], Tensor]:
     """A step, or a forward pass."""
-    function = loss.make(setting, device)
+    function, target = loss.make(setting, device), given(loss, setting)
     if pass_ == FORWARD:
-        return partial(_forward, function, loss.given)
-    return partial(_train, function, loss.given, loss_scale(loss, setting))
+        return partial(_forward, function, target)
+    return partial(_train, function, target, loss_scale(loss, setting))
 
 
-def _forward(function: LossFunction, given: str, sample: Sample) -> Tensor:
+def _forward(function: LossFunction, target: str, sample: Sample) -> Tensor:
     with torch.no_grad():
-        return function(sample.logits, getattr(sample, given))
+        return function(*sample.leaves, getattr(sample, target))
 
 
-def _train(function: LossFunction, given: str, scale: float, sample: Sample) -> Tensor:
-    return step(function, getattr(sample, given), scale, sample.logits)
+def _train(function: LossFunction, target: str, scale: float, sample: Sample) -> Tensor:
+    return step(function, getattr(sample, target), scale, *sample.leaves)
 
 
 def _contender(pass_: str, loss: Loss, samples: Samples) -> Contender:
     setting, device = samples.setting, samples.device
     run = work(pass_, loss, setting, device.name)
-    warm = device.is_gpu or loss.compiles or setting.elements <= WARM
+    is_layer = setting.features > 0
+    warm = device.is_gpu or loss.compiles or is_layer or setting.elements <= WARM
     way = "steady" if warm and loss.before == "take" else loss.before
     steps = 1 if way == "overwritable" else steps_of(setting)  # a second one would find no logits
     gradient = setting.gradient_bytes
-    gradients = loss.gradients[pass_ == FORWARD]
+    matrices = loss.gradients[pass_ == FORWARD] + is_layer  # those as large as the logits
+    if is_layer and loss.chunks:
+        matrices = 0
     target = {
         "target": setting.target_bytes,
         "ready": setting.elements if setting.is_sparse else gradient,
@@ -103,17 +108,17 @@ def _contender(pass_: str, loss: Loss, samples: Samples) -> Contender:
         loss.key,
         partial(_BEFORE[way], run, samples),
         partial(_repeated, run, steps),
-        (1 + (pass_ == STEP)) * gradient + target[loss.given],
+        0 if is_layer else (1 + (pass_ == STEP)) * gradient + target[loss.given],
         loss,
         steps,
-        samples.bytes + (gradients + (pass_ == STEP)) * gradient,
+        samples.bytes + matrices * setting.logits_bytes + (pass_ == STEP) * gradient,
     )
 
 
 def _repeated(run: Callable[[Sample], Tensor], steps: int, sample: Sample) -> Tensor:
     for _ in range(steps - 1):
         run(sample)
-        sample.logits.grad = None
+        sample.drop_gradients()
     return run(sample)
 
 
@@ -141,8 +146,8 @@ def _overwritable(run: Callable[[Sample], object], samples: Samples) -> Sample:
     """A copy of the logits, made before others that drive it out of the cache."""
     sample = samples.take()
     for one in (sample, *(other for other in samples.all() if other is not sample)):
-        one.room.copy_(one.values)
-    return sample._replace(logits=sample.room.detach().requires_grad_())
+        one.room[0].copy_(one.values[0])
+    return sample._replace(leaves=(sample.room[0].detach().requires_grad_(),))
 
 
 _BEFORE = {
@@ -158,9 +163,39 @@ def _copy(samples: Samples) -> Contender:
 
     def copy(sample: Sample) -> None:
         for _ in range(steps):
-            sample.room.copy_(sample.values)
+            sample.room[0].copy_(sample.values[0])
 
     setting = samples.setting
     steps, needed = steps_of(setting), 2 * setting.gradient_bytes
     before = partial(_steady, copy, samples)
     return Contender(COPY, before, copy, needed, None, steps, samples.bytes)
+
+
+def _products(pass_: str, samples: Samples) -> Contender:
+    """The yardstick of linear layers: what they multiply, to memory that is there already.
+
+    The logits stand for their gradient.
+    """
+    setting = samples.setting
+    outputs = 1 if pass_ == FORWARD else 3
+    steps = steps_of(setting)
+
+    def multiply(sample: Sample) -> None:
+        x, weight = sample.values
+        logits, *gradients = sample.room
+        for _ in range(steps):
+            torch.mm(x, weight.t(), out=logits)
+            if gradients:
+                torch.mm(logits, weight, out=gradients[0])
+                torch.mm(logits.t(), x, out=gradients[1])
+
+    def before() -> Sample:
+        sample = samples.take()
+        x, weight = sample.values
+        room = x.new_empty(setting.rows, setting.labels), *map(torch.empty_like, (x, weight))
+        sample = sample._replace(room=room[:outputs])
+        multiply(sample)
+        return sample
+
+    memory = samples.bytes + setting.logits_bytes + (pass_ == STEP) * setting.gradient_bytes
+    return Contender(PRODUCTS, before, multiply, 0, None, steps, memory)

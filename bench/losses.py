@@ -1,24 +1,29 @@
 """The ways to compute the loss: the one list of them, for the benchmark and for its tests."""
 
-import logging
-import warnings
-from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from weighted_bce import SparseLabels, backend, weighted_bce_with_logits
-
-from .names import COPY, OURS
+from .makers import (
+    LossFunction,
+    Maker,
+    alone,
+    bce,
+    compiled,
+    fused_step,
+    masked,
+    ours,
+    reference,
+    scatter,
+    timm,
+    torchvision,
+)
+from .names import COPY, OURS, PRODUCTS
 from .settings import Setting
-
-LossFunction = Callable[[Tensor, Any], Tensor]  # of logits and a target
-Maker = Callable[[Setting, str], LossFunction]  # for a setting, on a device
 
 
 class Loss(NamedTuple):
@@ -28,6 +33,8 @@ class Loss(NamedTuple):
     name: str
     make: Maker
     takes: str = "dense"  # the target; "dense": a dense one, "sparse": SparseLabels, "any": both
+    linear: str = ""  # the same of a linear layer and its loss; "": not among their contenders
+    chunks: bool = False  # of such a layer it holds a chunk of the logits at a time
     given: str = "target"  # which field of a sample it gets for one
     before: str = "take"  # how its sample is prepared, see contenders.py
     gradients: tuple[int, int] = (1, 0)  # its memory at the peak of a step, and of a forward pass
@@ -45,93 +52,8 @@ class Loss(NamedTuple):
         return OURS in self.name
 
 
-def _weight(setting: Setting, device: str) -> Tensor:
-    return torch.tensor(setting.pos_weight, dtype=getattr(torch, setting.dtype), device=device)
-
-
-def ours(setting: Setting, device: str, **options: Any) -> LossFunction:
-    def loss(logits: Tensor, target: Any) -> Tensor:
-        return weighted_bce_with_logits(logits, target, pos_weight=setting.pos_weight, **options)
-
-    return loss
-
-
-def reference(setting: Setting, device: str) -> LossFunction:
-    def loss(logits: Tensor, target: Any) -> Tensor:
-        with backend("reference"):
-            return weighted_bce_with_logits(logits, target, pos_weight=setting.pos_weight)
-
-    return loss
-
-
-def masked(setting: Setting, device: str) -> LossFunction:
-    """The question that began it all, with the target in the dtypes that torch takes."""
-
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        matrix = F.binary_cross_entropy_with_logits(
-            logits, target.to(logits.dtype), reduction="none"
-        )
-        matrix[target.bool()] *= setting.pos_weight
-        return matrix.mean()
-
-    return loss
-
-
-def bce(setting: Setting, device: str, weighted: bool = True) -> LossFunction:
-    weight = _weight(setting, device) if weighted else None
-
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(
-            logits, target.to(logits.dtype), pos_weight=weight
-        )
-
-    return loss
-
-
-def scatter(setting: Setting, device: str) -> LossFunction:
-    weight = _weight(setting, device)
-
-    def loss(logits: Tensor, labels: SparseLabels) -> Tensor:
-        places = labels.col_indices.view(len(logits), -1)
-        target = torch.zeros_like(logits).scatter_(1, places, 1.0)
-        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
-
-    return loss
-
-
-def torchvision(setting: Setting, device: str) -> LossFunction:
-    """The focal loss without focus, which weighs positives by alpha and negatives by 1 - alpha."""
-    focal = import_module("torchvision.ops").sigmoid_focal_loss
-    total = 1 + setting.pos_weight
-
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        alpha = setting.pos_weight / total
-        mean = focal(logits, target.to(logits.dtype), alpha, gamma=0.0, reduction="mean")
-        return total * mean
-
-    return loss
-
-
-def timm(setting: Setting, device: str) -> LossFunction:
-    criterion = import_module("timm.loss").BinaryCrossEntropy(
-        smoothing=0.0, pos_weight=_weight(setting, device)
-    )
-    return lambda logits, target: criterion(logits, target.to(logits.dtype))
-
-
-def compiled(make: Maker, fullgraph: bool = True) -> Maker:
-    def of(setting: Setting, device: str) -> LossFunction:
-        torch.compiler.reset()  # what earlier settings compiled counts towards a limit
-        if not fullgraph:  # much is said of each graph break
-            torch._logging.set_logs(dynamo=logging.ERROR)
-            warnings.filterwarnings("ignore", "Error detected in IndexPut")
-        return torch.compile(make(setting, device), dynamic=False, fullgraph=fullgraph)
-
-    return of
-
-
 LOSSES = (
-    Loss(OURS, "ours", ours, takes="any", before="steady"),
+    Loss(OURS, "ours", ours, "any", linear="any", chunks=True, before="steady"),
     Loss("released", "ours, memory released", ours, before="released", only="step", device="cpu"),
     Loss(
         "scaled",
@@ -152,14 +74,34 @@ LOSSES = (
         only="step",
     ),
     Loss(
+        "fused-step",
+        "ours, fused_step",
+        fused_step,
+        takes="",
+        linear="any",
+        chunks=True,
+        only="step",
+    ),
+    Loss(
         "ours-compiled",
         "torch.compile(ours)",
         compiled(ours),
         takes="any",
+        linear="any",
+        chunks=True,
         before="steady",
         compiles=True,
     ),
-    Loss("reference", "ours, in plain PyTorch", reference, "any", gradients=(12, 8), quick=False),
+    Loss(
+        "reference",
+        "ours, in plain PyTorch",
+        reference,
+        takes="any",
+        linear="any",
+        chunks=True,
+        gradients=(12, 8),
+        quick=False,
+    ),
     Loss(
         "no-positives",
         "ours, no positives",
@@ -170,8 +112,9 @@ LOSSES = (
         positives=False,
     ),
     Loss("dense", "ours, bool target", ours, "sparse", given="ready", before="steady"),
-    Loss("masked", "masked multiply", masked, gradients=(3, 3)),
-    Loss("bce", "F.bce_with_logits", bce, gradients=(4, 3)),
+    Loss("unfused", "F.linear, weighted_bce_with_logits", alone, takes="", linear="any"),
+    Loss("masked", "masked multiply", masked, linear="any", gradients=(3, 3)),
+    Loss("bce", "F.bce_with_logits", bce, linear="dense", gradients=(4, 3)),
     Loss("bce-float", "F.bce_with_logits, float target", bce, given="ready", gradients=(3, 2)),
     Loss(
         "bce-plain",
@@ -180,7 +123,13 @@ LOSSES = (
         gradients=(4, 3),
         weighted=False,
     ),
-    Loss("compile", "torch.compile(F.bce_with_logits)", compiled(bce), compiles=True),
+    Loss(
+        "compile",
+        "torch.compile(F.bce_with_logits)",
+        compiled(bce),
+        linear="any",
+        compiles=True,
+    ),
     Loss(
         "compile-plain",
         "torch.compile(F..., no pos_weight)",
@@ -197,7 +146,14 @@ LOSSES = (
         compiles=True,
         quick=False,
     ),
-    Loss("scatter", "zeros().scatter_, F.bce_with_logits", scatter, "sparse", gradients=(4, 4)),
+    Loss(
+        "scatter",
+        "zeros().scatter_, F.bce_with_logits",
+        scatter,
+        takes="sparse",
+        linear="sparse",
+        gradients=(4, 4),
+    ),
     Loss(
         "torchvision",
         "torchvision sigmoid_focal_loss",
@@ -209,7 +165,8 @@ LOSSES = (
 )
 KEPT = 2**20  # bytes of a gradient from which on ours keeps its memory
 BY_KEY = {loss.key: loss for loss in LOSSES}
-NAMES = {COPY: "copy_ of the logits"} | {loss.key: loss.name for loss in LOSSES}
+YARDSTICKS = {COPY: "copy_ of the logits", PRODUCTS: "the products alone"}
+NAMES = YARDSTICKS | {loss.key: loss.name for loss in LOSSES}
 
 
 def fitting(setting: Setting, pass_: str, device: str) -> list[Loss]:
@@ -218,12 +175,17 @@ def fitting(setting: Setting, pass_: str, device: str) -> list[Loss]:
     return [
         loss
         for loss in LOSSES
-        if loss.takes in (kind, "any")
+        if (loss.linear if setting.features else loss.takes) in (kind, "any")
         and loss.only in ("", pass_)
         and loss.device in ("", device)
         and not (loss.key == "bce-float" and setting.target == "float")
         and not (loss.key == "released" and setting.gradient_bytes < KEPT)
     ]
+
+
+def given(loss: Loss, setting: Setting) -> str:
+    """Which field of a sample it gets for a target: a dense one where it takes no sparse labels."""
+    return "ready" if setting.is_sparse and loss.takes == "dense" else loss.given
 
 
 @cache
@@ -240,8 +202,8 @@ def lack(package: str) -> str:
     return ""
 
 
-def step(function: LossFunction, target: Any, scale: float, logits: Tensor) -> Tensor:
-    """Forward and backward, to logits.grad."""
-    loss = function(logits, target)
+def step(function: LossFunction, target: Any, scale: float, *leaves: Tensor) -> Tensor:
+    """Forward and backward, to the leaves' grad."""
+    loss = function(*leaves, target)
     loss.backward(None if scale == 1 else torch.full_like(loss, scale))
     return loss.detach()

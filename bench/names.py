@@ -3,12 +3,13 @@
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 TARGETS = ("bool", "float", "int64", "sparse")  # float: of the dtype of the logits
 PASSES = STEP, FORWARD = "step", "forward"
-COPY, OURS, SPARSE = "copy", "ours", "sparse"
+COPY, PRODUCTS, OURS, SPARSE = "copy", "products", "ours", "sparse"
 LABELS = 16384
 
 # The keys of losses.LOSSES, but ours.
 AGAINST = (
-    *("released", "scaled", "inplace", "ours-compiled", "reference", "no-positives", "dense"),
+    *("released", "scaled", "inplace", "fused-step", "ours-compiled", "reference"),
+    *("no-positives", "dense", "unfused"),
     *("masked", "bce", "bce-float", "bce-plain", "compile", "compile-plain", "compile-masked"),
     *("scatter", "torchvision", "timm"),
 )

@@ -22,21 +22,21 @@ from weighted_bce import empty_cache
 from .contenders import work
 from .losses import BY_KEY
 from .names import STEP
-from .samples import make
+from .samples import Peak, make
 from .settings import Setting
 
 WARM_UPS = 2
 MOST_SECONDS = 600.0
 
 
-def peak_bytes(key: str, setting: Setting) -> int | None:
+def peak(key: str, setting: Setting) -> Peak | None:
     """How far a step raises the resident set of a fresh process; None where that is not known."""
     ours, childs = get_context("forkserver").Pipe(duplex=False)
     process = _context().Process(target=_measure, args=(childs, key, setting), daemon=True)
     process.start()
     childs.close()
     try:
-        found: int | None = ours.recv() if ours.poll(MOST_SECONDS) else None
+        found: Peak | None = ours.recv() if ours.poll(MOST_SECONDS) else None
     except EOFError:  # it failed
         found = None
     process.kill()
@@ -67,4 +67,5 @@ def _measure(connection: Connection, key: str, setting: Setting) -> None:
         run(sample)
         sample = make(setting)  # some contender may have overwritten the logits
     empty_cache()
-    connection.send(rise_of_peak(partial(run, sample)))
+    rise = rise_of_peak(partial(run, sample))
+    connection.send(Peak(rise, sample.gradients_bytes))

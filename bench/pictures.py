@@ -12,12 +12,13 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 
-from .losses import LOSSES, NAMES
+from .losses import LOSSES, NAMES, YARDSTICKS
 from .names import OURS, STEP, in_rows
-from .records import Records, Row, setting_of
+from .records import ADDED, Records, Row, setting_of
 
 FORMATS = ("svg", "png")
-LINES = ("copy", "ours", "dense", "bce", "masked", "scatter", "compile", "timm", "torchvision")
+LINES = ("copy", "products", "ours", "fused-step", "unfused", "dense", "bce", "masked", "scatter")
+LINES += ("compile", "timm", "torchvision")
 OWN, OTHER = "tab:orange", "tab:blue"
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "weighted_bce", "font.size": 9}
 
@@ -29,10 +30,11 @@ class Axis(NamedTuple):
     value: Callable[[Row], float]
     fixed: Callable[[Row], tuple[Any, ...] | None]
     fewest: int = 3
+    label: str = ""  # "": the name
 
 
 def _always(row: Row) -> tuple[Any, ...]:
-    return tuple(row[f] for f in ("dtype", "target", "pos_weight", "pass", "graphs"))
+    return tuple(row[f] for f in ("dtype", "target", "pos_weight", "pass", "graphs", "features"))
 
 
 def _elements(row: Row) -> int:
@@ -50,9 +52,15 @@ def _of_sizes(row: Row) -> tuple[Any, ...] | None:
     return (*_always(row), row["density"], row["threads"]) if usual else None
 
 
-def _of_labels(row: Row) -> tuple[Any, ...]:
+def _of_labels(row: Row) -> tuple[Any, ...] | None:
     size = len(f"{_elements(row) - 1:b}")
-    return (*_always(row), _rarity(row), row["threads"], size)
+    return None if row["features"] else (*_always(row), _rarity(row), row["threads"], size)
+
+
+def _of_layer(row: Row) -> tuple[Any, ...] | None:
+    """Of equally many rows and features."""
+    kind = *_always(row), _rarity(row), row["threads"], row["rows"]
+    return kind if row["features"] else None
 
 
 AXES = (
@@ -69,6 +77,7 @@ AXES = (
         lambda row: (*_always(row), row["rows"], row["labels"], row["density"]),
         fewest=2,
     ),
+    Axis("layer", lambda row: row["labels"], _of_layer, label="labels"),
 )
 
 
@@ -95,32 +104,38 @@ def draw(records: Records, folder: Path) -> list[Path]:
 
 def digest(records: Records) -> str:
     """What a picture is of: written into each file."""
-    rows = [{k: v for k, v in row.items() if k != "rounds"} for row in records.rows]
+    rows = [
+        {k: v for k, v in row.items() if k != "rounds" and (k not in ADDED or v)}
+        for row in records.rows
+    ]
     return "sha256 " + hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 def _bars(steps: list[Row]) -> list[tuple[str, Figure]]:
     """Of the first group."""
     first = [row for row in steps if _key(row) == _key(steps[0])]
-    where = f"{first[0]['rows']} x {first[0]['labels']} {first[0]['dtype']} logits"
+    where = f"{' x '.join(map(str, setting_of(first[0]).sizes))} {_what(first[0])}"
     found = []
     for name, field, title, logarithmic in (
         ("time", "seconds", f"Training step, {where}: seconds", True),
         ("memory", "peak_gradients", "Peak memory beyond the inputs, in gradients", False),
+        ("memory", "beyond_bytes", "Peak memory beyond the inputs and gradients, in MiB", False),
         ("error", "gradient_error", "Largest relative error of the gradient", True),
     ):
         rows = [row for row in first if row[field] is not None]
         if not rows:
             continue
+        unit = 2**20 if field == "beyond_bytes" else 1
+        values = [row[field] / unit for row in rows]
         figure, axes = plt.subplots(figsize=(7, 0.5 + 0.28 * len(rows)))
         names = [NAMES[row["contender"]] for row in rows]
         bars = axes.barh(
             names,
-            [row[field] for row in rows],
+            values,
             color=[OWN if "ours" in name else OTHER for name in names],
             log=logarithmic,
         )
-        axes.bar_label(bars, [f"{row[field]:.3g}" for row in rows], padding=3, fontsize=8)
+        axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3, fontsize=8)
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.xaxis.set_visible(False)
@@ -128,6 +143,10 @@ def _bars(steps: list[Row]) -> list[tuple[str, Figure]]:
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         found.append((name, figure))
     return found
+
+
+def _what(row: Row) -> str:
+    return f"{row['dtype']} {'linear layer and loss' if row['features'] else 'logits'}"
 
 
 def _key(row: Row) -> tuple[Any, ...]:
@@ -163,7 +182,7 @@ def _along(axis: Axis, rows: list[Row]) -> Figure:
     axes.set_prop_cycle(
         color=["tab:gray", *(c for c in TABLEAU_COLORS if c not in (OWN, "tab:gray"))]
     )
-    for key in ("copy", *(loss.key for loss in LOSSES)):
+    for key in (*YARDSTICKS, *(loss.key for loss in LOSSES)):
         points = {axis.value(row): row["seconds"] for row in rows if row["contender"] == key}
         if key in LINES and points:
             x, y = zip(*sorted(points.items()), strict=True)
@@ -173,8 +192,10 @@ def _along(axis: Axis, rows: list[Row]) -> Figure:
     if axis.name != "threads":
         axes.set_xscale("symlog" if axis.name == "density" else "log", **_scale(axis))
     first = rows[0]
-    axes.set_xlabel(axis.name)
-    title = f"Seconds of a training step, {first['dtype']} logits, {first['target']} target"
+    axes.set_xlabel(axis.label or axis.name)
+    title = f"Seconds of a training step, {_what(first)}, {first['target']} target"
+    if axis.name == "layer":
+        title = f"Seconds of a training step, {first['rows']} rows, {first['features']} features"
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

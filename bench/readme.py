@@ -11,7 +11,7 @@ from pathlib import Path
 from .losses import NAMES
 from .names import FORWARD, STEP
 from .records import Records, Row, load, setting_of
-from .report import loses, number, times
+from .report import loses, mebibytes, number, times
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
@@ -19,6 +19,7 @@ BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 PICTURES = {
     "elements": "Seconds of a step against the number of elements",
     "labels": "Seconds of a step against the number of labels",
+    "layer": "Seconds of a step of a linear layer and its loss against the number of labels",
     "memory": "Peak memory",
     "error": "Largest error of the gradient",
 }
@@ -36,7 +37,18 @@ def written(text: str) -> str:
 
 def _of_machine(folder: Path) -> str:
     records = load(folder)
+    parts = [_facts(records, folder)]
     groups = records.groups()
+    losses = [group for group in groups if not group[0]["features"]]
+    layers = [group for group in groups if group[0]["features"]]
+    if losses:
+        parts += _of_losses(losses)
+    parts += [_table(rows) for rows in _most_telling(layers)]
+    parts += [_faster(groups), *_pictures(folder)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _of_losses(groups: list[list[Row]]) -> list[str]:
     main = groups[0][0]
     same = [g for g in groups if all(g[0][f] == main[f] for f in ("rows", "labels", "threads"))]
     usual = [g for g in same if g[0]["target"] == "bool" and g[0]["density"] == main["density"]]
@@ -45,12 +57,19 @@ def _of_machine(folder: Path) -> str:
     pairs = [(g, setting_of(g[0])) for g in groups]
     sparse = [g for g, s in pairs if s.is_sparse and s.positives_per_row == 5]
     small = [g for g, s in pairs if s.elements < 2**10]
-    parts = [_facts(records, folder)]
-    parts += [_table(rows) for rows in first]
+    parts = [_table(rows) for rows in first]
     parts += ["Times of ours, of other dtypes, targets and sizes:", _overview([*others, *small])]
     parts += [_table(rows) for rows in sparse if rows[0]["labels"] > 10**5][:2]
-    parts += [_losses(groups), *_pictures(folder)]
-    return "\n\n".join(part for part in parts if part)
+    return parts
+
+
+def _most_telling(layers: list[list[Row]]) -> list[list[Row]]:
+    """Those of the first shape, and of the most labels; a picture shows the others."""
+    if not layers:
+        return []
+    first = setting_of(layers[0][0]).sizes
+    most = max(rows[0]["labels"] for rows in layers)
+    return [g for g in layers if setting_of(g[0]).sizes == first or g[0]["labels"] == most]
 
 
 def _facts(records: Records, folder: Path) -> str:
@@ -68,25 +87,44 @@ def _describe(row: Row) -> str:
     setting = setting_of(row)
     if setting.is_sparse:
         target = f"sparse labels, {setting.positives_per_row} in each row"
-    return f"{what}: {row['rows']:,} x {row['labels']:,} {row['dtype']} logits, {target}"
+    logits = " logits"
+    if setting.features:
+        logits, what = "", f"Linear layer and loss, {what[0].lower()}{what[1:]}"
+    sizes = " x ".join(f"{size:,}" for size in setting.sizes)
+    return f"{what}: {sizes} {row['dtype']}{logits}, {target}"
 
 
 def _table(rows: list[Row]) -> str:
-    peak = any(row["peak_gradients"] is not None for row in rows)
-    heads = ["ms", "p20 to p80", "times `copy_`", "times ours"]
-    heads += ["peak memory, in gradients"] * peak + ["error of the loss", "of the gradient"]
+    yardstick, name, memory = "times_copy", "`copy_`", "peak_gradients"
+    if rows[0]["features"]:
+        yardstick, name, memory = "times_products", "products", "beyond_bytes"
+    peak = any(row[memory] is not None for row in rows)
+    heads = ["ms", "p20 to p80", f"times {name}", "times ours"]
+    heads += [_MEMORY[memory]] * peak + ["error of the loss", "of the gradient"]
     step = rows[0]["pass"] == STEP
     lines = [[_describe(rows[0]), *(heads if step else heads[:-1])]]
     for row in rows:
-        if row["seconds"] is None or row["times_copy"] is None:
+        if row["seconds"] is None or row[yardstick] is None:
             continue
         spread = f"{number(1e3 * row['p20'])} to {number(1e3 * row['p80'])}"
-        cells = [number(1e3 * row["seconds"]), spread, number(row["times_copy"]), _bold(row)]
-        cells += [_or_empty(row["peak_gradients"], "{:.2f}")] * peak
+        cells = [number(1e3 * row["seconds"]), spread, number(row[yardstick]), _bold(row)]
+        cells += [_of_memory(row)] * peak
         cells.append(_or_empty(row["loss_error"], "{:.0e}"))
         cells += [_or_empty(row["gradient_error"], "{:.0e}")] * step
         lines.append([NAMES[row["contender"]], *cells])
     return _markdown(lines)
+
+
+_MEMORY = {
+    "peak_gradients": "peak memory, in gradients",
+    "beyond_bytes": "peak memory beyond inputs and gradients, MiB",
+}
+
+
+def _of_memory(row: Row) -> str:
+    if row["beyond_bytes"] is not None:
+        return mebibytes(row["beyond_bytes"])
+    return _or_empty(row["peak_gradients"], "{:.2f}")
 
 
 def _bold(row: Row) -> str:
@@ -115,9 +153,10 @@ def _overview(groups: Iterable[list[Row]]) -> str:
     return _markdown(lines)
 
 
-def _losses(groups: Iterable[list[Row]]) -> str:
+def _faster(groups: Iterable[list[Row]]) -> str:
     found = [
-        f"{NAMES[row['contender']]} at {row['rows']} x {row['labels']} {row['dtype']}, "
+        f"{NAMES[row['contender']]} at {' x '.join(map(str, setting_of(row).sizes))} "
+        f"{row['dtype']}, "
         f"{row['target']} targets, {row['pass']} ({times(row)})"
         for rows in groups
         for row in rows

@@ -19,6 +19,8 @@ from .timing import Result
 Row = dict[str, Any]
 WHAT = (*Setting._fields, "pass", "graphs", "contender")  # what names a row
 KINDS = WHAT[:-1]  # what names a group
+# Fields that earlier results lack, which have no linear layers.
+ADDED = {"features": 0, "times_products": None, "beyond_bytes": None}
 DIGITS = 5
 
 
@@ -58,7 +60,7 @@ def _write(path: Path, text: str) -> None:
 def load(path: Path) -> Records:
     """Of results.json, or of the folder that holds it."""
     found = json.loads((path / "results.json" if path.is_dir() else path).read_text())
-    return Records(found["facts"], found["rows"])
+    return Records(found["facts"], [{**ADDED, **row} for row in found["rows"]])
 
 
 def setting_of(row: Row) -> Setting:

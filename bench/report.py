@@ -7,8 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .losses import BY_KEY, LOSSES, NAMES
-from .names import COPY
+from .losses import BY_KEY, LOSSES, NAMES, YARDSTICKS
 from .records import Row, setting_of
 
 SHOWN = (
@@ -34,6 +33,16 @@ logits, of which an untimed copy is made for each single step. masked multiply a
 F.binary_cross_entropy_with_logits convert the target in each call, but for 'float target'.
 torchvision's focal loss is without focus: alpha = p / (1 + p), gamma = 0, times 1 + p. 'no
 pos_weight', 'no positives' compute less."""
+LAYERS = """\
+Linear layer and loss: a step is from the input and the weight to their gradients, which are
+dropped after it, and follows an untimed one. Those that are not ours hold the logits, of F.linear;
+of sparse labels they get a bool target, but for zeros().scatter_ and weighted_bce_with_logits.
+times products: of the three products that no way can leave out, in a forward pass one, to memory
+that is there already. Others make their gradients in new memory, as in a training loop.
+beyond: the peak of the memory, less the inputs and the gradients that a step leaves. Errors of
+gradients are relative to the largest of the first 2^24 elements.
+fused_step: FusedSGD updates the weight within the backward pass, which makes the logits once more;
+the weight has no gradient."""
 
 
 def show_head(console: Console, known: dict[str, str], rounds: int) -> None:
@@ -57,10 +66,12 @@ def show_group(console: Console, title: str, rows: list[Row], taken: float) -> N
         "p20": column("p20", time),
         "p80": column("p80", time),
         "times\ncopy_": column("times_copy", lambda x: f"{number(x)}x"),
+        "times\nproducts": column("times_products", lambda x: f"{number(x)}x"),
         "times\nours": [ratio(row) for row in rows],
         "GB/s": column("gigabytes_per_second", number),
         "% of\ncopy_": column("share_of_copy", lambda x: f"{100 * x:.0f}%"),
         "peak": column("peak_gradients", number),
+        "beyond\nMiB": column("beyond_bytes", mebibytes),
         "loss\nerror": column("loss_error", "{:.0e}".format),
         "gradient\nerror": column("gradient_error", "{:.0e}".format),
     }
@@ -76,15 +87,17 @@ def show_group(console: Console, title: str, rows: list[Row], taken: float) -> N
 
 
 def show_summary(console: Console, groups: Iterable[list[Row]]) -> None:
-    """How many times as long as ours each other one takes, and copy_."""
+    """How many times as long as ours each other one takes, and the yardstick."""
     groups = list(groups)
-    keys = [COPY, *(loss.key for loss in LOSSES if not loss.is_own)]
+    keys = [*YARDSTICKS, *(loss.key for loss in LOSSES if not loss.is_own)]
     columns = {"": [short_name(rows[0]) for rows in groups]}
     for key in keys:
         cells = ({row["contender"]: row for row in rows}.get(key) for rows in groups)
         columns[key.replace("-", "-\n")] = ["-" if row is None else ratio(row) for row in cells]
     show(console, "Times of ours", columns)
     console.print(CAPTION, style="dim", highlight=False)
+    if any(rows[0]["features"] for rows in groups):
+        console.print(LAYERS, style="dim", highlight=False)
 
 
 def short_name(row: Row) -> str:
@@ -93,7 +106,7 @@ def short_name(row: Row) -> str:
     density = f"{setting.density:.1%}" if setting.density >= 0.001 else f"{setting.density:.0e}"
     what = row["pass"] + " graph" * row["graphs"]
     return (
-        f"{setting.rows}x{setting.labels} {setting.dtype} {setting.target} {density} "
+        f"{'x'.join(map(str, setting.sizes))} {setting.dtype} {setting.target} {density} "
         f"{setting.threads}t {what}"
     )
 
@@ -126,6 +139,10 @@ def number(value: float) -> str:
     """Three digits or more, but no more than two decimals."""
     digits = 0 if value >= 999.5 else 1 if value >= 99.95 else 2
     return f"{value:.{digits}f}"
+
+
+def mebibytes(value: int) -> str:
+    return number(value / 2**20)
 
 
 def show(console: Console, title: str, columns: dict[str, list[str]]) -> None:

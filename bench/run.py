@@ -17,14 +17,14 @@ from .compare import COMPARED, changes, common
 from .contenders import Group, group
 from .device import Device, Refusal, find
 from .losses import BY_KEY, LOSSES, NAMES, Loss, fitting, lack
-from .names import OURS, STEP
-from .peak import peak_bytes
+from .names import OURS, PASSES, STEP
+from .peak import peak
 from .records import WHAT, Records, facts, load, rows_of
 from .samples import Samples
-from .settings import Grid, Setting, grids
+from .settings import Grid, Setting, few, grids
 from .timing import Limits, Result, measure
 
-PEAKS = range(2**20, 2**27)  # elements: fewer say nothing, more take long
+PEAKS = range(2**20, 2**27)  # elements: fewer say nothing, more take long; linear layers: all
 WIDTH = 132  # of what is not printed to a terminal
 
 
@@ -73,7 +73,7 @@ class Run:
         if self.device.is_gpu or needed <= available:
             return True
         text = (
-            f"{setting.rows}x{setting.labels} needs {needed / 2**30:.1f} GiB of memory, "
+            f"{'x'.join(map(str, setting.sizes))} needs {needed / 2**30:.1f} GiB of memory, "
             f"{available / 2**30:.1f} GiB are free"
         )
         if self.options.shapes is not None:
@@ -86,7 +86,8 @@ class Run:
         ticker.title(str(one.setting))
         measured = measure(one, samples, limits, ticker)
         results = measured.results
-        if not self.device.is_gpu and one.pass_ == STEP and one.setting.elements in PEAKS:
+        wanted = one.setting.features or one.setting.elements in PEAKS
+        if not self.device.is_gpu and one.pass_ == STEP and wanted:
             results = [_with_peak(result, one, ticker) for result in results]
         self.reliable = self.reliable and not any(map(_is_unreliable, results))
         rows = rows_of(one, results)
@@ -171,7 +172,7 @@ def _with_peak(result: Result, one: Group, ticker: "_Ticker") -> Result:
     if result.failed is not None or result.contender not in BY_KEY:
         return result
     ticker(f"memory of {NAMES[result.contender]}")
-    return result.with_peak(peak_bytes(result.contender, one.setting), one.setting)
+    return result.with_peak(peak(result.contender, one.setting), one.setting)
 
 
 def _tasks(options: argparse.Namespace, device: Device) -> Iterator[Task]:
@@ -199,7 +200,11 @@ def _grids(options: argparse.Namespace) -> list[Grid]:
     usual = grids(options.device, options.quick)
     if not given:
         return usual
-    return [Grid(**{"shapes": usual[0].shapes, **given})]
+    shapes = given.pop("shapes", usual[0].shapes)
+    layers = [shape for shape in shapes if len(shape) == 3]
+    losses = [shape for shape in shapes if len(shape) == 2]
+    alone = [Grid(losses, **given)] if losses else []
+    return [*alone, *(few(shape, passes=PASSES)._replace(**given) for shape in layers)]
 
 
 def _groups(
@@ -215,7 +220,8 @@ def _groups(
         ]
         one = group(pass_, chosen, samples)
         yield one, samples
-        if device.is_gpu and task.setting.elements <= graphs.MOST_ELEMENTS:
+        small = task.setting.elements <= graphs.MOST_ELEMENTS and not task.setting.features
+        if device.is_gpu and small:
             yield graphs.replayed(one, samples), samples
 
 

@@ -16,12 +16,32 @@ MOST = 256
 class Sample(NamedTuple):
     """What one step works on."""
 
-    logits: Tensor
-    values: Tensor  # the logits, outside of autograd
+    leaves: tuple[Tensor, ...]  # the logits, or the input and the weight of a linear layer
+    values: tuple[Tensor, ...]  # the same, outside of autograd
     target: Target
     ready: Tensor  # the target in the dtype of the logits, or sparse labels as a bool target
     nothing: SparseLabels | None  # as many rows without labels, where labels are sparse
-    room: Tensor  # as large as the logits
+    room: tuple[Tensor, ...]  # what the yardstick writes to; for logits as large as they are
+
+    @property
+    def logits(self) -> Tensor:
+        (only,) = self.leaves
+        return only
+
+    @property
+    def gradients_bytes(self) -> int:
+        return sum(leaf.grad.nbytes for leaf in self.leaves if leaf.grad is not None)
+
+    def drop_gradients(self) -> None:
+        for leaf in self.leaves:
+            leaf.grad = None
+
+
+class Peak(NamedTuple):
+    """Memory that a step on a sample needs beyond it, and what of it are the gradients."""
+
+    bytes: int
+    gradients: int
 
 
 class Samples:
@@ -39,11 +59,13 @@ class Samples:
 
     @property
     def bytes(self) -> int:
-        if self.setting.is_sparse:
-            return self.count * (2 * self.setting.gradient_bytes + self.setting.elements)
-        same = self.setting.target == "float"
-        each = (2 if same else 3) * self.setting.gradient_bytes + self.setting.target_bytes
-        return self.count * each
+        setting = self.setting
+        room = ready = 0 if setting.features else setting.gradient_bytes
+        if setting.is_sparse:
+            return self.count * (setting.gradient_bytes + room + setting.elements)
+        if setting.target == "float":
+            ready = 0
+        return self.count * (setting.gradient_bytes + room + ready + setting.target_bytes)
 
     def all(self) -> list[Sample]:
         """All samples, without gradients."""
@@ -51,27 +73,30 @@ class Samples:
             self._made = [make(self.setting, self.device.name) for _ in range(self.count)]
             self.device.release()
         for sample in self._made:
-            sample.logits.grad = None
+            sample.drop_gradients()
         return self._made
 
     def take(self) -> Sample:
         """The sample that was used longest ago.
 
-        It loses its gradient only now, so that gradients, too, take turns in memory.
+        It loses its gradient only now, so that gradients, too, take turns in memory. Those of a
+        linear layer can be large: all are dropped.
         """
         made = self._made or self.all()
         sample = made[self._uses % len(made)]
         self._uses += 1
-        sample.logits.grad = None
+        for one in made if self.setting.features else (sample,):
+            one.drop_gradients()
         return sample
 
 
 def make(setting: Setting, device: str = "cpu") -> Sample:
-    logits, target = setting.sample(device)
-    values, nothing = logits.detach(), None
+    leaves, target = setting.sample(device)
+    values, nothing = tuple(leaf.detach() for leaf in leaves), None
     if isinstance(target, SparseLabels):
         ready = target.to_dense(setting.labels)
         nothing = SparseLabels(torch.zeros_like(target.crow_indices), target.col_indices[:0])
     else:
-        ready = target.to(logits.dtype)
-    return Sample(logits, values, target, ready, nothing, torch.empty_like(values))
+        ready = target if setting.features else target.to(leaves[0].dtype)
+    room = () if setting.features else tuple(torch.empty_like(value) for value in values)
+    return Sample(leaves, values, target, ready, nothing, room)

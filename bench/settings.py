@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,14 @@ from weighted_bce import SparseLabels
 from .names import DTYPES, LABELS, PASSES, SPARSE, STEP, in_rows
 
 Target = Tensor | SparseLabels
-Shape = tuple[int, int]
+Shape = tuple[int, ...]  # rows and labels; or rows, features and labels
 
 
 class Setting(NamedTuple):
-    """The shape and dtypes of the logits and the target, and how rare and heavy positives are."""
+    """The shape and dtypes of the logits and the target, and how rare and heavy positives are.
+
+    With `features` the logits are those of a linear layer, which is measured with its loss.
+    """
 
     rows: int
     labels: int
@@ -27,17 +30,24 @@ class Setting(NamedTuple):
     pos_weight: float = 7.0
     threads: int = 1
     seed: int = 0
+    features: int = 0
 
-    def sample(self, device: str = "cpu") -> tuple[Tensor, Target]:
+    def sample(self, device: str = "cpu") -> tuple[tuple[Tensor, ...], Target]:
+        """The logits, or the input and the weight of the layer; and the target."""
         generator = torch.Generator(device).manual_seed(self.seed)
-        shape = self.rows, self.labels
-        logits = torch.randn(shape, generator=generator, device=device)
-        logits = logits.to(getattr(torch, self.dtype)).requires_grad_()
+        options: dict[str, Any] = {"generator": generator, "device": device}
+        if self.features:
+            weight = torch.randn(self.labels, self.features, **options)
+            weight *= self.features**-0.5  # logits of variance 1
+            made = torch.randn(self.rows, self.features, **options), weight
+        else:
+            made = (torch.randn(self.rows, self.labels, **options),)
+        leaves = tuple(t.to(getattr(torch, self.dtype)).requires_grad_() for t in made)
         if self.is_sparse:
             each = self.positives_per_row
-            return logits, made_up_labels(self.rows, self.labels, each, generator)
-        target = torch.rand(shape, generator=generator, device=device) < self.density
-        return logits, target.to(self.target_dtype)
+            return leaves, made_up_labels(self.rows, self.labels, each, generator)
+        target = torch.rand(self.rows, self.labels, **options) < self.density
+        return leaves, target.to(self.target_dtype)
 
     @property
     def target_dtype(self) -> torch.dtype:
@@ -59,8 +69,20 @@ class Setting(NamedTuple):
         return self.rows * self.labels
 
     @property
-    def gradient_bytes(self) -> int:
+    def sizes(self) -> Shape:
+        return (self.rows, self.features, self.labels) if self.features else self[:2]
+
+    @property
+    def logits_bytes(self) -> int:
         return self.elements * int(getattr(torch, self.dtype).itemsize)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of the gradient of the logits, or of those of the input and the weight."""
+        if not self.features:
+            return self.logits_bytes
+        elements = (self.rows + self.labels) * self.features
+        return elements * int(getattr(torch, self.dtype).itemsize)
 
     @property
     def target_bytes(self) -> int:
@@ -72,8 +94,9 @@ class Setting(NamedTuple):
         target = f"{self.target} target with {self.density:.3g} positives"
         if self.is_sparse:
             target = f"sparse labels, {self.positives_per_row} in each row"
+        what = "linear layer and loss" if self.features else "logits"
         return (
-            f"{self.rows} x {self.labels} {self.dtype} logits, {target}, "
+            f"{' x '.join(map(str, self.sizes))} {self.dtype} {what}, {target}, "
             f"pos_weight {self.pos_weight:g}, {self.threads} thread" + "s" * (self.threads > 1)
         )
 
@@ -93,16 +116,19 @@ class Grid(NamedTuple):
         for shape, *kind, count in product(
             self.shapes, self.dtypes, self.targets, self.densities, threads
         ):
-            yield Setting(*shape, *kind, pos_weight, count, seed)
+            rows, *features, labels = shape
+            yield Setting(rows, labels, *kind, pos_weight, count, seed, *features)
 
 
 MAIN = (1024, LABELS)
+LAYER = (256, 256, 131072)
+MANY_LABELS = (8192, 32768, 131073, 670091, 2812281)
 SMALL = Grid([(8, 16)], targets=("float",), densities=(0.1,), passes=(STEP,))
 
 
-def _few(shape: Shape, dtype: str = "float32") -> Grid:
+def few(shape: Shape, dtype: str = "float32", passes: Sequence[str] = (STEP,)) -> Grid:
     """Sparse labels, 5 in each row."""
-    return Grid([shape], (dtype,), (SPARSE,), (5 / shape[1],), passes=(STEP,))
+    return Grid([shape], (dtype,), (SPARSE,), (min(1.0, 5 / shape[-1]),), passes=passes)
 
 
 def _sizes(*exponents: int) -> list[Shape]:
@@ -116,25 +142,30 @@ def grids(device: str, quick: bool) -> list[Grid]:
     """What is measured where nothing else is asked for. README's main tables are of the first."""
     if device == "cuda":
         if quick:
-            return [Grid(_sizes(28, 24, 20)), _few((1024, 131073)), SMALL]
+            layer = few((1024, 768, 131073), "bfloat16")
+            return [Grid(_sizes(28, 24, 20)), few((1024, 131073)), SMALL, layer]
         return [
             Grid(_sizes(28, *range(20, 31, 2), 31), DTYPES[:3]),
-            _few((1024, 670091), "bfloat16"),
+            few((1024, 670091), "bfloat16"),
             SMALL,
+            *(few((1024, 768, labels), "bfloat16") for labels in MANY_LABELS[2:]),
         ]
     if quick:
-        return [Grid([MAIN]), _few((128, 131073)), SMALL]
+        return [Grid([MAIN]), few((128, 131073)), SMALL, few((64, 128, 32768))]
     every_thread = range(1, torch.get_num_threads() + 1)
     return [
         Grid([MAIN], DTYPES),
         Grid([MAIN], targets=("float", "int64", SPARSE)),
-        _few((512, 131073)),
-        _few((64, 2812281)),
+        few((512, 131073)),
+        few((64, 2812281)),
         SMALL,
         Grid(_sizes(*range(10, 29, 2))),
         Grid([(_ELEMENTS // n, n) for n in (10**2, 10**3, 10**4, 10**5, 10**6)], passes=(STEP,)),
-        *(_few((_ELEMENTS // n, n)) for n in (10**3, 10**4, 10**5, 10**6)),
+        *(few((_ELEMENTS // n, n)) for n in (10**3, 10**4, 10**5, 10**6)),
         Grid([MAIN], densities=(0, 0.001, 0.005, 0.02, 0.1, 0.5), passes=(STEP,)),
         Grid([MAIN], targets=(SPARSE,), densities=(0, 0.001, 0.005, 0.02, 0.1), passes=(STEP,)),
         Grid([MAIN], threads=every_thread, passes=(STEP,)),
+        few(LAYER, passes=PASSES),
+        few(LAYER, "bfloat16"),
+        *(few((64, 128, labels)) for labels in MANY_LABELS),
     ]

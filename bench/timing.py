@@ -14,8 +14,8 @@ import psutil
 from .accuracy import MOST, Disagreement, Errors, Truth, errors, truth
 from .contenders import Contender, Group
 from .device import Device, out_of_memory, reason
-from .names import COPY, OURS
-from .samples import Samples
+from .names import COPY, OURS, PRODUCTS
+from .samples import Peak, Samples
 from .settings import Setting
 
 FEWEST_ROUNDS = 5
@@ -36,14 +36,21 @@ class Result(NamedTuple):
     peak_gradients: float | None = None
     loss_error: float | None = None  # relative, against float64
     gradient_error: float | None = None
+    times_products: float | None = None  # of a linear layer, instead of times_copy
+    beyond_bytes: int | None = None  # of a linear layer, beyond the inputs and their gradients
     failed: str | None = None  # why there are no times
     disagrees: bool = False
     fits: bool = True  # in the device's memory
     rounds: Sequence[float] = ()  # seconds
 
-    def with_peak(self, peak: int | None, setting: Setting) -> "Result":
-        gradients = None if peak is None else peak / setting.gradient_bytes
-        return self._replace(peak_bytes=peak, peak_gradients=gradients)
+    def with_peak(self, peak: Peak | None, setting: Setting) -> "Result":
+        if peak is None:
+            return self
+        if setting.features:
+            beyond = max(0, peak.bytes - peak.gradients)
+            return self._replace(peak_bytes=peak.bytes, beyond_bytes=beyond)
+        gradients = peak.bytes / setting.gradient_bytes
+        return self._replace(peak_bytes=peak.bytes, peak_gradients=gradients)
 
 
 class Measured(NamedTuple):
@@ -178,14 +185,16 @@ def _timed(contender: Contender, device: Device) -> float:
     return device.seconds(partial(contender.step, sample)) / contender.steps
 
 
-def _peaks(group: Group, device: Device, failures: dict[str, Result]) -> dict[str, int | None]:
-    peaks: dict[str, int | None] = {}
+def _peaks(group: Group, device: Device, failures: dict[str, Result]) -> dict[str, Peak]:
+    peaks: dict[str, Peak] = {}
     if group.graphs:  # a graph allocates when it is captured
         return peaks
     for contender in group.contenders:
         if contender.key not in failures:
-            work = partial(contender.step, contender.before())
-            peaks[contender.key] = device.rise_of_peak(work)
+            sample = contender.before()
+            rise = device.rise_of_peak(partial(contender.step, sample))
+            if rise is not None:
+                peaks[contender.key] = Peak(rise, sample.gradients_bytes)
     return peaks
 
 
@@ -193,7 +202,7 @@ def _result(
     contender: Contender,
     spent: dict[str, list[float]],
     group: Group,
-    peak: int | None,
+    peak: Peak | None,
     wrong: Errors | None,
 ) -> Result:
     mine = spent[contender.key]
@@ -211,10 +220,11 @@ def _result(
         p80,
         times_copy,
         median_ratio(mine, spent.get(OURS)),
-        contender.needed_bytes / seconds / 1e9,
+        contender.needed_bytes / seconds / 1e9 if contender.needed_bytes else None,
         share,
         loss_error=None if wrong is None else wrong.loss,
         gradient_error=None if wrong is None else wrong.gradient,
+        times_products=median_ratio(mine, spent.get(PRODUCTS)),
         rounds=mine,
     ).with_peak(peak, group.setting)
 

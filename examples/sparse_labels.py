@@ -10,16 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .command import FILES, READ_SECONDS, positive, progress_on, seed
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
     from .imports_data import Dataset
     from .report import Result, Shape
 
-FILES = 15_000
-# A slow machine reads fewer, and so has less to train on: the whole ends within four minutes.
-READ_SECONDS = 45
 EPOCHS = 10
 COST_ROWS = 1024
 # Logits of the measured step: with very many labels it has fewer rows.
@@ -46,13 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--files",
-        type=_positive,
+        type=positive,
         metavar="N",
         help=f"use at most N files, or rows of --data (default: {FILES} files, or as many as "
         f"{READ_SECONDS} seconds allow; all rows)",
     )
-    add("--epochs", type=_positive, default=EPOCHS, metavar="N", help="default: %(default)s")
-    add("--seed", type=_seed, default=0, metavar="N", help="of every choice (default: %(default)s)")
+    add("--epochs", type=positive, default=EPOCHS, metavar="N", help="default: %(default)s")
+    add("--seed", type=seed, default=0, metavar="N", help="of every choice (default: %(default)s)")
     add(
         "--out",
         type=Path,
@@ -61,18 +59,6 @@ def _parser() -> argparse.ArgumentParser:
         help="where sparse_labels.png, .svg and .json go (default: examples/out)",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number below 2**32, got {text!r}")
-    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,16 +109,8 @@ def _load(options: argparse.Namespace, notes: "Console") -> "Dataset":
     if options.data is not None:
         return dataset_of_file(options.data, options.files)
     if options.files is not None:
-        return imports_of_environment(options.files, options.seed, _progress(notes))
-    return imports_of_environment(FILES, options.seed, _progress(notes), READ_SECONDS)
-
-
-def _progress(console: "Console") -> "Progress":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+        return imports_of_environment(options.files, options.seed, progress_on(notes))
+    return imports_of_environment(FILES, options.seed, progress_on(notes), READ_SECONDS)
 
 
 def _compare(
@@ -145,7 +123,7 @@ def _compare(
     rows, labels = train.labels.shape
     shape = Shape(max(1, min(COST_ROWS, COST_ELEMENTS // labels)), labels)
     positives = train.positives_per_row
-    with _progress(notes) as progress:
+    with progress_on(notes) as progress:
         qualities = []
         for loss in losses.LOSSES:
             task = progress.add_task(loss.name, total=training.steps(rows, options.epochs))

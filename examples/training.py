@@ -29,23 +29,27 @@ class Classifier(nn.Module):
         self.output = nn.Linear(HIDDEN, labels)
 
     def forward(self, features: csr_matrix) -> Tensor:
-        indices = torch.from_numpy(features.indices.astype(np.int64))
-        starts = torch.from_numpy(features.indptr[:-1].astype(np.int64))
-        values = torch.from_numpy(features.data.astype(np.float32))
-        hidden: Tensor = self.output(torch.relu(self.embedding(indices, starts, values)))
+        hidden: Tensor = self.output(torch.relu(self.embedding(*bags(features))))
         return hidden
 
 
-def batches(rows: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
+def bags(features: csr_matrix) -> tuple[Tensor, Tensor, Tensor]:
+    """What nn.EmbeddingBag takes: the features of all rows, where each row begins, the values."""
+    indices = torch.from_numpy(features.indices.astype(np.int64))
+    starts = torch.from_numpy(features.indptr[:-1].astype(np.int64))
+    return indices, starts, torch.from_numpy(features.data.astype(np.float32))
+
+
+def batches(rows: int, epochs: int, seed: int, batch: int = BATCH) -> Iterator[np.ndarray]:
     """Row numbers batch by batch; the same for every loss."""
     generator = np.random.default_rng(seed)
     for _ in range(epochs):
         order = generator.permutation(rows)
-        yield from (order[start : start + BATCH] for start in range(0, rows, BATCH))
+        yield from (order[start : start + batch] for start in range(0, rows, batch))
 
 
-def steps(rows: int, epochs: int) -> int:
-    return epochs * -(-rows // BATCH)
+def steps(rows: int, epochs: int, batch: int = BATCH) -> int:
+    return epochs * -(-rows // batch)
 
 
 def train(

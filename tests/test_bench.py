@@ -69,7 +69,7 @@ def test_a_run_and_its_check(tmp_path: Path) -> None:
         assert (row["gradient_error"] is None) == (row["contender"] == COPY or row["pass"] != STEP)
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert len(lines) == 1 + len(expected)
-    assert lines[0].startswith("rows,labels,dtype,target,density,pos_weight,threads,seed,pass")
+    assert lines[0].startswith("rows,labels,dtype,target,density,pos_weight,threads,seed,")
     for name in ("time", "error"):
         for kind in ("svg", "png"):
             assert (tmp_path / f"{name}.{kind}").stat().st_size > 1000
@@ -162,6 +162,9 @@ def test_a_run_that_is_interrupted_while_it_prints(
         (("--shapes", "3^2"), ("--shapes", "'3^2'", "2^20")),
         (("--shapes", "2^63"), ("--shapes", "'2^63'")),
         (("--shapes", "1e3"), ("--shapes", "'1e3'")),
+        (("--shapes", "8x4x"), ("--shapes", "'8x4x'", "256x256x131072")),
+        (("--shapes", "8x0x16"), ("--shapes", "'8x0x16'")),
+        (("--shapes", "8x4x16x2"), ("--shapes", "'8x4x16x2'")),
         (("--density", "0.1,2"), ("--density", "0 to 1", "'2'")),
         (("--density", "nan"), ("--density", "'nan'")),
         (("--pos-weight", "-1"), ("--pos-weight", "at least 0")),
@@ -215,19 +218,20 @@ def options(*arguments: str) -> Any:
         (("--shapes", "2^31"), [(131072, 16384)]),
         (("--shapes", "100,8x16,8x2^4"), [(1, 100), (8, 16)]),
         (("--dtypes", "float64"), [(1024, 16384)]),
-        ((), [(1024, 16384), (128, 131073), (8, 16)]),
+        ((), [(1024, 16384), (128, 131073), (8, 16), (64, 128, 32768)]),
         (("--passes", "forward"), [(1024, 16384)]),
+        (("--shapes", "4x2^3x100,8x16"), [(8, 16), (4, 8, 100)]),
     ],
 )
-def test_sizes(arguments: tuple[str, ...], shapes: list[tuple[int, int]]) -> None:
+def test_sizes(arguments: tuple[str, ...], shapes: list[tuple[int, ...]]) -> None:
     tasks = run._tasks(options(*arguments), CPU)
-    assert [(task.setting.rows, task.setting.labels) for task in tasks] == shapes
+    assert [task.setting.sizes for task in tasks] == shapes
 
 
 def test_all_combinations_of_what_is_asked_for() -> None:
     given = ("--shapes", "4x8,8x4", "--targets", "bool,sparse", "--density", "0,0.5")
     tasks = list(run._tasks(options(*given, "--threads", "1,2", "--seed", "3"), CPU))
-    kinds = {task.setting[:5] + task.setting[6:] for task in tasks}
+    kinds = {task.setting._replace(pos_weight=0.0) for task in tasks}
     assert len(tasks) == len(kinds) == 16
     assert {task.setting.seed for task in tasks} == {3}
 
@@ -239,7 +243,11 @@ def test_the_full_grids_follow_every_axis() -> None:
     assert {s.density for s in on_cpu} >= {0, 0.5}
     assert {s.threads for s in on_cpu} == set(range(1, torch.get_num_threads() + 1))
     on_cuda = [s for grid in grids("cuda", quick=False) for s in grid.settings(7.0, 0)]
-    assert max(s.elements for s in on_cuda) == 2**31
+    assert max(s.elements for s in on_cuda if not s.features) == 2**31
+    for settings, fewest in ((on_cpu, 5), (on_cuda, 3)):
+        layers = [s for s in settings if s.features]
+        assert all(s.is_sparse and s.positives_per_row == 5 for s in layers)
+        assert len({s.labels for s in layers}) >= fewest
 
 
 def test_what_does_not_fit_in_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
 
-from bench import __main__, contenders, losses, report, run, timing
+from bench import __main__, contenders, losses, makers, report, run, timing
 from bench.contenders import Group
 from bench.losses import BY_KEY, LOSSES, fitting, lack
 from bench.names import COPY, FORWARD, OURS, STEP
@@ -44,14 +44,15 @@ def test_no_loss_at_all_is_wrong_in_half_precision() -> None:
 
 
 def test_peak_memory() -> None:
-    from bench.peak import peak_bytes
+    from bench.peak import peak
 
     setting = Setting(64, 2**15)
     for key, gradients in ((OURS, 1), ("inplace", 0), ("bce", 4)):
-        found = peak_bytes(key, setting)
+        found = peak(key, setting)
         assert found is not None
-        assert abs(found / setting.gradient_bytes - gradients) < 0.3
-    assert peak_bytes("scatter", setting) is None  # it fails, for want of sparse labels
+        assert abs(found.bytes / setting.gradient_bytes - gradients) < 0.3
+        assert found.gradients == setting.gradient_bytes
+    assert peak("scatter", setting) is None  # it fails, for want of sparse labels
 
 
 @pytest.mark.parametrize("target", ["bool", "int64", "float", "sparse"])
@@ -96,13 +97,13 @@ def test_errors_are_against_float64(setting: Setting) -> None:
         assert 0 <= error.loss < 2 * eps
         assert error.gradient is not None
         assert 0 <= error.gradient < 100 * eps
-    x = samples.take().values.double().requires_grad_()
+    x = samples.take().values[0].double().requires_grad_()
     y, p = samples.take().ready.double(), torch.tensor(setting.pos_weight, dtype=torch.float64)
     loss = F.binary_cross_entropy_with_logits(x, y, pos_weight=p)
     known = timing.truth(samples.take(), setting.pos_weight, True)
     assert known.loss == pytest.approx(loss.item(), rel=1e-14)
     slope = torch.autograd.grad(loss, x)[0].flatten()
-    torch.testing.assert_close(known.gradient, slope, rtol=1e-12, atol=1e-17)
+    torch.testing.assert_close(known.gradients[0], slope, rtol=1e-12, atol=1e-17)
 
 
 def with_loss(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Group, Samples]:
@@ -113,7 +114,7 @@ def with_loss(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Group, Samp
 
 
 def right_loss(logits: Tensor, target: Tensor) -> Tensor:
-    return losses.bce(SETTING, "cpu")(logits, target)
+    return makers.bce(SETTING, "cpu")(logits, target)
 
 
 def other_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -225,7 +226,7 @@ def focal_loss(inputs: Tensor, targets: Tensor, alpha: float, gamma: float, redu
 def test_what_torchvision_would_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is not installed."""
     pretended = SimpleNamespace(sigmoid_focal_loss=focal_loss)
-    monkeypatch.setattr(losses, "import_module", lambda _: pretended)
+    monkeypatch.setattr(makers, "import_module", lambda _: pretended)
     samples = Samples(SETTING)
     group = contenders.group(STEP, [BY_KEY["torchvision"]], samples)
     assert timing._checked(group, samples, lambda _: None)[0] == {}

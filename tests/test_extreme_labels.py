@@ -1,0 +1,330 @@
+"""The example of very many labels reads its data right, ranks right, and runs from end to end."""
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("rich")
+pytest.importorskip("sklearn")
+pytest.importorskip("psutil")
+
+from sklearn.metrics import ndcg_score
+
+from examples import extreme_labels, extreme_options, extreme_training, imports_data, training
+from examples.extreme_training import Settings
+from examples.imports_data import Dataset
+from examples.ranking import KS, Quality, Ranking
+from weighted_bce import SparseLabels, propensity_from_labels
+
+ROWS, FEATURES, LABELS = 60, 40, 12
+SMALL = ["--dim", "16", "--buckets", "512", "--batch", "32"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def repository_text() -> str:
+    """Each label has a feature that gives it away; the first row has no label."""
+    chosen = random.Random(0)
+    rows = [" 3:1.5 7:0.25"]
+    while len(rows) < ROWS:
+        labels = sorted(chosen.sample(range(LABELS), chosen.randint(1, 3)))
+        features = sorted({*labels, *chosen.sample(range(LABELS, FEATURES), 4)})
+        rows.append(",".join(map(str, labels)) + "".join(f" {i}:0.5" for i in features))
+    return "\n".join([f"{ROWS} {FEATURES} {LABELS}", *rows]) + "\n"
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.txt"
+    path.write_text(repository_text())
+    return path
+
+
+def settings(*arguments: str) -> Settings:
+    return extreme_labels.settings_of(extreme_options.parser().parse_args([*SMALL, *arguments]))
+
+
+def made_up_data() -> tuple[Dataset, Dataset]:
+    return extreme_training.made_up(labels=300, rows=1000, features=400, seed=1).split(0)
+
+
+def batches(data: Dataset, steps: int) -> list[np.ndarray]:
+    return list(training.batches(data.labels.shape[0], steps, seed=0, batch=32))[:steps]
+
+
+def test_values_and_rows_without_labels_are_read(data_file: Path) -> None:
+    data = imports_data.dataset_of_file(data_file)
+    assert data.features.shape == (ROWS, FEATURES)
+    assert data.labels.shape == (ROWS, LABELS)
+    assert data.labels[0].nnz == 0
+    assert data.features[0].indices.tolist() == [3, 7]
+    norm = math.hypot(1.5, 0.25)
+    np.testing.assert_allclose(data.features[0].data, [1.5 / norm, 0.25 / norm], rtol=1e-6)
+
+
+def test_words_are_hashed_and_weighted_by_their_values() -> None:
+    encoder = extreme_training.Encoder(buckets=4, dim=8)
+    features = imports_data.csr_matrix(np.array([[0, 0.5, 0, 3, 0, 2, 0], [0] * 7], np.float32))
+    weight = encoder.embedding.weight
+    bag = (0.5 + 2) * weight[1] + 3 * weight[3]
+    expected = torch.stack((torch.relu(encoder.norm(bag)), torch.zeros(8)))
+    torch.testing.assert_close(encoder(features), expected)
+
+
+def test_made_up_rows_have_the_words_of_their_labels() -> None:
+    labels, features = 50, 10_000
+    data = extreme_training.made_up(labels, 400, features, seed=2)
+    assert data.labels.shape == (400, labels)
+    assert data.features.shape == (400, features)
+    counts = data.labels.sum(0).A1
+    assert counts[0] > counts[5] > counts[-1]
+    for label in range(5):
+        rows = data.labels[:, label].nonzero()[0]
+        words = set.intersection(*(set(data.features[row].indices) for row in rows))
+        assert len(words) == extreme_training.WORDS
+    again = extreme_training.made_up(labels, 400, features, seed=2)
+    assert (again.features != data.features).nnz == (again.labels != data.labels).nnz == 0
+
+
+def quality(ranked: list[list[int]], labels: list[list[int]], propensity: Tensor) -> Quality:
+    ranking = Ranking(propensity)
+    for block in (slice(0, 1), slice(1, None)):
+        ranking.add(torch.tensor(ranked[block]), SparseLabels.from_lists(labels[block]))
+    return ranking.quality()
+
+
+def test_measures_of_numbers_made_by_hand() -> None:
+    propensity = torch.tensor([1.0, 0.5, 0.25, 1.0, 1.0, 1.0, 0.125])
+    ranked = [[0, 3, 1, 4, 2], [4, 6, 0, 1, 2], [0, 1, 2, 3, 4]]
+    found = quality(ranked, [[0, 1, 2], [5, 6], []], propensity)
+    # True places: 1, 3 and 5 of the first row, 2 of the second.
+    assert found.precision == pytest.approx([1 / 3, (2 + 1) / 9, (3 + 1) / 15])
+    second, third = 1 / math.log2(3), 1 / math.log2(4)
+    first_row = [1, 1.5 / (1 + second + third), (1.5 + 1 / math.log2(6)) / (1 + second + third)]
+    second_row = [0, second / (1 + second), second / (1 + second)]
+    ndcg = [(a + b) / 3 for a, b in zip(first_row, second_row, strict=True)]
+    assert found.ndcg == pytest.approx(ndcg)
+    # 1 / p: 1, 2 and 4 of the first row, 1 and 8 of the second.
+    expected = [1 / (4 + 8), (1 + 2 + 8) / (7 + 9), (1 + 2 + 4 + 8) / (7 + 9)]
+    assert found.propensity_scored == pytest.approx(expected)
+
+
+def test_measures_are_those_of_dense_matrices() -> None:
+    scores = torch.randn(40, 30).double()
+    target = torch.rand(40, 30) < 0.1
+    target[0] = False
+    target[1, :9] = True
+    labels = SparseLabels.from_dense(target)
+    propensity = propensity_from_labels(labels, 30)
+    gain = target / propensity.double()
+    ranked = scores.topk(5).indices
+    lists = [row.nonzero().squeeze(1).tolist() for row in target]
+    found = quality(ranked.tolist(), lists, propensity)
+    for i, k in enumerate(KS):
+        top = ranked[:, :k]
+        assert found.precision[i] == pytest.approx(target.gather(1, top).double().mean().item())
+        best = gain.topk(k).values.sum()
+        scored = (gain.gather(1, top).sum() / best).item()
+        assert found.propensity_scored[i] == pytest.approx(scored)
+        assert found.ndcg[i] == pytest.approx(ndcg_score(target, scores, k=k))
+
+
+def test_the_best_rankings_are_1_and_rows_without_labels_0() -> None:
+    labels = [[0, 3, 5, 7, 9], [1, 2, 4, 6, 8]]
+    propensity = torch.full((10,), 0.5)
+    assert quality(labels, labels, propensity) == tuple(pytest.approx([1] * 3) for _ in range(3))
+    assert quality(labels, [[], []], propensity) == ([0] * 3,) * 3
+
+
+def test_training_ranks_better_than_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extreme_training, "EVALUATED_ROWS", 64)  # several blocks
+    train, test = made_up_data()
+    chosen = settings("--learning-rate", "0.03")
+    propensity = extreme_training.propensity(train, chosen)
+    untrained = extreme_training.Model(train, chosen, plain=False)
+    before = extreme_training.evaluate(untrained, test, propensity)
+    model, cost = extreme_training.train(train, batches(train, 120), chosen)
+    after = extreme_training.evaluate(model, test, propensity)
+    popular = Ranking(propensity)
+    rows = test.labels.shape[0]
+    popular.add(torch.arange(5).expand(rows, 5), SparseLabels.from_scipy(test.labels))
+    assert cost.losses[-1] < 0.7 * cost.losses[0]
+    assert after.precision[0] > before.precision[0] + 0.5
+    assert after.precision[0] > popular.quality().precision[0] + 0.1
+    assert after.propensity_scored[2] > before.propensity_scored[2] + 0.1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("pos_weight", ["3", "propensity"])
+def test_fused_step_and_plain_torch_train_the_same(optimizer: str, pos_weight: str) -> None:
+    train, _ = made_up_data()
+    how = ("--optimizer", optimizer, "--pos-weight", pos_weight, "--chunk-labels", "70")
+    if optimizer == "sgd":
+        how += ("--learning-rate", "0.1")
+    some = batches(train, 6)
+    model, cost = extreme_training.train(train, some, settings(*how))
+    fused, fused_cost = extreme_training.train(train, some, settings("--fused", *how))
+    plain, plain_cost = extreme_training.train(train, some, settings(*how), plain=True)
+    torch.testing.assert_close(fused.state_dict(), model.state_dict())
+    assert fused.criterion.linear.weight.grad is None
+    assert fused_cost.losses == pytest.approx(cost.losses, rel=1e-5)
+    assert plain_cost.losses == pytest.approx(cost.losses, rel=1e-4)
+    # Adam makes steps of the same length from gradients that are nothing but rounding.
+    close = {"rtol": 1e-3, "atol": 1e-4 if optimizer == "sgd" else 1e-2}
+    torch.testing.assert_close(
+        plain.criterion.linear.weight, model.criterion.linear.weight, **close
+    )
+
+
+def test_propensities_weigh_the_positives() -> None:
+    train, _ = made_up_data()
+    chosen = settings("--pos-weight", "propensity", "--propensity", "0.6", "2.6")
+    labels = SparseLabels.from_scipy(train.labels)
+    expected = 1 / propensity_from_labels(labels, 300, A=0.6, B=2.6)
+    for plain in (False, True):
+        model = extreme_training.Model(train, chosen, plain)
+        torch.testing.assert_close(model.criterion.pos_weight, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"), [([], 15), (["--epochs", "2"], 6), (["--steps", "7"], 7)]
+)
+def test_steps_or_epochs(arguments: list[str], steps: int) -> None:
+    options = extreme_options.parser().parse_args([*SMALL, *arguments])
+    found = extreme_labels._batches(80, options)
+    assert len(found) == steps
+    assert [len(rows) for rows in found[:3]] == [32, 32, 16]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+def test_peak_has_one_gradient_or_none() -> None:
+    labels, rows, dim = 2**16, 64, 32
+    train = extreme_training.made_up(labels, rows, 100, seed=0)
+    peaks = []
+    for extra in ([], ["--fused"]):
+        chosen = settings("--optimizer", "sgd", "--dim", str(dim), "--batch", str(rows), *extra)
+        peaks.append(extreme_training.train(train, [np.arange(rows)] * 3, chosen)[1].peak_bytes)
+    ours, fused = peaks
+    if ours is None or fused is None:
+        pytest.skip("the high-water mark cannot be reset here")
+    weight = 4 * labels * dim
+    assert 0.9 * weight < ours < 1.8 * weight
+    assert fused < 0.6 * weight
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--data FILE --epochs 2", "rows.txt: 48 rows to train on and 12 held out, 12 labels"),
+        ("--data FILE --test FILE --fused", "60 rows to train on and 60 held out, 12 labels"),
+        ("--labels 500 --rows 100 --steps 7", "80 rows to train on and 20 held out, 500 labels"),
+    ],
+)
+def test_end_to_end(
+    data_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    words: str,
+) -> None:
+    monkeypatch.delattr(SparseLabels, "to_dense")  # no dense target is made
+    given = [str(data_file) if word == "FILE" else word for word in arguments.split()]
+    assert extreme_labels.main([*given, *SMALL]) == 0
+    printed = capsys.readouterr().out
+    for found in (words, "precision", "nDCG", "propensity-scored", "median s", "chunks"):
+        assert found in printed
+
+
+def test_imports_are_the_default(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def few(files: int, *rest: object) -> Dataset:
+        asked.append(files)
+        return extreme_training.made_up(40, 50, 30, seed=0)._replace(source="imports")
+
+    monkeypatch.setattr(imports_data, "imports_of_environment", few)
+    for arguments in ([], ["--data", "imports", "--rows", "70"]):
+        assert extreme_labels.main([*arguments, "--steps", "1", *SMALL]) == 0
+    assert asked == [15_000, 70]
+    assert "imports: 40 rows to train on" in capsys.readouterr().out
+
+
+def test_compare_shows_both_or_says_why_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--labels", "500", "--rows", "100", "--steps", "2", "--compare", *SMALL]
+    assert extreme_labels.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    losses = [line.split()[-1] for line in lines if line.startswith(("chunks", "plain torch"))]
+    assert len(losses) == 2
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-3)
+
+    monkeypatch.setattr(extreme_training, "free_bytes", lambda device: 2**10)
+    monkeypatch.delattr(SparseLabels, "to_dense")
+    assert extreme_labels.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "Plain torch is left out: it would take about 0.0 GiB" in printed
+    assert "\nplain torch" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--labels", "0"], "argument --labels: must be a whole number above 0, got '0'"),
+        (["--labels", "9", "--data", "x"], "not allowed with argument"),
+        (["--steps", "3", "--epochs", "2"], "not allowed with argument"),
+        (["--pos-weight", "-1"], "must be a number >= 0 or 'propensity', got '-1'"),
+        (["--pos-weight", "rare"], "must be a number >= 0 or 'propensity', got 'rare'"),
+        (["--learning-rate", "nan"], "must be a number above 0, got 'nan'"),
+        (["--propensity", "0.5", "0"], "must be a number above 0, got '0'"),
+        (["--optimizer", "lion"], "invalid choice: 'lion'"),
+        (["--seed", "-1"], "must be a whole number below 2**32, got '-1'"),
+        (["--test", "x"], "error: --test needs --data FILE"),
+        (["--data", "no-such-file"], "cannot read no-such-file: No such file"),
+        (["--labels", "4"], "4 labels are too few"),
+        (["--labels", "9", "--rows", "1"], "1 row is not enough"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_exit_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    try:
+        code = extreme_labels.main(arguments)
+    except SystemExit as exit:
+        code = exit.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert words in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_wrong_test_files_missing_gpus_and_ctrl_c(
+    data_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = data_file.with_name("other.txt")
+    other.write_text(repository_text().replace(f" {LABELS}\n", f" {LABELS + 1}\n", 1))
+    assert extreme_labels.main(["--data", str(data_file), "--test", str(other)]) == 2
+    assert capsys.readouterr().err.endswith(f"rows.txt has {LABELS}\n")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert extreme_labels.main(["--device", "cuda"]) == 2
+    assert capsys.readouterr().err == (
+        "extreme_labels: error: --device cuda needs a GPU, and torch finds none\n"
+    )
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extreme_labels, "_load", interrupt)
+    assert extreme_labels.main([]) == 130
+    assert capsys.readouterr().err == "extreme_labels: interrupted\n"

@@ -198,12 +198,11 @@ def _function(case: LinearCase) -> Callable[..., Tensor]:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck(reduction: str) -> None:
-    for sparse in (None, torch.int64):
-        case = replace(base(torch.float64, rows=3, labels=10), sparse=sparse)
-        case = case.with_options(reduction=reduction, chunk_labels=4, pos_weight=3.0)
-        function, leaves = _function(case), case.leaves()
-        assert gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=True)
-        assert gradgradcheck(function, leaves, check_fwd_over_rev=True)
+    case = replace(base(torch.float64, rows=2, labels=7), sparse=torch.int64)
+    case = case.with_options(reduction=reduction, chunk_labels=3, pos_weight=3.0)
+    function, leaves = _function(case), case.leaves()
+    assert gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(function, leaves, check_fwd_over_rev=True)
 
 
 def test_second_derivatives_of_half_precision() -> None:

@@ -70,8 +70,8 @@ def check_losses(processes: int) -> None:
     per_label = torch.rand(LABELS) * 5
     listed = SparseLabels.from_dense(target)
     for mesh, of_input, of_weight in layouts(processes):
-        for reduction in ("mean", "sum", "batchmean"):
-            for sparse in (True, False):
+        for sparse in (True, False):
+            for reduction in ("mean", "sum", "batchmean")[: 3 if sparse else 1]:
                 split = [parts(x, mesh, of_input), parts(weight, mesh, of_weight)]
                 split.append(parts(bias, mesh, of_weight))
                 leaves = [t.requires_grad_() for t in split]
@@ -79,7 +79,7 @@ def check_losses(processes: int) -> None:
                 own_target = parts(target, mesh, of_logits(of_input, of_weight, 0))
                 own_factor = parts(per_label, mesh, of_logits(of_input, of_weight, 1))
                 options = {"reduction": reduction, "label_smoothing": 0.1, "chunk_labels": 4}
-                for upstream in (1.0, 2.5, 2.5):
+                for upstream in (1.0, 2.5):
                     with CommDebugMode() as talk:
                         loss: Any = linear_weighted_bce_with_logits(
                             leaves[0],

@@ -57,7 +57,8 @@ def linear_weighted_bce_with_logits(
         pos_weight: multiplies the positive term; a number >= 0, or a tensor that broadcasts to
             (rows, labels): (labels,) for one weight a label. Default: 1.
         reduction: "mean" (over rows * labels), "sum" or "batchmean" (the sum over rows).
-            Default: "mean".
+            Default: "mean". With millions of labels the gradients of a mean are as small as the
+            eps of Adam; those of "batchmean" are not.
         label_smoothing: in [0, 1). Default: 0.
         chunk_labels: how many labels a chunk has. Default: on the CPU so many that a chunk's logits
             stay in a cache, on CUDA so many that they take 32 MiB, or an eighth of the free memory
@@ -90,6 +91,10 @@ def linear_weighted_bce_with_logits(
         made once more; on CUDA backward waits for the forward pass in order to compare the two.
         Under torch.compile, in a checkpoint, while a CUDA graph is recorded and with `fused_step`
         the forward pass makes the loss alone, and backward the logits again.
+
+        On the CPU the gradient of the weight takes memory that an earlier one has left, see
+        `empty_cache`; and each chunk's threads wait for one another, so where other programs keep
+        the processor's cores busy, fewer threads or larger chunks are faster.
 
         All logits are held where torch.func is at work, and for second derivatives and gradients
         with respect to `target`, `weight` and `pos_weight`.

@@ -239,7 +239,7 @@ class CudaCase {
            of_.elements_are("grad of nothing", out, of_.slopes, 0);
   }
 
-  bool in_place(const Left& wanted) const {
+  bool in_place(const Left<T>& wanted) const {
     Tensor both = make_out();
     Problem plan = of_.problem;
     plan.x = plan.out = both.operand;

@@ -247,6 +247,18 @@ def test_gradients_of_the_other_tensors(device: str, name: str) -> None:
         assert_near(actual, grad, 1e-12)
 
 
+def test_half_precision_is_not_rounded_where_all_logits_are_held(device: str) -> None:
+    case = base(torch.bfloat16, device).with_options(
+        pos_weight=torch.full((LABELS,), 3.0).to(device)
+    )
+    wanted, _ = expected(case)
+    weight = case.options["pos_weight"].clone().requires_grad_()
+    for layer in (case.layer, (case.input.float(), *case.layer[1:])):
+        with torch.autocast(device, torch.bfloat16, enabled=layer[0].dtype == torch.float32):
+            loss = case(layer, pos_weight=weight)
+        assert_near(loss, wanted, 5e-6)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpoint(device: str, passes: list[str], reentrant: bool) -> None:
     case = replace(base(torch.float32, device), sparse=torch.int64)

@@ -222,8 +222,8 @@ def _check_parameter(name: str, parameter: Tensor, input: Tensor, any_dtype: boo
         raise ValueError(f"{name} must be on {input.device} like input, got {parameter.device}")
 
 
-def check_number_of(name: str, value: object, least: int = 1) -> None:
+def check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

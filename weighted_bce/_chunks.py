@@ -8,6 +8,10 @@ from torch import Tensor
 
 from .reference import compute_dtype
 
+# How to multiply: the dtype in which autocast would, None for that of the input; and how many
+# labels a chunk has, None to choose.
+How = tuple[torch.dtype | None, int | None]
+
 _HALF = frozenset({torch.float16, torch.bfloat16})
 
 

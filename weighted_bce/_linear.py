@@ -14,9 +14,10 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from . import _choice, _linear_passes, transforms
-from ._chunks import Chunks, Layer, topk
+from ._chunks import Chunks, How, Layer, topk
 from ._dtensors import is_dtensor
 from ._linear_passes import Gradients, Step
+from ._ops import fake_loss, refuse_gradients
 from .autograd import expectation
 from .reference import TENSORS, Options, compute_dtype
 
@@ -64,10 +65,6 @@ def _linear_topk(*args: Any) -> tuple[Tensor, Tensor]:
         return topk(Chunks(Layer(*layer), product_dtype, chunk_labels), k)
 
 
-def _fake_linear_loss(input: Tensor, *_: Any) -> Tensor:
-    return input.new_empty((), dtype=compute_dtype(input.dtype))
-
-
 def _fake_linear_grads(grad_output: Tensor, *args: Any) -> list[Tensor]:
     layer, needs = args[:3], args[-1]
     return [
@@ -83,7 +80,7 @@ def _fake_linear_topk(input: Tensor, linear_weight: Tensor, _: Any, k: int, *res
 
 
 for _name, _implementation, _fake in (
-    ("linear_loss", _linear_loss, _fake_linear_loss),
+    ("linear_loss", _linear_loss, fake_loss),
     ("linear_grads", _linear_grads, _fake_linear_grads),
     ("linear_topk", _linear_topk, _fake_linear_topk),
 ):
@@ -93,11 +90,7 @@ for _name, _implementation, _fake in (
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     tensors = 3 + TENSORS
-    if any(ctx.needs_input_grad[3:tensors]):
-        raise NotImplementedError(
-            "torch.ops.weighted_bce has no gradient with respect to target, weight or pos_weight; "
-            "weighted_bce.linear_weighted_bce_with_logits has"
-        )
+    refuse_gradients(ctx, slice(3, tensors), "linear_weighted_bce_with_logits")
     ctx.save_for_backward(*inputs[:tensors])
     ctx.rest = inputs[tensors:]
 
@@ -172,7 +165,7 @@ class FusedLinearLoss(Function):
         linear_bias: Tensor | None,
         options: Options,
         reduction: int,
-        how: tuple[Any, ...],
+        how: How,
         step: Step | None,
     ) -> Tensor:
         layer = Layer(input, linear_weight, linear_bias)
@@ -233,27 +226,23 @@ def loss(
     layer: Layer,
     options: Options,
     reduction: int,
-    product_dtype: torch.dtype | None,
-    chunk_labels: int | None,
+    how: How,
     step: Step | None,
 ) -> Tensor:
     """The loss after a reduction, by the best way that serves the call."""
     if step is not None and torch.compiler.is_compiling():
         torch._dynamo.graph_break("fused_step is not compiled")
         uncompiled: Any = torch.compiler.disable(loss)  # type: ignore[no-untyped-call]
-        return cast(
-            Tensor, uncompiled(layer, options, reduction, product_dtype, chunk_labels, step)
-        )
+        return cast(Tensor, uncompiled(layer, options, reduction, how, step))
     _choice.kernels_for(layer.input)  # raises where the chosen backend has none
     if step is not None and transforms.active():
         raise NotImplementedError("fused_step does not work under torch.func")
     if _needs_all_logits(layer, options):
         return _choice.loss(_all_logits(layer), options, reduction, False)
-    how = product_dtype, chunk_labels
     if is_dtensor(layer.input) or is_dtensor(layer.weight):
         from . import _linear_sharding
 
-        return _linear_sharding.loss(layer, options, reduction, *how, step)
+        return _linear_sharding.loss(layer, options, reduction, how, step)
     if (step is not None or _passes_once(layer)) and _records(layer):
         apply: Any = FusedLinearLoss.apply
         return cast(Tensor, apply(*layer, _savable(options), reduction, how, step))
@@ -263,7 +252,7 @@ def loss(
 
 def _needs_all_logits(layer: Layer, options: Options) -> bool:
     """Whether a derivative is asked for that is not made in chunks."""
-    if transforms.active() or layer.input.layout is not torch.strided:
+    if transforms.active():
         return True
     return torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in options.tensors

@@ -7,13 +7,12 @@ labels out, that of the layer over those that share rows out.
 from collections.abc import Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from . import _linear, reference
 from ._checks import check_listed
-from ._chunks import Layer
+from ._chunks import How, Layer
 from ._linear_passes import Step
 from ._sharding import beside, own_part, placed
 from .reference import SUM, Options
@@ -23,8 +22,7 @@ def loss(
     layer: Layer,
     options: Options,
     reduction: int,
-    product_dtype: torch.dtype | None,
-    chunk_labels: int | None,
+    how: How,
     step: Step | None,
 ) -> Tensor:
     """The loss after a reduction, a sum over processes that is yet to be taken."""
@@ -39,8 +37,7 @@ def loss(
     if step is not None:  # which receives their gradients; they go no further
         own_parameters = tuple(map(_cut_off, own_parameters))
     own = Layer(x.to_local(grad_placements=_of_gradients(x, weight)), *own_parameters)
-    how = product_dtype, chunk_labels, step
-    total = _linear.loss(own, _own_options(x, weight, options), SUM, *how)
+    total = _linear.loss(own, _own_options(x, weight, options), SUM, how, step)
     logits = _of_logits(x, weight)
     sums = [Replicate() if isinstance(p, Replicate) else Partial() for p in logits]
     whole = DTensor.from_local(total, x.device_mesh, sums, run_check=False)

@@ -33,16 +33,17 @@ MOST_DIMENSIONS = 64
 ops = torch.ops.weighted_bce
 
 
-def _only_logits(ctx: Any, others: slice) -> None:
+def refuse_gradients(ctx: Any, others: slice, function: str = "weighted_bce_with_logits") -> None:
+    """Of these arguments, which that function gives."""
     if any(ctx.needs_input_grad[others]):
         raise NotImplementedError(
             "torch.ops.weighted_bce has no gradient with respect to target, weight or pos_weight; "
-            "weighted_bce.weighted_bce_with_logits has"
+            f"weighted_bce.{function} has"
         )
 
 
 def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _only_logits(ctx, slice(1, 1 + TENSORS))
+    refuse_gradients(ctx, slice(1, 1 + TENSORS))
     ctx.save_for_backward(*inputs[: 1 + TENSORS])
     ctx.rest = inputs[1 + TENSORS :]
 
@@ -64,7 +65,7 @@ def _unreduced_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 
 
 def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _only_logits(ctx, slice(2, 2 + TENSORS))
+    refuse_gradients(ctx, slice(2, 2 + TENSORS))
     ctx.save_for_backward(*inputs[: 2 + TENSORS])
     ctx.rest = inputs[2 + TENSORS :]
 
@@ -77,12 +78,12 @@ def grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     return *both, *(None,) * (len(ctx.needs_input_grad) - 2)
 
 
-def _fake_loss(input: Tensor, *_: Any) -> Tensor:
+def fake_loss(input: Tensor, *_: Any) -> Tensor:
     return input.new_empty((), dtype=compute_dtype(input.dtype))
 
 
 def _fake_loss_and_grad(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_loss(input), torch.empty_like(input), _fake_loss(input)
+    return fake_loss(input), torch.empty_like(input), fake_loss(input)
 
 
 def _fake_grad(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
@@ -98,9 +99,9 @@ def _fake_unreduced(input: Tensor, *_: Any) -> Tensor:
 
 
 _FAKES: dict[str, Callable[..., Any]] = {
-    "loss": _fake_loss,
+    "loss": fake_loss,
     "loss_and_grad": _fake_loss_and_grad,
-    "loss_and_grad_": _fake_loss,
+    "loss_and_grad_": fake_loss,
     "update_grad_": _fake_in_place,
     "grad": _fake_grad,
     "grad_": _fake_in_place,

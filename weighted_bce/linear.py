@@ -10,8 +10,8 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import _linear
 from ._checks import (
     Target,
+    check_count,
     check_layer,
-    check_number_of,
     check_reduced,
     checked_options,
 )
@@ -141,11 +141,11 @@ def linear_weighted_bce_with_logits(
     )
     check_reduced(reduction)
     if chunk_labels is not None:
-        check_number_of("chunk_labels", chunk_labels)
+        check_count("chunk_labels", chunk_labels)
     if not (fused_step is None or callable(fused_step)):
         raise TypeError(f"fused_step must be callable, got {type(fused_step).__name__}")
-    how = product_dtype, chunk_labels, fused_step
-    return _linear.loss(layer, options, REDUCTIONS[reduction], *how)
+    how = product_dtype, chunk_labels
+    return _linear.loss(layer, options, REDUCTIONS[reduction], how, fused_step)
 
 
 def _autocast_dtype(input: Tensor) -> torch.dtype | None:
@@ -258,7 +258,7 @@ class LinearWeightedBCEWithLogitsLoss(_WeightedLoss):
         weight, bias = self.linear.weight, self.linear.bias
         check_layer(input, weight, bias, product_dtype is not None)
         layer = (None if t is None else t.detach() for t in (input, weight, bias))
-        check_number_of("k", k)
+        check_count("k", k)
         if k > weight.shape[0]:
             raise ValueError(f"k must be at most {weight.shape[0]}, the number of labels, got {k}")
         op: Callable[..., tuple[Tensor, Tensor]] = torch.ops.weighted_bce.linear_topk.default

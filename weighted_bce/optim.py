@@ -10,6 +10,14 @@ from torch.optim.sgd import sgd
 
 from ._dtensors import is_dtensor
 
+# Of a group, as the functions of torch.optim take them.
+_BOTH = ("lr", "weight_decay", "maximize", "foreach", "fused")
+_SGD_OPTIONS = (*_BOTH, "momentum", "dampening", "nesterov")
+_ADAM_OPTIONS = (
+    *_BOTH,
+    *("eps", "amsgrad", "capturable", "differentiable", "decoupled_weight_decay"),
+)
+
 
 class _FusedStep(torch.optim.Optimizer):
     """What the optimizers share: which rows of which parameter a gradient belongs to."""
@@ -94,14 +102,7 @@ class FusedSGD(_FusedStep, SGD):
             [rows],
             [grad],
             buffers,
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=group["lr"],
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-            foreach=group["foreach"],
-            fused=group["fused"],
+            **{name: group[name] for name in _SGD_OPTIONS},
         )
         if momentum is not None and buffers[0] is not None and buffers[0] is not momentum:
             momentum.copy_(buffers[0])
@@ -143,16 +144,7 @@ class FusedAdam(_FusedStep, Adam):
             [_rows(state["exp_avg_sq"], labels)],
             [_rows(state[largest], labels)] if group["amsgrad"] else [],
             [state["step"] - 1],
-            amsgrad=group["amsgrad"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-            foreach=group["foreach"],
-            capturable=group["capturable"],
-            differentiable=group["differentiable"],
-            fused=group["fused"],
-            decoupled_weight_decay=group["decoupled_weight_decay"],
+            **{name: group[name] for name in _ADAM_OPTIONS},
         )

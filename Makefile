@@ -12,10 +12,10 @@ WITH_KERNELS := PATH="$(CURDIR)/$(BIN):$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
     WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}"
 EACH_TORCH := $(TORCHES:%=torch-%)
 
-.PHONY: demo test wheel versions $(EACH_TORCH) bench results sanitize lint format clean help
+.PHONY: demo test test-all wheel versions $(EACH_TORCH) bench results sanitize lint format clean help
 
 help:           ## show this list
-	@grep -hE '^[a-z]+: .*##' Makefile | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z-]+: .*##' Makefile | sed 's/:.*##/\t/'
 
 .venv/.dependencies: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -35,6 +35,10 @@ demo: .venv/.built  ## train a classifier on sparse labels with several losses, 
 test: .venv/.built  ## run all tests
 	$(BIN)/python -m pytest -n 2 -m "not large" $(ARGS)
 	$(BIN)/python -m pytest -m large $(ARGS)
+
+test-all: .venv/.built  ## run every test with all its draws
+	$(BIN)/python -m pytest --all -n 2 -m "not large" $(ARGS)
+	$(BIN)/python -m pytest --all -m large $(ARGS)
 
 wheel: .venv/.dependencies  ## make the sdist and, from it, the wheel; see that its ABI is stable
 	rm -rf dist build/wheel

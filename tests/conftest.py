@@ -8,7 +8,28 @@ import torch
 
 from weighted_bce import _config, autograd, backend, weighted_bce_with_logits
 
+from . import selection
 from .processes import Processes
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "run every exhaustive test, not just the share of this commit, and all draws of each"
+    parser.addoption("--all", action="store_true", help=text)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    share = "all" if selection.runs_everything(config) else f"{selection.SHARE:.0%}"
+    return f"exhaustive tests: {share}, seed {selection.seed()}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    selection.select(config, items)
+
+
+@pytest.fixture(scope="session")
+def runs_everything(pytestconfig: pytest.Config) -> bool:
+    """Whether a test makes all of its draws, or few of them."""
+    return selection.runs_everything(pytestconfig)
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -7,6 +7,7 @@ loads in every torch.
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,25 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 DEFAULT = ("80", "90", "100", "120")  # and PTX of the last one, for GPUs to come
 OLDEST = 80
+LIKE = '"8.0;9.0+PTX"'
+# The names that torch takes in TORCH_CUDA_ARCH_LIST; CMake's, and "native", leave the choice to us.
+NAMED = {
+    "Kepler": "3.5+PTX",
+    "Kepler+Tesla": "3.7",
+    "Maxwell": "5.0 5.2+PTX",
+    "Maxwell+Tegra": "5.3",
+    "Pascal": "6.0 6.1+PTX",
+    "Volta": "7.0+PTX",
+    "Volta+Tegra": "7.2",
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0 8.6+PTX",
+    "Ampere+Tegra": "8.7",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0 10.3 12.0 12.1+PTX",
+    "Blackwell+Tegra": "11.0",
+}
+OURS_TO_CHOOSE = ("native", "Auto", "Common", "All")
 USUAL = Path("/usr/local/cuda/bin/nvcc")
 FLAGS = (
     *("-std=c++17", "-O3", f"-I{CSRC}", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
@@ -37,6 +57,10 @@ class Unavailable(Exception):
     """There is no toolkit here that can build the CUDA part; the message says why in one line."""
 
 
+class NothingLeft(Unavailable):
+    """TORCH_CUDA_ARCH_LIST names no GPU that the toolkit and the kernels serve."""
+
+
 class Failed(Exception):
     """The toolkit is there, but a kernel does not compile."""
 
@@ -46,6 +70,7 @@ class Toolkit(NamedTuple):
     version: str  # "13.0"
     cudart: Path
     architectures: tuple[str, ...]  # "sm_80", or "compute_80" for PTX
+    left_out: str = ""  # what of TORCH_CUDA_ARCH_LIST, and why
 
 
 def wanted() -> str:
@@ -70,6 +95,8 @@ def extend(extension: Extension, torch_cuda: str | None) -> None:
         return
     try:
         toolkit = find_toolkit(torch_cuda)
+        if toolkit.left_out:
+            print(f"weighted_bce: TORCH_CUDA_ARCH_LIST: {toolkit.left_out}", file=sys.stderr)
         objects = compile_all(toolkit)
     except (Unavailable, Failed) as error:
         line = f"weighted_bce: the CUDA kernels were not built: {error}"
@@ -96,20 +123,25 @@ def find_toolkit(torch_cuda: str | None) -> Toolkit:
     Raises:
         Unavailable: if none does.
     """
-    reasons = []
+    errors = []
     for nvcc in candidates():
         try:
             return examined(nvcc, torch_cuda)
         except Unavailable as error:
-            reasons.append(str(error))
+            errors.append(error)
     why = (
-        "; ".join(reasons)
+        "; ".join(dict.fromkeys(map(str, errors)))
         or "no nvcc by CUDA_HOME, on PATH, in Python's packages or in /usr/local/cuda"
     )
     major = torch_cuda.split(".")[0] if torch_cuda else MAJOR_OF_THE_EXTRA
-    by_pip = ", or by pip the extra weighted_bce[cuda]," if major == MAJOR_OF_THE_EXTRA else ""
-    how = f"to get them, install the toolkit of CUDA {major}{by_pip} and build again"
-    raise Unavailable(f"{why}; {how}")
+    if any(isinstance(error, NothingLeft) for error in errors):
+        how = f"unset TORCH_CUDA_ARCH_LIST, or set it like {LIKE}, and build again"
+    elif major == MAJOR_OF_THE_EXTRA:
+        extra = shlex.quote(f"{ROOT}[cuda]")
+        how = f"install the toolkit of CUDA {major}, or {extra} by pip, and build again"
+    else:
+        how = f"install the toolkit of CUDA {major} and build again"
+    raise Unavailable(f"{why}; to get them, {how}")
 
 
 def candidates() -> list[Path]:
@@ -141,7 +173,7 @@ def examined(nvcc: Path, torch_cuda: str | None) -> Toolkit:
     if torch_cuda and torch_cuda.split(".")[0] != version.split(".")[0]:
         raise Unavailable(f"{nvcc} is of CUDA {version}, but torch is built for CUDA {torch_cuda}")
     known = re.findall(r"sm_(\d+)", ask(nvcc, "--list-gpu-code"))
-    return Toolkit(nvcc, version, find_cudart(nvcc), architectures(known))
+    return Toolkit(nvcc, version, find_cudart(nvcc), *architectures(known))
 
 
 def ask(nvcc: Path, *arguments: str) -> str:
@@ -169,43 +201,45 @@ def find_cudart(nvcc: Path) -> Path:
     raise Unavailable(f"the toolkit of {nvcc} has no libcudart_static.a")
 
 
-def architectures(known: list[str]) -> tuple[str, ...]:
-    """What to compile for: all of TORCH_CUDA_ARCH_LIST, or of the default what this nvcc knows.
+def architectures(known: list[str]) -> tuple[tuple[str, ...], str]:
+    """What to compile for, and what of TORCH_CUDA_ARCH_LIST is left out.
+
+    Container images set that list for torch, whose GPUs and names are not all ours: of a list we
+    build what we can.
 
     Args:
         known: the architectures that nvcc knows, as "80".
 
     Raises:
-        SystemExit: if the list is malformed, or names what the kernels or nvcc do not serve.
-        Unavailable: if nvcc knows nothing of the default.
+        NothingLeft: if nothing of the list can be built.
+        Unavailable: if there is no list, and nvcc knows nothing of the default.
     """
-    items = re.split(r"[;\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip("; "))
-    if items == [""]:
+    text = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    items = [item for word in re.split(r"[;,\s]+", text) for item in NAMED.get(word, word).split()]
+    if all(item in OURS_TO_CHOOSE for item in items):
         numbers = [number for number in DEFAULT if number in known]
         if not numbers:
             raise Unavailable("nvcc is too old for GPUs of compute capability 8.0")
-        return (*(f"sm_{number}" for number in numbers), f"compute_{numbers[-1]}")
+        return (*(f"sm_{number}" for number in numbers), f"compute_{numbers[-1]}"), ""
     machine, ptx = [], []
+    left_out: dict[str, list[str]] = {}
     for item in items:
         # Instructions of one GPU alone ("9.0a") are not needed here.
         match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", item)
+        number = match.group(1) + match.group(2) if match else ""
         if match is None:
-            raise bad_list(f'must be like "8.0;9.0+PTX", got {item!r}')
-        number = match.group(1) + match.group(2)
-        if int(number) < OLDEST:
-            continue  # lists are made for torch; there the package works without kernels
-        if number not in known:
-            raise bad_list(f"has {item}, which this nvcc does not know")
-        machine.append(f"sm_{number}")
-        if match.group(3):
-            ptx.append(f"compute_{number}")
+            left_out.setdefault(f"not like {LIKE}", []).append(item)
+        elif int(number) < OLDEST:
+            left_out.setdefault("the kernels need 8.0 or newer", []).append(item)
+        elif number not in known:
+            left_out.setdefault("this nvcc does not know it", []).append(item)
+        else:
+            machine.append(f"sm_{number}")
+            ptx += [f"compute_{number}"] * bool(match.group(3))
+    said = ", ".join(f"{', '.join(some)} left out ({why})" for why, some in left_out.items())
     if not machine:
-        raise bad_list(f"has {', '.join(items)}, but the kernels need 8.0 or newer")
-    return tuple(dict.fromkeys(machine + ptx))
-
-
-def bad_list(words: str) -> SystemExit:
-    return SystemExit(f"weighted_bce: TORCH_CUDA_ARCH_LIST {words}")
+        raise NothingLeft(f"TORCH_CUDA_ARCH_LIST: {said}, nothing is left")
+    return tuple(dict.fromkeys(machine + ptx)), said
 
 
 def compile_all(toolkit: Toolkit) -> list[Path]:
@@ -239,7 +273,8 @@ def compile_all(toolkit: Toolkit) -> list[Path]:
 
 def share_of_work(files: int, targets: int) -> tuple[int, int]:
     """How many nvcc run at once, and the threads of each: two processes, or MAX_JOBS in all."""
-    most = int(os.environ.get("MAX_JOBS") or 0)
+    given = os.environ.get("MAX_JOBS", "")
+    most = int(given) if given.isdecimal() else 0
     processors = most or os.cpu_count() or 1
     processes = max(1, min(most or 2, processors, files))
     return processes, max(1, min(processors // processes, targets))

@@ -14,11 +14,13 @@ Environment:
 import os
 import re
 import sys
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 from setuptools import setup
+from setuptools.errors import FileError
 
 ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020b000000000000"  # the stable ABI of torch 2.11
@@ -34,9 +36,9 @@ def version() -> str:
     return re.search(r'__version__ = "(.+)"', text).group(1)
 
 
-def cuda_build() -> ModuleType:
-    """csrc/cuda/build.py, by its path: the root is not on sys.path when pip builds."""
-    spec = spec_from_file_location("cuda_build", ROOT / "csrc" / "cuda" / "build.py")
+def module_of(path: str) -> ModuleType:
+    """A file of this folder, by its path: the folder is not on sys.path when pip builds."""
+    spec = spec_from_file_location(Path(path).stem, ROOT / path)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -55,17 +57,18 @@ def warn(reason: object) -> None:
     """Says once why there is no extension, or raises where one is required."""
     if "1" in (os.environ.get("WEIGHTED_BCE_REQUIRE_EXT"), os.environ.get("WEIGHTED_BCE_CUDA")):
         raise SystemExit(f"weighted_bce: the extension was not built: {reason}")
+    editable = "bdist_wheel" not in sys.argv
+    command = module_of("weighted_bce/_installation.py").command(ROOT, editable=editable)
     print(
         f"weighted_bce: WARNING: the extension was not built: {reason}\n"
-        "The package works through its slower pure-PyTorch reference. To build the kernels, "
-        "install a C++ compiler, torch, ninja and pybind11, then run\n    "
-        "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps weighted_bce",
+        "The package works in plain PyTorch, which is much slower. To build the kernels with "
+        f"torch and a C++ compiler, run: {command}",
         file=sys.stderr,
     )
 
 
 def extension_arguments() -> dict:
-    cuda = cuda_build()
+    cuda = module_of("csrc/cuda/build.py")
     cuda.wanted()  # a wrong value is an error before anything is built
 
     import torch
@@ -81,6 +84,10 @@ def extension_arguments() -> dict:
                 self.extensions = []  # nothing left to copy into the package
                 first = str(error).strip().splitlines()
                 warn(first[0] if first else type(error).__name__)
+            if not self.inplace:
+                # What runs in this folder imports the package from here, whatever is installed.
+                with suppress(OSError, FileError):
+                    self.copy_extensions_to_source()
 
     definitions = {
         "TORCH_TARGET_VERSION": TORCH_TARGET_VERSION,

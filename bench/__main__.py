@@ -13,11 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from examples.command import add_reference, obstacle
+
 from .names import AGAINST, DTYPES, PASSES, TARGETS, in_rows
 
 QUICK_ROUNDS, ROUNDS = 10, 20
 QUICK_SECONDS, SECONDS = 1.5, 10.0
 TOLERANCE = 0.25
+PACKAGES = ("torch", "rich", "psutil")
 T = TypeVar("T")
 
 
@@ -46,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
             "  python -m bench --quick --device cuda --out results\n"
             "  python -m bench --quick --check results\n"
             "It ends with 1 where ours fails, a contender is wrong or a check fails, with 2 on\n"
-            "wrong arguments or without the device or the memory, with 130 when interrupted."
+            "wrong arguments or without kernels, device or memory, with 130 when interrupted."
         ),
     )
     what = parser.add_argument_group("what is measured (lists are separated by commas)")
@@ -120,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         help="by which --check lets ratios and memory change (default: %(default)s); errors may "
         "double",
     )
+    add_reference(parser)
     return parser
 
 
@@ -221,6 +225,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quick = options.quick
     options.rounds = options.rounds or (QUICK_ROUNDS if quick else ROUNDS)
     options.seconds = options.seconds or (QUICK_SECONDS if quick else SECONDS)
+    packages = (*PACKAGES, "matplotlib") if options.out else PACKAGES
+    on_cpu = options.device == "cpu"  # .device refuses the other without kernels
+    why_not = obstacle(packages, options.reference or not on_cpu)
+    if why_not:
+        return _fail(why_not, 2)
     # Imported late, so that --help and wrong arguments do not wait for torch.
     from .device import Refusal
     from .run import run

@@ -150,7 +150,8 @@ def find(name: str) -> Device:
         with backend("fused"):
             weighted_bce_with_logits(nothing, nothing)
     except RuntimeError as error:
-        raise Refusal(f"no kernels for --device {name}: {reason(error)}", 2) from None
+        first = str(error).splitlines()[0]  # not cut: it ends with the command that helps
+        raise Refusal(f"no kernels for --device {name}: {first}", 2) from None
     return Cuda()
 
 

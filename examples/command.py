@@ -1,6 +1,12 @@
 """What the command lines of the examples share."""
 
 import argparse
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +17,45 @@ if TYPE_CHECKING:
 FILES = 15_000
 # A slow machine reads fewer, and so has less to train on: the demo ends within four minutes.
 READ_SECONDS = 45
+MODULES = {"scikit-learn": "sklearn"}  # packages that are imported by another name
+
+
+def obstacle(packages: Iterable[str], reference: bool, device: str = "cpu") -> str:
+    """The line that says why a program cannot show what it promises; "" where it can.
+
+    Args:
+        packages: what it needs, by the names that pip takes.
+        reference: whether it may run without kernels.
+        device: where the kernels should run.
+    """
+    absent = [name for name in packages if find_spec(MODULES.get(name, name)) is None]
+    if absent:
+        pip = f"{shlex.quote(sys.executable or 'python')} -m pip install {' '.join(absent)}"
+        return f"it needs {', '.join(absent)}. To install what is missing, run: {pip}"
+    reason = "" if reference else _why_no_kernels(device)
+    return f"ours would be plain PyTorch, which --reference allows: {reason}" if reason else ""
+
+
+def _why_no_kernels(device: str) -> str:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "weighted_bce runs without", RuntimeWarning)
+        import torch
+
+        from weighted_bce import backend, weighted_bce_with_logits
+    if os.environ.get("WEIGHTED_BCE_BACKEND") == "reference":
+        return "the variable WEIGHTED_BCE_BACKEND is set to it. To take the kernels, unset that"
+    nothing = torch.empty(0, device=device)
+    try:
+        with backend("fused"):
+            weighted_bce_with_logits(nothing, nothing)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def add_reference(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    text = "go on where there are no kernels: what is called ours is then plain PyTorch"
+    parser.add_argument("--reference", action="store_true", help=text)
 
 
 def positive(text: str) -> int:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import FILES, READ_SECONDS, progress_on
+from .command import FILES, READ_SECONDS, obstacle, progress_on
 from .extreme_options import COMPARED_STEPS, EPOCHS, MADE_UP_ROWS, parser
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .extreme_training import Cost, Settings
     from .imports_data import Dataset
     from .ranking import Quality
+
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "psutil")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +45,9 @@ def _fail(message: object, code: int) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Imported late: --help is at once there, and Ctrl-C during these imports is caught.
+    why_not = obstacle(PACKAGES, reference=True)
+    if why_not:
+        return _fail(f"error: {why_not}", 2)
     import torch
     from rich.console import Console
 
@@ -53,6 +58,9 @@ def _run(options: argparse.Namespace) -> int:
         console = Console(width=100)
     if options.device == "cuda" and not torch.cuda.is_available():
         return _fail("error: --device cuda needs a GPU, and torch finds none", 2)
+    why_not = obstacle((), options.reference, options.device)
+    if why_not:
+        return _fail(f"error: {why_not}", 2)
     try:
         train, test = _load(options, notes)
     except DataError as error:

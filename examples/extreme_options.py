@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from .command import FILES, positive, seed
+from .command import FILES, add_reference, positive, seed
 
 EPOCHS = 5
 COMPARED_STEPS = 5
@@ -104,6 +104,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     add("--chunk-labels", help="labels computed at once (default: chosen)", **number)
     add("--seed", type=seed, default=0, metavar="N", help="of every choice (default: %(default)s)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    add_reference(group)
     add(
         "--compare",
         action="store_true",

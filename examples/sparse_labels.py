@@ -10,7 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import FILES, READ_SECONDS, positive, progress_on, seed
+from .command import (
+    FILES,
+    READ_SECONDS,
+    add_reference,
+    obstacle,
+    positive,
+    progress_on,
+    seed,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from .imports_data import Dataset
     from .report import Result, Shape
 
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "matplotlib")
 EPOCHS = 10
 COST_ROWS = 1024
 # Logits of the measured step: with very many labels it has fewer rows.
@@ -58,12 +67,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where sparse_labels.png, .svg and .json go (default: examples/out)",
     )
+    add_reference(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
+        why_not = obstacle(PACKAGES, options.reference)
+        if why_not:
+            return _fail(f"error: {why_not}", 2)
         return _run(options)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)

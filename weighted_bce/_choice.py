@@ -9,7 +9,7 @@ from torch import Tensor
 from . import _config, reference, transforms
 from ._checks import check_listed
 from ._dtensors import is_dtensor, prepare_for_dtensors
-from ._extension import HOW_TO_BUILD, extension
+from ._extension import extension, remedy, why_missing
 from ._ops import (
     MOST_DIMENSIONS,
     TARGET_DTYPES,
@@ -74,7 +74,7 @@ def kernels_for(input: Tensor) -> Kernels | None:
 
 def _why_none(input: Tensor) -> str:
     if extension is None:
-        return f"none is built; {HOW_TO_BUILD}"
+        return f"{why_missing}. {remedy}"
     reason = why_not_on_cuda(input.get_device()) if input.is_cuda else None
     return reason or f"got {input.layout} on {input.device.type} with {input.dim()} dimensions"
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from ._extension import extension, why_missing
+from . import _installation
+from ._extension import extension, remedy, why_missing
 from ._version import __version__
 
 BACKENDS = ("auto", "fused", "reference")
@@ -63,8 +64,12 @@ def empty_cache() -> None:
 
 
 def _cuda_kernels() -> str:
-    if extension is None or not extension.cuda_archs:
-        return "none: built without; install a CUDA toolkit or weighted_bce[cuda], build again"
+    if extension is None:
+        return "none"
+    if not extension.cuda_archs:
+        if torch.version.cuda is None:
+            return "none: built without; this torch does not use CUDA"
+        return f"none: built without. {_installation.how_to_build_cuda(torch.version.cuda)}"
     return f"{extension.cuda_archs} (nvcc {extension.cuda_version})"
 
 
@@ -86,6 +91,7 @@ def show_config() -> str:
     }
     if extension is None:
         facts["extension"] = f"none: {why_missing}"
+        facts["remedy"] = remedy
     else:
         facts["built against torch"] = extension.torch_version
         facts["compiler"] = extension.compiler

@@ -1,33 +1,69 @@
 """Loads the compiled extension, which registers torch.ops.weighted_bce."""
 
+import sys
 import warnings
 from importlib import import_module
-from types import ModuleType
+from types import FrameType, ModuleType
 
+import torch
+
+from . import _installation
 from ._version import __version__
 
-HOW_TO_BUILD = (
-    "install a C++ compiler, ninja and pybind11, then run "
-    "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps weighted_bce"
-)
+OLDEST_TORCH = "2.11"
 
 
-def _load() -> tuple[ModuleType | None, str]:
-    """The extension, or None and why there is none."""
+def _load() -> tuple[ModuleType | None, str, str]:
+    """The extension; or None, why there is none (the rest of a sentence), and what helps."""
     try:
         module = import_module("._C", __package__)
+    except ModuleNotFoundError:
+        return None, _installation.why_none(), _installation.how_to_build()
     except ImportError as error:
-        return None, f"it cannot be imported ({error})"
+        return None, *_not_loaded(error)
     if module.version != __version__:
-        return None, f"it is of version {module.version}, the package of {__version__}"
-    return module, ""
+        why = f"those in {_installation.PACKAGE} are of version {module.version}, the package of "
+        return None, why + __version__, _installation.how_to_build()
+    return module, "", ""
 
 
-extension, why_missing = _load()
-if extension is None:
-    warnings.warn(
-        f"weighted_bce runs without its compiled extension: {why_missing}. The pure-PyTorch "
-        f"reference is used, which is slower. To build it, {HOW_TO_BUILD}",
-        RuntimeWarning,
-        stacklevel=2,
+def _not_loaded(error: ImportError) -> tuple[str, str]:
+    why = f"those in {_installation.PACKAGE} cannot be loaded ({error})"
+    if torch.__version__ >= OLDEST_TORCH:
+        return why, _installation.how_to_build()
+    why += f"; they need torch {OLDEST_TORCH} or newer, and this is {torch.__version__}"
+    return why, f'To get one, run: {_installation.pip()} install "torch>={OLDEST_TORCH}"'
+
+
+def _warn() -> None:
+    """At the line that imports the package, so that users see whose import it is."""
+    message = (
+        "weighted_bce runs without its kernels, in plain PyTorch, which is much slower: "
+        f"{why_missing}. {remedy}"
     )
+    frame = _importer() or sys._getframe()
+    warnings.warn_explicit(
+        message,
+        RuntimeWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _importer() -> FrameType | None:
+    """The first frame that belongs neither to this package nor to the import system."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and _is_inner(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+    return frame
+
+
+def _is_inner(module: str) -> bool:
+    return f"{module}.".startswith((f"{__package__}.", "importlib.", "_frozen_importlib"))
+
+
+extension, why_missing, remedy = _load()
+if extension is None:
+    _warn()

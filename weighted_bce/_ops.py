@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _batching, reference
+from . import _batching, _installation, reference
 from ._extension import extension
 from .reference import TENSORS, Options, compute_dtype
 
@@ -157,10 +157,10 @@ why_not_on_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @cache
 def _why_not_on_cuda(device: int) -> str | None:
-    if extension is None or not extension.cuda_archs:
-        return "none is built for CUDA"
     if torch.version.cuda is None:
         return "the kernels are for CUDA, which this torch does not use"
+    if extension is None or not extension.cuda_archs:
+        return f"none is built for CUDA. {_installation.how_to_build_cuda(torch.version.cuda)}"
     needed = int(extension.cuda_version.split(".")[0])
     driver: int = extension.cuda_driver() // 1000
     if driver < needed:

@@ -1,0 +1,109 @@
+"""Where this copy of the package lies, why it has no kernels, and which command gives it some.
+
+setup.py loads this file by its path, before there is a package to import it from, so it imports
+nothing but the standard library.
+"""
+
+import json
+import shlex
+import sys
+from functools import partial
+from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+PACKAGE = Path(__file__).absolute().parent
+BUILD_NEEDS = 'ninja "pybind11>=2.12" "setuptools>=77"'  # what a build needs besides torch
+CUDA_OF_THE_EXTRA = "13"  # the version whose nvcc pip has, in the extra "cuda"
+
+
+def source_tree() -> Path | None:
+    """The folder with setup.py and csrc/ that the package lies in; None for an installed copy."""
+    root = PACKAGE.parent
+    return root if is_source_tree(root) else None
+
+
+def is_source_tree(folder: Path) -> bool:
+    return (folder / "setup.py").is_file() and (folder / "csrc").is_dir()
+
+
+def copies_with_kernels() -> list[Path]:
+    """The other copies of the package on sys.path that have kernels for this Python."""
+    folders = dict.fromkeys(Path(entry or ".").absolute() / PACKAGE.name for entry in sys.path)
+    return [folder for folder in folders if folder.resolve() != PACKAGE.resolve() and has(folder)]
+
+
+def has(folder: Path) -> bool:
+    return any((folder / f"_C{suffix}").is_file() for suffix in EXTENSION_SUFFIXES)
+
+
+def installed_from() -> Path | None:
+    """The source tree or sdist that pip made this copy of, if it is still there."""
+    for distribution in metadata.distributions(name=PACKAGE.name, path=[str(PACKAGE.parent)]):
+        text = distribution.read_text("direct_url.json")
+        url = urlsplit(json.loads(text)["url"] if text else "")
+        source = Path(url2pathname(url.path))
+        sdist = source.is_file() and source.suffix != ".whl"
+        if url.scheme == "file" and (sdist or is_source_tree(source)):
+            return source
+    return None
+
+
+def why_none() -> str:
+    """Why no kernels are found: the rest of a sentence."""
+    root = source_tree()
+    for_others = [path.name for path in sorted(PACKAGE.glob("_C.*.so"))]
+    if for_others and not has(PACKAGE):
+        return f"{PACKAGE} has kernels for another Python, {', '.join(for_others)}"
+    if root is None:
+        return f"the copy in {PACKAGE} was installed without them"
+    others = "".join(f", although {folder} has them" for folder in copies_with_kernels()[:1])
+    return f"the package is imported from the source tree {root}, which has none{others}"
+
+
+def how_to_build() -> str:
+    """The sentence that ends with the one command that gives this copy its kernels."""
+    root = source_tree()
+    start = "To build them with a C++ compiler"
+    if root is not None and Path.cwd() == root and copies_with_kernels():
+        start = "Run Python from another folder; or, to build them here with a C++ compiler"
+    source, where = _source()
+    return f"{start}, run{where}: {command(source, editable=root is not None)}"
+
+
+def how_to_build_cuda(torch_cuda: str) -> str:
+    """The same for the CUDA kernels of a torch with this `torch.version.cuda`."""
+    major = torch_cuda.split(".")[0]
+    source, where = _source()
+    build = partial(command, source, editable=source_tree() is not None, cuda=True)
+    if major == CUDA_OF_THE_EXTRA:
+        return f"To build them, run{where}: {build(extra='cuda')}"
+    return f"To build them with the toolkit of CUDA {major}, run{where}: {build()}"
+
+
+def _source() -> tuple[Path, str]:
+    """What pip should install, and where to run it if that is not known."""
+    source = source_tree() or installed_from()
+    return (Path("."), " in a clone of the repository") if source is None else (source, "")
+
+
+def command(source: Path, *, editable: bool, cuda: bool = False, extra: str = "") -> str:
+    """Builds the kernels from a source tree or sdist; where it cannot, it fails and says why."""
+    required = "WEIGHTED_BCE_CUDA=1" if cuda else "WEIGHTED_BCE_REQUIRE_EXT=1"
+    install = f"{pip()} install --no-build-isolation"
+    how = "-e " if editable else ""
+    # Without -e pip may take what it has built or installed before.
+    again = "" if editable else "--no-cache-dir --force-reinstall --no-deps "
+    parts = [
+        f"{pip()} install {BUILD_NEEDS}",
+        f"WEIGHTED_BCE_BUILD=0 {install} {how}{shlex.quote(f'{source}[{extra}]')}",
+        f"{required} {install} {how}{again}{shlex.quote(str(source))}",
+    ]
+    return " && ".join(parts if extra else (parts[0], parts[2]))
+
+
+def pip() -> str:
+    """That of this Python: the one on PATH may belong to another."""
+    return f"{shlex.quote(sys.executable or 'python')} -m pip"

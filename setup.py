@@ -106,7 +106,8 @@ def extension_arguments() -> dict:
 
 
 arguments: dict = {}
-if os.environ.get("WEIGHTED_BCE_BUILD") != "0":
+only_metadata = sys.argv[1:2] in (["egg_info"], ["dist_info"])  # pip asks first, and often
+if os.environ.get("WEIGHTED_BCE_BUILD") != "0" and not only_metadata:
     try:
         arguments = extension_arguments()
     except ImportError as error:

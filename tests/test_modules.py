@@ -227,7 +227,8 @@ def test_without_the_extension() -> None:
     )
     assert ran.returncode == 0, ran.stderr
     warning, error = ran.stdout.strip().splitlines()
-    for words in ("reference", "pip install", "ninja"):
+    for words in ("plain PyTorch", "pip install", "ninja"):
         assert words in warning
+    assert warning.endswith(" <string>")  # at the import of the program
     assert "backend 'fused' has no kernel" in error
     assert "pip install" in error

@@ -7,7 +7,6 @@ loads in every torch.
 import hashlib
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -137,8 +136,7 @@ def find_toolkit(torch_cuda: str | None) -> Toolkit:
     if any(isinstance(error, NothingLeft) for error in errors):
         how = f"unset TORCH_CUDA_ARCH_LIST, or set it like {LIKE}, and build again"
     elif major == MAJOR_OF_THE_EXTRA:
-        extra = shlex.quote(f"{ROOT}[cuda]")
-        how = f"install the toolkit of CUDA {major}, or {extra} by pip, and build again"
+        how = f"install the toolkit of CUDA {major}, or as README.md says by pip, and build again"
     else:
         how = f"install the toolkit of CUDA {major} and build again"
     raise Unavailable(f"{why}; to get them, {how}")

@@ -1,0 +1,123 @@
+"""The benchmark and the examples say in one line what they miss, and show no reference as ours."""
+
+import ast
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import bench.__main__
+from examples import command, extreme_labels, sparse_labels
+from weighted_bce import _choice
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = [bench.__main__, sparse_labels, extreme_labels]
+REMEDY = "To build them, run: this"
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_choice, "on_cpu", None)
+    monkeypatch.setattr(_choice, "extension", None)
+    monkeypatch.setattr(_choice, "why_missing", "it is gone")
+    monkeypatch.setattr(_choice, "remedy", REMEDY)
+
+
+def refusal(program: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert program.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_figures_of_the_reference(
+    program: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(program, capsys)
+    assert "ours would be plain PyTorch, which --reference allows: " in said
+    assert said.endswith(f"it is gone. {REMEDY}\n")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_nor_where_the_variable_chooses_it(
+    program: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTED_BCE_BACKEND", "reference")
+    assert "WEIGHTED_BCE_BACKEND" in refusal(program, capsys)
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_figures_of_the_reference_where_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = "--quick --shapes 8x50 --passes forward --rounds 1 --against bce --reference"
+    assert bench.__main__.main(given.split()) == 0
+    assert "Times of ours" in capsys.readouterr().out
+    assert command.obstacle((), reference=True) == ""
+
+
+def test_with_kernels_nothing_is_in_the_way() -> None:
+    for program in PROGRAMS:
+        assert command.obstacle(program.PACKAGES, reference=False) == ""
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_packages_that_are_missing(
+    program: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them at once, with the command that installs them, before anything is imported."""
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name != "torch" else name)
+    names = [name for name in program.PACKAGES if name != "torch"]
+    pip = f"{sys.executable} -m pip install {' '.join(names)}\n"
+    needs = f"it needs {', '.join(names)}. To install what is missing, run: {pip}"
+    assert refusal(program, capsys).endswith(needs)
+
+
+def test_pictures_need_one_more(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would be missed at the end of the run."""
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "matplotlib" else name)
+    said = refusal(bench.__main__, capsys, "--out", str(tmp_path))
+    assert "it needs matplotlib" in said
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_packages_are_those_that_are_imported(program: ModuleType) -> None:
+    file = program.__file__
+    assert file is not None
+    names = {command.MODULES.get(name, name) for name in program.PACKAGES}
+    if program is bench.__main__:  # where they are installed; pictures are checked above
+        names |= {"matplotlib", "numpy", "timm", "torchvision"}
+    imported = _imports(Path(file), set())
+    others = imported - set(sys.stdlib_module_names) - {"weighted_bce", "examples"}
+    assert others <= names
+    assert set(program.PACKAGES) <= {_on_index(name) for name in others}
+
+
+def _on_index(module: str) -> str:
+    return next((name for name, other in command.MODULES.items() if other == module), module)
+
+
+def _imports(file: Path, seen: set[Path]) -> set[str]:
+    """The packages that a file, and those of bench and examples that it imports, import."""
+    if file in seen or not file.is_file():
+        return set()
+    seen.add(file)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            top, _, rest = (node.module or "").partition(".")
+            if node.level == 0 and top != "examples":
+                found.add(top)
+                continue
+            folder, inner = (file.parent, top) if node.level else (ROOT / "examples", rest)
+            for name in [inner] if inner else [alias.name for alias in node.names]:
+                found |= _imports(folder / f"{name}.py", seen)
+    return found

@@ -1,0 +1,216 @@
+"""What is said where there are no kernels: why, and the one command that helps, for each cause."""
+
+import importlib
+import json
+import re
+import sys
+import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.torch_version import TorchVersion
+
+import weighted_bce
+from weighted_bce import _config, _extension, _installation, backend, show_config
+
+NEEDS = 'ninja "pybind11>=2.12" "setuptools>=77"'
+SYMBOL = "undefined symbol: torch_new"
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder of packages, the only one on sys.path; the package is not there."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "path", [str(folder)])
+    monkeypatch.setattr(sys, "executable", "/env/bin/python")
+    return folder
+
+
+@pytest.fixture
+def clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, site: Path) -> Path:
+    """A source tree, from which the package is imported."""
+    root = tmp_path / "a clone"
+    for folder in ("csrc", "weighted_bce"):
+        (root / folder).mkdir(parents=True)
+    (root / "setup.py").touch()
+    monkeypatch.setattr(_installation, "PACKAGE", root / "weighted_bce")
+    return root
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, site: Path) -> Path:
+    """A copy among the packages, from which the package is imported."""
+    copy = site / "weighted_bce"
+    copy.mkdir()
+    monkeypatch.setattr(_installation, "PACKAGE", copy)
+    return copy
+
+
+def command(how: str) -> str:
+    pip = "/env/bin/python -m pip install"
+    return f"{pip} {NEEDS} && WEIGHTED_BCE_REQUIRE_EXT=1 {pip} --no-build-isolation {how}"
+
+
+def in_place(clone: Path) -> str:
+    return command(f"-e '{clone}'")
+
+
+def again(source: object) -> str:
+    return command(f"--no-cache-dir --force-reinstall --no-deps {source}")
+
+
+def missing() -> tuple[str, str]:
+    module, why, remedy = _extension._load()
+    assert module is None
+    return why, remedy
+
+
+@pytest.fixture
+def not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "weighted_bce._C", None)
+
+
+@pytest.mark.usefixtures("not_there")
+def test_a_source_tree(clone: Path) -> None:
+    assert missing() == (
+        f"the package is imported from the source tree {clone}, which has none",
+        f"To build them with a C++ compiler, run: {in_place(clone)}",
+    )
+
+
+@pytest.mark.usefixtures("not_there")
+def test_a_source_tree_that_hides_an_installed_copy(
+    clone: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site / "weighted_bce").mkdir()
+    assert "although" not in missing()[0]
+    (site / "weighted_bce" / f"_C{EXTENSION_SUFFIXES[0]}").touch()
+    why, remedy = missing()
+    assert why.endswith(f"which has none, although {site / 'weighted_bce'} has them")
+    assert remedy.startswith("To build them with")
+    monkeypatch.chdir(clone)
+    assert missing()[1] == (
+        "Run Python from another folder; or, to build them here with a C++ compiler, "
+        f"run: {in_place(clone)}"
+    )
+
+
+@pytest.mark.usefixtures("not_there")
+def test_kernels_for_another_python(clone: Path) -> None:
+    (clone / "weighted_bce" / "_C.cpython-39-x86_64-linux-gnu.so").touch()
+    why, remedy = missing()
+    package = clone / "weighted_bce"
+    assert why == f"{package} has kernels for another Python, _C.cpython-39-x86_64-linux-gnu.so"
+    assert remedy.endswith(in_place(clone))
+
+
+@pytest.mark.usefixtures("not_there")
+@pytest.mark.parametrize("source", ["clone", "sdist.tar.gz", "wheel.whl", "gone", ""])
+def test_an_installed_copy(installed: Path, tmp_path: Path, source: str) -> None:
+    """What it was installed from is installed again, unless that is gone or has no sources."""
+    origin = tmp_path / source
+    if source == "clone":
+        (origin / "csrc").mkdir(parents=True)
+        (origin / "setup.py").touch()
+    elif source not in ("gone", ""):
+        origin.touch()
+    facts = installed.parent / "weighted_bce-0.6.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Name: weighted_bce\nVersion: 0.6.0\n", encoding="utf-8")
+    if source:
+        text = json.dumps({"url": origin.as_uri()})
+        (facts / "direct_url.json").write_text(text, encoding="utf-8")
+    why, remedy = missing()
+    assert why == f"the copy in {installed} was installed without them"
+    if source in ("clone", "sdist.tar.gz"):
+        assert remedy == f"To build them with a C++ compiler, run: {again(origin)}"
+    else:
+        where = "run in a clone of the repository"
+        assert remedy == f"To build them with a C++ compiler, {where}: {again('.')}"
+
+
+def test_another_version(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = SimpleNamespace(version="0.0.1")
+    monkeypatch.setattr(_extension, "import_module", lambda *_: old)
+    why, remedy = missing()
+    versions = f"are of version 0.0.1, the package of {weighted_bce.__version__}"
+    assert why == f"those in {clone / 'weighted_bce'} {versions}"
+    assert remedy.endswith(in_place(clone))
+
+
+def fail(*_: object) -> None:
+    raise ImportError(SYMBOL)
+
+
+def test_kernels_that_cannot_be_loaded(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "import_module", fail)
+    why, remedy = missing()
+    assert why == f"those in {clone / 'weighted_bce'} cannot be loaded ({SYMBOL})"
+    assert remedy.endswith(in_place(clone))
+
+
+def test_a_torch_that_is_too_old(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another build would not help."""
+    monkeypatch.setattr(_extension, "import_module", fail)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cpu"))
+    why, remedy = missing()
+    assert why.endswith("they need torch 2.11 or newer, and this is 2.9.1+cpu")
+    assert remedy == 'To get one, run: /env/bin/python -m pip install "torch>=2.11"'
+
+
+def test_the_warning_is_of_the_line_that_imports(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However it imports; neither the package nor the import system counts."""
+    text = "from weighted_bce import _extension\n_extension._warn()\n"
+    (tmp_path / "inner.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(weighted_bce, "__path__", [*weighted_bce.__path__, str(tmp_path)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        from weighted_bce import inner  # type: ignore[attr-defined]
+
+        importlib.reload(inner)
+    del sys.modules["weighted_bce.inner"], weighted_bce.inner
+    assert [(w.category, w.filename) for w in caught] == [(RuntimeWarning, __file__)] * 2
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    assert "import inner" in lines[caught[0].lineno - 1]
+    assert "importlib.reload" in lines[caught[1].lineno - 1]
+
+
+def test_errors_and_show_config_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (_config, weighted_bce._choice):
+        monkeypatch.setattr(module, "extension", None)
+        monkeypatch.setattr(module, "why_missing", "it is gone")
+        monkeypatch.setattr(module, "remedy", "To build them, run: this")
+    monkeypatch.setattr(weighted_bce._choice, "on_cpu", None)
+    assert "extension: none: it is gone\nremedy: To build them, run: this\n" in show_config()
+    words = "has no kernel for this input: it is gone. To build them, run: this"
+    with backend("fused"), pytest.raises(RuntimeError, match=words):
+        weighted_bce.weighted_bce_with_logits(torch.zeros(2), torch.zeros(2))
+
+
+def test_cuda_kernels(clone: Path) -> None:
+    with_toolkit = _installation.how_to_build_cuda("12.8")
+    build = in_place(clone).replace("REQUIRE_EXT", "CUDA")
+    assert with_toolkit == f"To build them with the toolkit of CUDA 12, run: {build}"
+    needed, last = build.split(" && ")
+    nvcc = "WEIGHTED_BCE_BUILD=0 /env/bin/python -m pip install --no-build-isolation -e "
+    assert _installation.how_to_build_cuda("13.2") == (
+        f"To build them, run: {needed} && {nvcc}'{clone}[cuda]' && {last}"
+    )
+
+
+def test_what_a_build_needs_is_what_pyproject_says() -> None:
+    root = Path(__file__).parent.parent
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r'\[build-system\]\nrequires = \[(.+), "torch>=([\d.]+)"\]', text)
+    assert listed is not None
+    assert sorted(listed[1].replace(",", "").replace('"', "").split()) == sorted(
+        _installation.BUILD_NEEDS.replace('"', "").split()
+    )
+    assert listed[2] == _extension.OLDEST_TORCH
+    assert f"nvidia-cuda-nvcc=={_installation.CUDA_OF_THE_EXTRA}." in text

@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         help="by which --check lets ratios and memory change (default: %(default)s); errors may "
         "double",
     )
-    add_reference(parser)
+    add_reference(how, " for the CPU")
     return parser
 
 

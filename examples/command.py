@@ -53,8 +53,10 @@ def _why_no_kernels(device: str) -> str:
     return ""
 
 
-def add_reference(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    text = "go on where there are no kernels: what is called ours is then plain PyTorch"
+def add_reference(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, where: str = ""
+) -> None:
+    text = f"go on without kernels{where}: what is called ours is then plain PyTorch"
     parser.add_argument("--reference", action="store_true", help=text)
 
 

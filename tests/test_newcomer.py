@@ -9,6 +9,7 @@ from weighted_bce._extension import extension
 
 from .newcomer import ROOT, Newcomer, commands
 
+pytest.importorskip("pip")
 pytestmark = [
     pytest.mark.skipif(extension is None, reason="there is no library to copy"),
     pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone"),

@@ -1,4 +1,4 @@
-"""The build of the CUDA part: which nvcc is taken, what it compiles, what is said where none fits."""
+"""The build of the CUDA part: which nvcc is taken, what it compiles, and what is said without."""
 
 import os
 from pathlib import Path

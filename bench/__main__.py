@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from examples.command import add_reference, obstacle
 
-from .names import AGAINST, DTYPES, PASSES, TARGETS, in_rows
+from .names import AGAINST, DTYPES, LABELS, LARGEST, PASSES, TARGETS, in_rows
 
 QUICK_ROUNDS, ROUNDS = 10, 20
 QUICK_SECONDS, SECONDS = 1.5, 10.0
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_list(_shape),
         metavar="S,...",
         help="such as 1024x16384 (rows x labels), or elements such as 2^24, in rows of 16384; "
+        f"{LARGEST}: the largest power of two of elements for which ours has memory; "
         "256x256x131072 (rows x features x labels): of a linear layer and its loss",
     )
     add("--dtypes", type=_list(_one_of(DTYPES)), metavar="D,...", help=", ".join(DTYPES))
@@ -142,6 +143,9 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 
 def _shape(text: str) -> tuple[int, ...]:
+    """No rows: as many as there is memory for."""
+    if text == LARGEST:
+        return 0, LABELS
     try:
         sizes = tuple(map(_size, text.split("x")))
         if len(sizes) > 3:

@@ -11,7 +11,8 @@ from .contenders import Contender, loss_scale
 from .samples import Sample
 from .settings import Setting
 
-CHUNK = 2**16  # elements that are computed at once: in the cache
+# Elements that are computed at once: in the cache of a CPU; enough to keep a GPU busy.
+CHUNK, GPU_CHUNK = 2**16, 2**22
 FLOAT_EPS = torch.finfo(torch.float32).eps
 MOST = 2**24  # elements of the gradient that are compared, the first ones
 
@@ -41,14 +42,18 @@ class Overflow(Exception):
     """A contender has infinity or NaN where float16 could hold the result."""
 
 
+def chunk_of(device: str) -> int:
+    return CHUNK if device == "cpu" else GPU_CHUNK
+
+
 def truth(sample: Sample, pos_weight: float, positives: bool) -> Truth:
     """By the formula for targets of 0 and 1 and finite logits, in float64."""
     if len(sample.values) > 1:
         return _truth_of_layer(sample, pos_weight)
     x, y = sample.values[0].flatten(), sample.ready.flatten()
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    slopes, known = [], 0
-    for logits, targets in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+    slopes, known, size = [], 0, chunk_of(x.device.type)
+    for logits, targets in zip(x.split(size), y.split(size), strict=True):
         loss, slope = _of_logits(logits.double(), targets.double() * positives, pos_weight)
         total += loss
         if known < MOST:
@@ -72,7 +77,7 @@ def _truth_of_layer(sample: Sample, pos_weight: float) -> Truth:
     rows, labels = sample.ready.shape
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     of_input, of_weight, known = torch.zeros_like(x), [], 0
-    size = max(1, CHUNK // rows)
+    size = max(1, chunk_of(x.device.type) // rows)
     for some, targets in zip(weight.split(size), sample.ready.split(size, 1), strict=True):
         w = some.double()
         loss, slopes = _of_logits(x @ w.t(), targets.double(), pos_weight)
@@ -94,8 +99,7 @@ def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
     assert result is not None
     loss, grads = float(result.double()), [leaf.grad for leaf in sample.leaves]
     sample.drop_gradients()
-    finite = all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
-    if setting.dtype == "float16" and not (math.isfinite(loss) and finite):
+    if setting.dtype == "float16" and not (math.isfinite(loss) and all(map(_is_finite, grads))):
         raise Overflow("it overflows float16")
     off_loss = abs(loss - known.loss) / (known.loss or 1)
     of_dtype = torch.finfo(getattr(torch, setting.dtype))
@@ -120,6 +124,12 @@ def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
     return Errors(off_loss, worst)
 
 
+def _is_finite(grad: Tensor | None) -> bool:
+    """A part at a time: torch makes several tensors to find out."""
+    parts = () if grad is None else grad.flatten().split(MOST)
+    return all(bool(part.isfinite().all()) for part in parts)
+
+
 def _off_elements(
     grad: Tensor, known: Tensor, scale: float, setting: Setting
 ) -> tuple[float, float]:
@@ -131,11 +141,12 @@ def _off_elements(
     smallest = torch.finfo(getattr(torch, setting.dtype)).smallest_normal / scale
     weight = max(1.0, setting.pos_weight) / setting.elements
     worst, excess = torch.zeros(2, dtype=torch.float64, device=grad.device)
-    pairs = zip(grad.flatten()[:MOST].split(CHUNK), known.split(CHUNK), strict=True)
+    size = chunk_of(grad.device.type)
+    pairs = zip(grad.flatten()[: len(known)].split(size), known.split(size), strict=True)
     for got, wanted in pairs:
-        off, size = (got.double() / scale).sub_(wanted).abs_(), wanted.abs()
-        allowed = (wanted < 0) * weight + size + smallest
-        worst = worst.maximum(_largest(off / size.clamp_min(smallest)))
+        off, value = (got.double() / scale).sub_(wanted).abs_(), wanted.abs()
+        allowed = (wanted < 0) * weight + value + smallest
+        worst = worst.maximum(_largest(off / value.clamp_min(smallest)))
         excess = excess.maximum(_largest(off / allowed))
     return float(worst), float(excess)
 

@@ -94,7 +94,11 @@ def _contender(pass_: str, loss: Loss, samples: Samples) -> Contender:
     is_layer = setting.features > 0
     warm = device.is_gpu or loss.compiles or is_layer or setting.elements <= WARM
     way = "steady" if warm and loss.before == "take" else loss.before
-    steps = 1 if way == "overwritable" else steps_of(setting)  # a second one would find no logits
+    # A second step would find no logits, or the loss scale of the first.
+    steps = 1 if way == "overwritable" or loss.scale_before else steps_of(setting)
+    earlier = run
+    if loss.scale_before:
+        earlier = work(pass_, loss._replace(loss_scale=loss.scale_before), setting, device.name)
     gradient = setting.gradient_bytes
     matrices = loss.gradients[pass_ == FORWARD] + is_layer  # those as large as the logits
     if is_layer and loss.chunks:
@@ -106,7 +110,7 @@ def _contender(pass_: str, loss: Loss, samples: Samples) -> Contender:
     }
     return Contender(
         loss.key,
-        partial(_BEFORE[way], run, samples),
+        partial(_BEFORE[way], earlier, samples),
         partial(_repeated, run, steps),
         0 if is_layer else (1 + (pass_ == STEP)) * gradient + target[loss.given],
         loss,

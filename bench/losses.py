@@ -46,6 +46,7 @@ class Loss(NamedTuple):
     device: str = ""  # "cpu" or "cuda", likewise
     quick: bool = True  # also in a quick run
     loss_scale: float = 1.0
+    scale_before: float = 0.0  # the loss scale of the untimed step before; 0: the same
 
     @property
     def is_own(self) -> bool:
@@ -59,10 +60,22 @@ LOSSES = (
         "scaled",
         "ours, loss scale 65536",
         ours,
+        takes="any",
         before="steady",
         only="step",
         device="cuda",
         loss_scale=65536.0,  # the one that torch.amp.GradScaler starts with
+    ),
+    Loss(
+        "scaled-changing",
+        "ours, loss scale that changes",
+        ours,
+        takes="any",
+        before="steady",
+        only="step",
+        device="cuda",
+        loss_scale=65536.0,
+        scale_before=32768.0,
     ),
     Loss(
         "inplace",
@@ -114,7 +127,7 @@ LOSSES = (
     Loss("dense", "ours, bool target", ours, "sparse", given="ready", before="steady"),
     Loss("unfused", "F.linear, weighted_bce_with_logits", alone, takes="", linear="any"),
     Loss("masked", "masked multiply", masked, linear="any", gradients=(3, 3)),
-    Loss("bce", "F.bce_with_logits", bce, linear="dense", gradients=(4, 3)),
+    Loss("bce", "F.bce_with_logits", bce, linear="any", gradients=(4, 3)),
     Loss("bce-float", "F.bce_with_logits, float target", bce, given="ready", gradients=(3, 2)),
     Loss(
         "bce-plain",

@@ -5,10 +5,12 @@ TARGETS = ("bool", "float", "int64", "sparse")  # float: of the dtype of the log
 PASSES = STEP, FORWARD = "step", "forward"
 COPY, PRODUCTS, OURS, SPARSE = "copy", "products", "ours", "sparse"
 LABELS = 16384
+LARGEST = "largest"  # a shape: as many rows of LABELS as the memory of the device takes
 
 # The keys of losses.LOSSES, but ours.
 AGAINST = (
-    *("released", "scaled", "inplace", "fused-step", "ours-compiled", "reference"),
+    *("released", "scaled", "scaled-changing", "inplace", "fused-step"),
+    *("ours-compiled", "reference"),
     *("no-positives", "dense", "unfused"),
     *("masked", "bce", "bce-float", "bce-plain", "compile", "compile-plain", "compile-masked"),
     *("scatter", "torchvision", "timm"),

@@ -17,6 +17,7 @@ from .compare import COMPARED, changes, common
 from .contenders import Group, group
 from .device import Device, Refusal, find
 from .losses import BY_KEY, LOSSES, NAMES, Loss, fitting, lack
+from .memory import with_most_rows
 from .names import OURS, PASSES, STEP
 from .peak import peak
 from .records import WHAT, Records, facts, load, rows_of
@@ -180,6 +181,8 @@ def _tasks(options: argparse.Namespace, device: Device) -> Iterator[Task]:
     seen: set[tuple[Setting, str]] = set()
     for grid in _grids(options):
         for setting in grid.settings(options.pos_weight, options.seed):
+            if not setting.rows:
+                setting = with_most_rows(setting, device)
             passes = [p for p in grid.passes if p in (options.passes or grid.passes)]
             new = tuple(p for p in passes if (setting, p) not in seen)
             seen.update((setting, p) for p in new)

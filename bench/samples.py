@@ -62,7 +62,8 @@ class Samples:
         setting = self.setting
         room = ready = 0 if setting.features else setting.gradient_bytes
         if setting.is_sparse:
-            return self.count * (setting.gradient_bytes + room + setting.elements)
+            each = setting.gradient_bytes + room + setting.elements + setting.target_bytes
+            return self.count * each
         if setting.target == "float":
             ready = 0
         return self.count * (setting.gradient_bytes + room + ready + setting.target_bytes)

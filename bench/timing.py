@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import psutil
 
-from .accuracy import MOST, Disagreement, Errors, Truth, errors, truth
+from .accuracy import Disagreement, Errors, Truth, errors, truth
 from .contenders import Contender, Group
 from .device import Device, out_of_memory, reason
+from .memory import needed_bytes
 from .names import COPY, OURS, PRODUCTS
 from .samples import Peak, Samples
 from .settings import Setting
@@ -103,7 +104,7 @@ def _checked(
 ) -> tuple[dict[str, Result], dict[str, Errors]]:
     """Those that do not fit, raise or are wrong, by key; and the errors of the others."""
     setting, device = group.setting, samples.device
-    failures, found = _too_large(group, device.free_bytes()), {}
+    failures, found = _too_large(group, device), {}
 
     @cache
     def known(pos_weight: float, positives: bool) -> Truth:
@@ -125,14 +126,14 @@ def _checked(
     return failures, found
 
 
-def _too_large(group: Group, free: int | None) -> dict[str, Result]:
+def _too_large(group: Group, device: Device) -> dict[str, Result]:
     """What is known not to fit before it is tried."""
-    found = {}
-    check = 16 * min(group.setting.elements, MOST)
-    for key, needed in ((c.key, c.memory + check) for c in group.contenders):
+    found, free = {}, device.free_bytes()
+    for contender in group.contenders:
+        needed = needed_bytes(contender, group.setting, device)
         if free is not None and needed > free:
             text = f"it needs some {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-            found[key] = Result(key, failed=text, fits=False)
+            found[contender.key] = Result(contender.key, failed=text, fits=False)
     return found
 
 

@@ -16,17 +16,20 @@ pytest.importorskip("psutil")
 
 from bench import __main__, contenders, device, graphs, report, run, timing
 from bench.contenders import Group
-from bench.device import Cuda
+from bench.device import CPU, Cuda
 from bench.losses import BY_KEY
+from bench.memory import check_bytes, needed_bytes, with_most_rows
 from bench.names import COPY, FORWARD, OURS, STEP
 from bench.records import rows_of
 from bench.samples import Sample, Samples
 from bench.settings import Setting
 from bench.timing import Limits, Result, measure
+from weighted_bce import autograd
 
 SETTING = Setting(8, 64, density=0.1)
 BYTES = 5 * SETTING.elements  # of the logits and the target
-KEYS = [OURS, "scaled", "inplace", "masked", "bce", "bce-float"]
+SCALED = ["scaled", "scaled-changing"]
+KEYS = [OURS, *SCALED, "inplace", "masked", "bce", "bce-float"]
 
 
 class Pretended(Cuda):
@@ -71,7 +74,7 @@ def group(
     chosen = [
         BY_KEY[key]._replace(make=makers.get(key, BY_KEY[key].make))
         for key in KEYS
-        if pass_ == STEP or key not in ("scaled", "inplace")
+        if pass_ == STEP or BY_KEY[key].only != STEP
     ]
     return contenders.group(pass_, chosen, samples), samples
 
@@ -94,7 +97,8 @@ def test_a_run(
     against = ("--against", ",".join(["dense", "scatter", *KEYS[1:]]))
     arguments = ["--device", "cuda", "--quick", *given, "--targets", "bool,sparse", *against]
     # The name of the device that it passes for is not "cuda".
-    monkeypatch.setitem(BY_KEY, "scaled", BY_KEY["scaled"]._replace(device="cpu"))
+    for key in SCALED:
+        monkeypatch.setitem(BY_KEY, key, BY_KEY[key]._replace(device="cpu"))
     monkeypatch.setattr("bench.losses.LOSSES", tuple(BY_KEY.values()))
     assert __main__.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -103,13 +107,13 @@ def test_a_run(
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     step = {
         "bool": [COPY, *KEYS],
-        "sparse": [COPY, OURS, "inplace", "dense", "scatter"],
+        "sparse": [COPY, OURS, *SCALED, "inplace", "dense", "scatter"],
     }
     expected = []
     for size in (8, 15):
         for target, names in step.items():
             for pass_ in (STEP, FORWARD):
-                of = [n for n in names if pass_ == STEP or n not in ("inplace", "scaled")]
+                of = [n for n in names if pass_ == STEP or n not in ("inplace", *SCALED)]
                 expected += [(size, target, pass_, False, n) for n in of]
                 if size == 8:
                     expected += [(size, target, pass_, True, n) for n in of if n in graphs.CAPTURED]
@@ -164,12 +168,59 @@ def test_what_does_not_fit_is_not_tried() -> None:
     assert needed[COPY] == inputs
     assert needed[OURS] == inputs + 2 * 4 * 512  # with the gradient of the sample before
     assert needed["bce"] == inputs + 5 * 4 * 512
-    gpu = Pretended(needed["bce"] + 16 * 512 - 1)
+    gpu = Pretended(needed["bce"] + check_bytes(SETTING, CPU) - 1)
     found = by_key(measure(*group(gpu), Limits(1)).results)
     assert not found["bce"].fits
     assert "GiB are free" in str(found["bce"].failed)
     assert all(result.fits == (key != "bce") for key, result in found.items())
     assert found["masked"].seconds is not None
+
+
+@pytest.mark.parametrize(
+    ("setting", "element"),
+    [
+        (Setting(0, 2**14), 21),  # logits, room, gradients of two steps; the target twice
+        (Setting(0, 2**14, "float16"), 11),
+        (Setting(0, 2**14, "bfloat16", "sparse"), 9),
+    ],
+)
+def test_the_largest_size(setting: Setting, element: int) -> None:
+    """A power of two for which ours has memory, and would not have for twice as many rows."""
+    gpu = Pretended(2**36)
+    found = with_most_rows(setting, gpu)
+    assert found == setting._replace(rows=found.rows)
+    assert found.rows.bit_count() == 1
+    assert 0.3 * gpu.free < found.elements * element < 0.9 * gpu.free
+    assert 2 * found.elements * element > 0.89 * gpu.free
+    ours = group(gpu, found)[0].contenders[1]
+    assert needed_bytes(ours, found, gpu) < gpu.free
+
+
+def test_shapes_of_the_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No size twice, and each dtype has its own."""
+    given = ["--shapes", "2^20,largest", "--dtypes", "float32,bfloat16", "--passes", "step"]
+    options = __main__._parser().parse_args(["--device", "cuda", *given])
+    tasks = run._tasks(options, Pretended(2**36))
+    sizes = [(task.setting.dtype, task.setting.elements) for task in tasks]
+    assert sizes == [
+        *(("float32", 2**20), ("bfloat16", 2**20)),
+        *(("float32", 2**31), ("bfloat16", 2**32)),
+    ]
+    once = run._tasks(options, Pretended(75 * 2**20))
+    assert [task.setting.elements for task in once] == [2**20, 2**20]
+
+
+def test_a_changing_loss_scale_is_never_the_expected_one() -> None:
+    one, _ = group(Pretended())
+    for key, surprised in (("scaled", False), ("scaled-changing", True)):
+        (contender,) = (c for c in one.contenders if c.key == key)
+        assert contender.steps == 1
+        for _ in range(3):
+            sample = contender.before()
+            expected = autograd.expectation(sample.logits).item()
+            contender.step(sample)
+            assert (expected != 65536) == surprised
+            assert autograd.expectation(sample.logits).item() == 65536
 
 
 def test_nothing_is_made_where_the_inputs_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,15 @@ WARM = 2**22  # elements up to which each timed step follows an untimed one of i
 
 
 class Contender(NamedTuple):
-    """`before`, which is not timed, gives the sample of a `step`, which returns its loss."""
+    """`before`, which is not timed, gives the sample of a `step`, which returns its loss.
+
+    `step` is a call of several steps, `one_step` is one of these.
+    """
 
     key: str
     before: Callable[[], Sample]
     step: Callable[[Sample], Tensor | None]
+    one_step: Callable[[Sample], Tensor | None]
     needed_bytes: int  # that any such step has to read and write; 0 for linear layers
     loss: Loss | None = None  # None: the yardstick
     steps: int = 1  # in one call
@@ -112,6 +116,7 @@ def _contender(pass_: str, loss: Loss, samples: Samples) -> Contender:
         loss.key,
         partial(_BEFORE[way], earlier, samples),
         partial(_repeated, run, steps),
+        run,
         0 if is_layer else (1 + (pass_ == STEP)) * gradient + target[loss.given],
         loss,
         steps,
@@ -165,6 +170,9 @@ _BEFORE = {
 def _copy(samples: Samples) -> Contender:
     """The yardstick; like ours it runs once untimed, in its own memory and caches."""
 
+    def once(sample: Sample) -> None:
+        sample.room[0].copy_(sample.values[0])
+
     def copy(sample: Sample) -> None:
         for _ in range(steps):
             sample.room[0].copy_(sample.values[0])
@@ -172,7 +180,7 @@ def _copy(samples: Samples) -> Contender:
     setting = samples.setting
     steps, needed = steps_of(setting), 2 * setting.gradient_bytes
     before = partial(_steady, copy, samples)
-    return Contender(COPY, before, copy, needed, None, steps, samples.bytes)
+    return Contender(COPY, before, copy, once, needed, None, steps, samples.bytes)
 
 
 def _products(pass_: str, samples: Samples) -> Contender:
@@ -202,4 +210,4 @@ def _products(pass_: str, samples: Samples) -> Contender:
         return sample
 
     memory = samples.bytes + setting.logits_bytes + (pass_ == STEP) * setting.gradient_bytes
-    return Contender(PRODUCTS, before, multiply, 0, None, steps, memory)
+    return Contender(PRODUCTS, before, multiply, multiply, 0, None, steps, memory)

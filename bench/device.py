@@ -53,6 +53,10 @@ class Device:
     def release(self) -> None:
         """Gives unused memory back to the system."""
 
+    def works(self) -> bool:
+        """Whether it can go on; a GPU cannot after an error within a kernel."""
+        return True
+
     def facts(self) -> dict[str, str]:
         return {}
 
@@ -82,8 +86,10 @@ class Cuda(Device):
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
 
     def free_bytes(self) -> int | None:
-        self.release()
-        return int(torch.cuda.mem_get_info()[0])
+        """Also what torch's allocator keeps for later, where it cannot give that back."""
+        self._empty_cache()
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + kept
 
     def rise_of_peak(self, work: Callable[[], object]) -> int | None:
         torch.cuda.synchronize()
@@ -95,9 +101,19 @@ class Cuda(Device):
 
     def release(self) -> None:
         gc.collect()
+        self._empty_cache()
+
+    def _empty_cache(self) -> None:
         # Refused for the rest of the process once the capture of a graph has failed.
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
+
+    def works(self) -> bool:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
 
     def graph(self, prepare: Callable[[], T], work: Callable[[T], object]) -> Callable[[], None]:
         """Captures the work on what `prepare` returns; the result replays it."""

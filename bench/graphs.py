@@ -27,7 +27,10 @@ def replayed(group: Group, samples: Samples) -> Group:
 
 
 class Replay:
-    """Steps of one contender on all samples as one CUDA graph, which is captured at first use."""
+    """A step of one contender on each sample, all as one CUDA graph, captured at first use.
+
+    Samples are few hundred at most, and so are the steps: capturing more would take seconds.
+    """
 
     def __init__(self, contender: Contender, samples: Samples, device: Cuda) -> None:
         self._contender, self._samples, self._device = contender, samples, device
@@ -35,12 +38,12 @@ class Replay:
         self._results: list[tuple[Tensor | None, Tensor | None]] = []
 
     def contender(self) -> Contender:
-        steps = self._samples.count * self._contender.steps
+        steps = self._samples.count
         return self._contender._replace(before=self._before, step=self._step, steps=steps)
 
     def _work(self, samples: list[Sample]) -> None:
         """The gradients are kept, so that each has its own memory in the graph."""
-        losses = [self._contender.step(sample) for sample in samples]
+        losses = [self._contender.one_step(sample) for sample in samples]
         grads = [sample.logits.grad for sample in samples]
         self._results = list(zip(losses, grads, strict=True))
 

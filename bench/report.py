@@ -28,8 +28,9 @@ process, measured of steps from 2^20 to 2^27 elements; on a GPU what torch's all
 errors: relative, against float64, of the loss and of the worst of the first 2^24 elements of the
 gradient.
 ours takes the memory of the last step's gradient, as in any training loop; memory released:
-weighted_bce.empty_cache() comes before each step; inplace_backward: the gradient replaces the
-logits, of which an untimed copy is made for each single step. masked multiply and
+weighted_bce.empty_cache() comes before each step; loss scale that changes: the untimed step before
+each has another one, so that backward makes the gradient anew; inplace_backward: the gradient
+replaces the logits, of which an untimed copy is made for each single step. masked multiply and
 F.binary_cross_entropy_with_logits convert the target in each call, but for 'float target'.
 torchvision's focal loss is without focus: alpha = p / (1 + p), gamma = 0, times 1 + p. 'no
 pos_weight', 'no positives' compute less."""

@@ -64,6 +64,10 @@ class Run:
                     for one, samples in _groups(task, self.options, self.device):
                         self._measure(one, samples, _Ticker(progress, bar))
                         progress.update(bar, advance=not one.graphs, refresh=True)
+                        if not self.device.works():
+                            self.reliable = False
+                            self.console.print("The device has failed: nothing more is measured.")
+                            return
         finally:
             torch.set_num_threads(torch_threads)
 

@@ -141,9 +141,10 @@ _ELEMENTS = 2**24  # where another axis than the size is followed
 def grids(device: str, quick: bool) -> list[Grid]:
     """What is measured where nothing else is asked for. README's main tables are of the first."""
     if device == "cuda":
-        if quick:
+        if quick:  # torch.compile takes most of the time
             layer = few((1024, 768, 131073), "bfloat16")
-            return [Grid(_sizes(28, 24, 20)), few((1024, 131073)), SMALL, layer]
+            steps = Grid(_sizes(28, 24, 20), passes=(STEP,))
+            return [steps, Grid(_sizes(28)), few((1024, 131073)), SMALL, layer]
         return [
             Grid(_sizes(28, *range(20, 31, 2), 31), DTYPES[:3]),
             few((1024, 670091), "bfloat16"),

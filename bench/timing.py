@@ -6,6 +6,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -83,7 +84,6 @@ def measure(
         tick: told the name of each contender before it is first run, and "" after each round.
     """
     device = samples.device
-    device.release()
     failures, found = _checked(group, samples, tick)
     start, before = time.perf_counter(), _seconds_of_others()
     spent = _spent(group, limits, device, failures, tick)
@@ -119,10 +119,11 @@ def _checked(
             right = known(weight, contender.loss.positives)
             found[contender.key] = errors(contender, right, setting)
         except Exception as error:
-            failures[contender.key] = _failure(contender, error)
+            failures[contender.key] = _failure(contender, error, device)
             if contender.key == OURS and failures[OURS].fits:
                 traceback.print_exc()
-        device.release()  # not before the error is gone, which holds what it interrupted
+        if contender.key in failures:
+            device.release()  # not before the error is gone, which holds what it interrupted
     return failures, found
 
 
@@ -137,12 +138,13 @@ def _too_large(group: Group, device: Device) -> dict[str, Result]:
     return found
 
 
-def _failure(contender: Contender, error: Exception) -> Result:
+def _failure(contender: Contender, error: Exception, device: Device) -> Result:
+    """An allocation also fails on a device where nothing works any more."""
     return Result(
         contender.key,
         failed=reason(error),
         disagrees=isinstance(error, Disagreement),
-        fits=not out_of_memory(error),
+        fits=not (out_of_memory(error) and device.works()),
     )
 
 
@@ -166,7 +168,7 @@ def _spent(
             try:
                 seconds = _timed(contender, device)
             except Exception as error:
-                failures[contender.key] = _failure(contender, error)
+                failures[contender.key] = _failure(contender, error, device)
             if contender.key in failures:
                 device.release()
             elif number > 0:  # the first round warms up
@@ -191,7 +193,9 @@ def _peaks(group: Group, device: Device, failures: dict[str, Result]) -> dict[st
     if group.graphs:  # a graph allocates when it is captured
         return peaks
     for contender in group.contenders:
-        if contender.key not in failures:
+        if contender.key in failures:
+            continue
+        with suppress(RuntimeError):  # memory may have become too fragmented for it
             sample = contender.before()
             rise = device.rise_of_peak(partial(contender.step, sample))
             if rise is not None:

@@ -59,6 +59,9 @@ class Pretended(Cuda):
     def release(self) -> None:
         pass
 
+    def works(self) -> bool:
+        return True
+
     def graph(self, prepare: Callable[[], Any], work: Callable[[Any], object]) -> Any:
         return lambda: work(prepare())
 
@@ -277,6 +280,57 @@ def test_ours_that_fails_is_exit_code_1(
     assert "Times of ours" in printed.out
 
 
+def test_a_gpu_that_has_failed_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """An allocation that fails there is no lack of memory. What was measured before is kept."""
+    gpu = Pretended()
+    groups = [True, True]
+
+    def works() -> bool:
+        return bool(groups) and groups.pop()
+
+    def broken(*_: Any) -> Callable[..., Tensor]:
+        def loss(*_: Any) -> Tensor:
+            if groups:
+                return BY_KEY["bce"].make(SETTING, "cpu")(*_)
+            raise RuntimeError("aoti_torch_empty_strided(...) API call failed")
+
+        return loss
+
+    monkeypatch.setattr(gpu, "works", works)
+    monkeypatch.setattr(run, "find", lambda _: gpu)
+    own = BY_KEY[OURS]._replace(make=broken)
+    monkeypatch.setattr("bench.losses.LOSSES", (own, BY_KEY["bce"]))
+    given = ("--shapes", "8x64,9x64,10x64,11x64", "--passes", "step", "--against", "bce")
+    monkeypatch.setattr(graphs, "MOST_ELEMENTS", 0)
+    arguments = ["--device", "cuda", "--rounds", "1", *given, "--out", str(tmp_path)]
+    assert __main__.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "nothing more is measured" in printed.out
+    assert "ours failed: aoti_torch_empty_strided" in printed.out
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["rows"] for row in rows if row["contender"] == OURS] == [8, 9, 10]
+    assert [row["fits"] for row in rows if row["contender"] == OURS] == [True] * 3
+
+
+def test_graphs_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step on each sample, however many steps an eager call has."""
+    monkeypatch.setattr(contenders, "MOST_STEPS", 500)
+    gpu = Pretended()
+    monkeypatch.setattr(gpu, "cache_bytes", lambda: 2**26)
+    samples = Samples(SETTING, gpu)
+    made = contenders.group(STEP, [BY_KEY["bce"]], samples)
+    assert [c.steps for c in made.contenders] == [256, 256]
+    calls: list[Any] = []
+    counted = made.contenders[1]._replace(one_step=lambda sample: calls.append(sample))
+    (replay,) = graphs.replayed(made._replace(contenders=[counted]), samples).contenders
+    replay.step(replay.before())
+    assert replay.steps == samples.count == 256
+    assert len(calls) == 2 * samples.count
+    assert len({id(sample) for sample in calls}) == samples.count
+
+
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     one = Result(OURS, 2e-3, 1.9e-3, 2.1e-3, 1.25, 1.0, 4000.0, 0.9, 1024, 1.0, 1.6e-8, 3e-7)
     none = Result("masked", failed="it needs some 90.0 GiB, 70.0 GiB are free", fits=False)
@@ -347,6 +401,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         synchronize=lambda: log.append("synchronize"),
         reset_peak_memory_stats=lambda: log.append("reset"),
         memory_allocated=lambda: 100,
+        memory_reserved=lambda: 103,
         max_memory_allocated=lambda: 150,
         empty_cache=lambda: log.append("empty"),
         mem_get_info=lambda: (7, 9),
@@ -364,7 +419,7 @@ def test_the_allocator_counts_memory(log: list[str]) -> None:
     gpu = Cuda()
     assert gpu.rise_of_peak(lambda: log.append("work")) == 50
     assert log == ["synchronize", "reset", "work", "synchronize"]
-    assert gpu.free_bytes() == 7
+    assert gpu.free_bytes() == 7 + 3
     assert log[-1] == "empty"
 
 

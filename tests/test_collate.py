@@ -106,7 +106,7 @@ def test_workers(start: str, persistent: bool, kind: str, form: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_pinned() -> None:
+def test_pinned_for_cuda() -> None:
     loader = DataLoader(Samples("list", "tuple"), 10, collate_fn=collate, pin_memory=True)
     for *_, labels in loader:
         assert type(labels) is SparseLabels

@@ -124,7 +124,7 @@ def test_tiny_factors_do_not_vanish(device: str) -> None:
     target = SparseLabels.from_lists([[]] * rows).to(device)
     loss = linear_weighted_bce_with_logits(x, weight + 1, target)
     (grad,) = torch.autograd.grad(loss, x)
-    assert_near(grad, torch.full((rows, 1), torch.tensor(1.0).sigmoid().item() / rows), 1e-3)
+    assert_near(grad, torch.full_like(x, torch.tensor(1.0).sigmoid().item() / rows), 1e-3)
 
 
 def test_products_of_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:

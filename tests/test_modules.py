@@ -139,7 +139,7 @@ def test_probabilities_and_logits_agree(device: str) -> None:
 
 
 @pytest.mark.skipif(extension is None or not extension.cuda_archs, reason="built without CUDA")
-def test_driver_is_asked_without_a_driver() -> None:
+def test_the_cuda_driver_is_asked_where_there_is_none_too() -> None:
     assert extension is not None
     assert 0 <= extension.cuda_driver() < 100_000
     assert (extension.cuda_driver() > 0) >= torch.cuda.is_available()

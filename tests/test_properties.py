@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+
+pytest.importorskip("hypothesis")
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
+
+pytest.importorskip("scipy")
+
+import scipy.sparse as sp
 
 from weighted_bce import SparseLabels
 from weighted_bce.sparse import check_form, check_values

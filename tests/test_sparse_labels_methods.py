@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("hypothesis")
+
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -68,7 +71,7 @@ def test_too_many_for_int32() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_pin_memory() -> None:
+def test_pin_memory_for_cuda() -> None:
     pinned = SparseLabels.from_lists(ROWS).pin_memory()
     assert all(t.is_pinned() for t in pinned)
     same(pinned.to("cuda", non_blocking=True), ROWS)

@@ -1,6 +1,8 @@
 """The loss of a linear layer equals that of its logits, whatever the chunks."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -165,6 +167,28 @@ def test_chunks_cover_all_labels_once() -> None:
         chunks = _chunks.Chunks(_chunks.Layer(*case.layer), None, size)
         found = [label for part in chunks for label in range(LABELS)[part]]
         assert found == list(range(LABELS))
+
+
+def test_chunks_on_cuda_leave_most_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what torch's allocator keeps is free; it is asked only where little else is."""
+    x = cast(Any, SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0)))
+    asked: list[str] = []
+    state = {"free": 0, "memory_reserved": 0, "memory_allocated": 0}
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (state["free"], 2**37))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda _, n=name: asked.append(n) or state[n])
+    rows, most = 1024, 2**25 // (4 * 1024)
+    for free, reserved, allocated, labels in (
+        (2**30, 2**36, 2**36, most),
+        (2**20, 2**36, 2**35, most),
+        (2**26, 2**36, 2**36 - 2**26, most // 2),
+        (0, 2**36, 2**36, 1024),
+    ):
+        state.update(free=free, memory_reserved=reserved, memory_allocated=allocated)
+        asked.clear()
+        assert _chunks._chosen_labels(rows, x, torch.float32) == labels
+        assert bool(asked) == (free < 2**28)
 
 
 def test_module() -> None:

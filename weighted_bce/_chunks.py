@@ -124,10 +124,17 @@ def _chosen_labels(rows: int, x: Tensor, dtype: torch.dtype) -> int:
         return max(_LEAST, min(_MOST, _BYTES // each // _STEP * _STEP))
     most = _CUDA_BYTES
     if not torch.cuda.is_current_stream_capturing():
-        free, _ = torch.cuda.mem_get_info(x.device)
-        kept = torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
-        most = min(most, (free + kept) // 8)
+        most = min(most, _free_bytes(x.device, 8 * most) // 8)
     return max(_CUDA_LEAST, most // each // _STEP * _STEP)
+
+
+def _free_bytes(device: torch.device, enough: int) -> int:
+    """What can be allocated on a GPU. To ask torch's allocator takes much of a short step: only
+    where the driver has not enough left."""
+    free, _ = torch.cuda.mem_get_info(device)
+    if free < enough:
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free)
 
 
 def topk(chunks: Chunks, k: int) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,12 @@ class Samples:
             ready = 0
         return self.count * (setting.gradient_bytes + room + ready + setting.target_bytes)
 
+    @property
+    def held_bytes(self) -> int:
+        """What of it is in memory by now, and the gradients of steps that are over."""
+        gradients = sum(sample.gradients_bytes for sample in self._made)
+        return gradients + (self.bytes if self._made else 0)
+
     def all(self) -> list[Sample]:
         """All samples, without gradients."""
         if not self._made:

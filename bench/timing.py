@@ -104,7 +104,7 @@ def _checked(
 ) -> tuple[dict[str, Result], dict[str, Errors]]:
     """Those that do not fit, raise or are wrong, by key; and the errors of the others."""
     setting, device = group.setting, samples.device
-    failures, found = _too_large(group, device), {}
+    failures, found = _too_large(group, samples), {}
 
     @cache
     def known(pos_weight: float, positives: bool) -> Truth:
@@ -127,11 +127,12 @@ def _checked(
     return failures, found
 
 
-def _too_large(group: Group, device: Device) -> dict[str, Result]:
-    """What is known not to fit before it is tried."""
-    found, free = {}, device.free_bytes()
+def _too_large(group: Group, samples: Samples) -> dict[str, Result]:
+    """What is known not to fit before it is tried. Another pass may have made the samples."""
+    found, left = {}, samples.device.free_bytes()
+    free = None if left is None else left + samples.held_bytes
     for contender in group.contenders:
-        needed = needed_bytes(contender, group.setting, device)
+        needed = needed_bytes(contender, group.setting, samples.device)
         if free is not None and needed > free:
             text = f"it needs some {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
             found[contender.key] = Result(contender.key, failed=text, fits=False)

@@ -44,6 +44,21 @@ def test_what_does_not_fit_is_not_tried() -> None:
     assert found["masked"].seconds is not None
 
 
+def test_samples_of_the_pass_before_count_once() -> None:
+    """They are in memory, and so no longer in what is free."""
+    gpu = Pretended()
+    one, samples = group(gpu)
+    measure(one, samples, Limits(1))
+    bce = next(c for c in one.contenders if c.key == "bce")
+    held = samples.bytes + sum(sample.gradients_bytes for sample in samples._made)
+    assert samples.held_bytes == held > samples.bytes
+    gpu.free = needed_bytes(bce, SETTING, gpu) - held
+    assert all(result.fits for result in measure(one, samples, Limits(1)).results)
+    gpu.free = needed_bytes(bce, SETTING, gpu) - samples.held_bytes - 1
+    results = by_key(measure(one, samples, Limits(1)).results)
+    assert [key for key, result in results.items() if not result.fits] == ["bce"]
+
+
 @pytest.mark.parametrize(
     ("setting", "element"),
     [

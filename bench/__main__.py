@@ -143,7 +143,7 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    """No rows: as many as there is memory for."""
+    """A shape of 0 rows stands for as many as there is memory for."""
     if text == LARGEST:
         return 0, LABELS
     try:

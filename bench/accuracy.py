@@ -125,7 +125,7 @@ def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
 
 
 def _is_finite(grad: Tensor | None) -> bool:
-    """A part at a time: torch makes several tensors to find out."""
+    """One part is looked at after the other: torch makes several tensors to see it."""
     parts = () if grad is None else grad.flatten().split(MOST)
     return all(bool(part.isfinite().all()) for part in parts)
 

@@ -54,7 +54,7 @@ class Device:
         """Gives unused memory back to the system."""
 
     def works(self) -> bool:
-        """Whether it can go on; a GPU cannot after an error within a kernel."""
+        """It can go on: a GPU cannot after an error within a kernel."""
         return True
 
     def facts(self) -> dict[str, str]:
@@ -86,7 +86,7 @@ class Cuda(Device):
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
 
     def free_bytes(self) -> int | None:
-        """Also what torch's allocator keeps for later, where it cannot give that back."""
+        """What torch's allocator keeps for later is free, too, where it cannot give it back."""
         self._empty_cache()
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + kept

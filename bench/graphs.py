@@ -27,9 +27,9 @@ def replayed(group: Group, samples: Samples) -> Group:
 
 
 class Replay:
-    """A step of one contender on each sample, all as one CUDA graph, captured at first use.
+    """One CUDA graph holds a step of a contender on each sample; it is captured at first use.
 
-    Samples are few hundred at most, and so are the steps: capturing more would take seconds.
+    There are few hundred samples at most: capturing more steps would take seconds.
     """
 
     def __init__(self, contender: Contender, samples: Samples, device: Cuda) -> None:

@@ -14,18 +14,18 @@ SHARE = 0.9
 
 
 def needed_bytes(contender: Contender, setting: Setting, device: Device) -> int:
-    """At the peak of a step, and of its comparison with float64."""
+    """A step and its comparison with float64 need so much at their peak."""
     return contender.memory + check_bytes(setting, device)
 
 
 def check_bytes(setting: Setting, device: Device) -> int:
-    """Three gradients in float64, and a dozen intermediate results of a chunk."""
+    """The comparison holds three gradients in float64 and the intermediate results of a chunk."""
     chunk = chunk_of(device.name)
     return 24 * min(setting.elements, MOST) + 96 * min(setting.elements, chunk)
 
 
 def with_most_rows(setting: Setting, device: Device) -> Setting:
-    """The setting with as many rows, a power of two, as ours has memory for."""
+    """The setting gets as many rows, a power of two, as ours has memory for."""
     free = SHARE * (device.free_bytes() or 0)
 
     def fits(rows: int) -> bool:

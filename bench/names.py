@@ -5,7 +5,7 @@ TARGETS = ("bool", "float", "int64", "sparse")  # float: of the dtype of the log
 PASSES = STEP, FORWARD = "step", "forward"
 COPY, PRODUCTS, OURS, SPARSE = "copy", "products", "ours", "sparse"
 LABELS = 16384
-LARGEST = "largest"  # a shape: as many rows of LABELS as the memory of the device takes
+LARGEST = "largest"  # a shape of LABELS columns, and as many rows as memory allows
 
 # The keys of losses.LOSSES, but ours.
 AGAINST = (

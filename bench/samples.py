@@ -70,7 +70,7 @@ class Samples:
 
     @property
     def held_bytes(self) -> int:
-        """What of it is in memory by now, and the gradients of steps that are over."""
+        """So much is in memory by now, with the gradients that earlier steps left."""
         gradients = sum(sample.gradients_bytes for sample in self._made)
         return gradients + (self.bytes if self._made else 0)
 

@@ -196,7 +196,7 @@ def test_ours_that_fails_is_exit_code_1(
 
 
 def test_graphs_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step on each sample, however many steps an eager call has."""
+    """They hold one step on each sample, however many steps an eager call has."""
     monkeypatch.setattr(contenders, "MOST_STEPS", 500)
     gpu = Pretended()
     monkeypatch.setattr(gpu, "cache_bytes", lambda: 2**26)

@@ -68,7 +68,7 @@ def test_samples_of_the_pass_before_count_once() -> None:
     ],
 )
 def test_the_largest_size(setting: Setting, element: int) -> None:
-    """A power of two for which ours has memory, and would not have for twice as many rows."""
+    """Ours has memory for that power of two, and has none for the next one."""
     gpu = Pretended(2**36)
     found = with_most_rows(setting, gpu)
     assert found == setting._replace(rows=found.rows)
@@ -80,7 +80,7 @@ def test_the_largest_size(setting: Setting, element: int) -> None:
 
 
 def test_shapes_of_the_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No size twice, and each dtype has its own."""
+    """Each dtype has its own, and no size is measured twice."""
     given = ["--shapes", "2^20,largest", "--dtypes", "float32,bfloat16", "--passes", "step"]
     options = __main__._parser().parse_args(["--device", "cuda", *given])
     tasks = run._tasks(options, Pretended(2**36))
@@ -130,7 +130,7 @@ def test_out_of_memory_is_no_error(calls: int, capsys: pytest.CaptureFixture[str
 def test_a_gpu_that_has_failed_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """An allocation that fails there is no lack of memory. What was measured before is kept."""
+    """An allocation that fails there does not show that memory is short; results are kept."""
     gpu = Pretended()
     groups = [True, True]
 

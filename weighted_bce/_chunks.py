@@ -129,8 +129,8 @@ def _chosen_labels(rows: int, x: Tensor, dtype: torch.dtype) -> int:
 
 
 def _free_bytes(device: torch.device, enough: int) -> int:
-    """What can be allocated on a GPU. To ask torch's allocator takes much of a short step: only
-    where the driver has not enough left."""
+    """So much can be allocated on a GPU. Asking torch's allocator would take a good part of a short
+    step: it is done only where the driver has less than enough."""
     free, _ = torch.cuda.mem_get_info(device)
     if free < enough:
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -273,8 +273,8 @@ def compile_all(toolkit: Toolkit) -> list[Path]:
 
 
 def flags_for(version: str) -> tuple[str, ...]:
-    """FLAGS, but warnings are errors of the nvcc alone with which there are none: another one may
-    warn of more, or keep less in registers, and slower kernels are better than none."""
+    """Warnings are errors only for the nvcc that gives none: another one may warn of more, or keep
+    less in registers, and slower kernels are better than no kernels."""
     if version == TRIED:
         return FLAGS
     kept = (flag for flag in FLAGS if flag not in ("-Werror", "all-warnings"))

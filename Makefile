@@ -12,7 +12,7 @@ WITH_KERNELS := PATH="$(CURDIR)/$(BIN):$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
     WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}"
 EACH_TORCH := $(TORCHES:%=torch-%)
 
-.PHONY: demo test test-all wheel versions $(EACH_TORCH) bench results sanitize lint format clean help
+.PHONY: demo test test-all wheel versions $(EACH_TORCH) bench results gpu lint format clean help
 
 help:           ## show this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed 's/:.*##/\t/'
@@ -68,12 +68,12 @@ results: .venv/.built  ## measure all there is, into bench/results/MACHINE and R
 	$(BIN)/python -m bench --out bench/results/$(MACHINE) $(ARGS)
 	$(BIN)/python -m bench.readme
 
-SMALL := tests/test_ops.py tests/test_edges.py tests/test_layouts.py
-sanitize:       ## on a GPU: the small cases under compute-sanitizer, by the Python PYTHON
-	for tool in memcheck racecheck initcheck; do \
-	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	        $(PYTHON) -m pytest -k cuda $(SMALL) $(ARGS) || exit 1; \
-	done
+MINUTES ?= 9
+OUT ?= build/gpu
+PARTS ?= build,smoke,figures,tests,sanitize,profile
+gpu:            ## prove the package on the GPU of this machine, by the Python PYTHON, which has torch
+	@$(PYTHON) -m tools.gpu --minutes $(MINUTES) --out "$(OUT)" --parts $(PARTS) \
+	    $(if $(LIBRARY),--library "$(LIBRARY)") $(if $(COMMIT),--commit "$(COMMIT)")
 
 lint: .venv/.dependencies  ## check style and types
 	$(BIN)/ruff check .

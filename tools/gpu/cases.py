@@ -1,0 +1,231 @@
+"""The cases of the smoke test. Truth and tolerances are those of the tests."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.truth import (
+    INPUT_DTYPES,
+    Case,
+    assert_close,
+    check,
+    divisor,
+    labels,
+    logits,
+    positives_of,
+    sample_inputs,
+    truth,
+)
+from weighted_bce import backend, linear_weighted_bce_with_logits, weighted_bce_with_logits
+
+Check = Callable[[], object]
+FEW = ((1, 1), (5, 205), (7, 1111))
+SIZES = (*FEW, (3, 5), (4, 256), (37, 20011), (64, 65536))
+UPSTREAM = (1.0, 1.0, 1024.0, 1024.0, -2.5)  # what backward brings, expected and not
+BYTES = 13  # that a far element takes: bfloat16 logits and gradient, the targets, comparisons
+
+
+class Skip(Exception):
+    """Why a case cannot run here."""
+
+
+class Group(NamedTuple):
+    name: str
+    checks: Iterator[Check]
+
+
+def groups(device: str, small: bool, far: int) -> Iterator[Group]:
+    """In the order in which a failure tells most.
+
+    Args:
+        device: where the tensors are.
+        small: few cases of each group, and small ones: for compute-sanitizer.
+        far: how many elements the last case has.
+    """
+    for group in _groups(device, FEW if small else SIZES):
+        # The upstream gradients are five: by threes, all of them still come.
+        yield group._replace(checks=islice(group.checks, 0, None, 3)) if small else group
+    if not small:
+        yield Group("captured graph", _graphs(device))
+        yield Group(f"{far} elements", iter([partial(_far, device, far)]))
+
+
+def _groups(device: str, sizes: Sequence[tuple[int, int]]) -> Iterator[Group]:
+    for dtype in INPUT_DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        yield Group(f"{name}, all targets", _targets(device, dtype, sizes))
+    yield Group("weights for each label", _weights(device))
+    yield Group("misaligned and strided", _layouts(device))
+    yield Group("options and layouts", _options(device))
+    yield Group("gradient over the logits", _inplace(device))
+    yield Group("linear layer", _layers(device))
+
+
+def _checks(case: Case) -> Iterator[Check]:
+    """With gradients that are expected and that are not."""
+    for upstream in UPSTREAM:
+        yield partial(check, case, "fused", upstream)
+
+
+def _targets(device: str, dtype: torch.dtype, sizes: Sequence[tuple[int, int]]) -> Iterator[Check]:
+    for size in sizes:
+        x = logits(*size, dtype=dtype, device=device)
+        hard = labels(*size, device=device)
+        soft = labels(*size, dtype=torch.float32, device=device)
+        for y in (hard, soft, soft.to(dtype), hard.to(dtype), hard.long()):
+            yield from _checks(Case(x, y, None, 7.0, name="dense"))
+        for indices in (torch.int64, torch.int32):
+            yield from _checks(Case(x, hard, None, 7.0, name="sparse", sparse=indices))
+
+
+def _weights(device: str) -> Iterator[Check]:
+    for dtype in INPUT_DTYPES:
+        x, hard = logits(37, 1029, dtype=dtype, device=device), labels(37, 1029, device=device)
+        p, w = (torch.rand(1029, device=device) * 4 for _ in range(2))
+        for sparse in (None, torch.int64):
+            for weight in (None, w, w.to(dtype)):
+                yield from _checks(Case(x, hard, weight, p, name="weights", sparse=sparse))
+
+
+def _layouts(device: str) -> Iterator[Check]:
+    """Views that begin at any element, rows with gaps, columns, and a transposed matrix."""
+    rows, columns = 13, 523
+
+    def offset(flat: Tensor, by: int) -> Tensor:
+        return flat[by : by + rows * columns].view(rows, columns)
+
+    for dtype in INPUT_DTYPES:
+        x = logits(rows * columns + 16, dtype=dtype, device=device)
+        hard = labels(rows * columns + 16, device=device)
+        for by in (1, 2, 3, 5):
+            yield from _checks(Case(offset(x, by), offset(hard, 0), None, 7.0, name="offset"))
+            yield from _checks(Case(offset(x, 0), offset(hard, by), None, 7.0, name="offset"))
+            yield from _checks(Case(offset(x, by), offset(hard, by).to(dtype), name="offset"))
+        x, hard = offset(x, 0), offset(hard, 0)
+        for part in (x[:, 1:-1], hard[:, 1:-1]), (x[:, ::3], hard[:, ::3]), (x.t(), hard.t()):
+            yield from _checks(Case(*part, None, 7.0, name="strided"))
+            yield from _checks(Case(*part, None, 7.0, name="strided", sparse=torch.int64))
+
+
+def _options(device: str) -> Iterator[Check]:
+    for case in sample_inputs(device):
+        yield from _checks(case)
+
+
+def _inplace(device: str) -> Iterator[Check]:
+    for dtype in INPUT_DTYPES:
+        x, hard = logits(7, 1111, dtype=dtype, device=device), labels(7, 1111, device=device)
+        for sparse in (None, torch.int64):
+            case = Case(x, hard, None, 7.0, name="in place", sparse=sparse)
+            yield partial(_written_over, case)
+
+
+def _written_over(case: Case) -> None:
+    hidden = case.input.clone().requires_grad_() * 1.0
+    with backend("fused"):
+        loss = case(hidden, inplace_backward=True)
+        (grad,) = torch.autograd.grad(loss, hidden, torch.full_like(loss, 3.0))
+    assert grad.data_ptr() == hidden.data_ptr(), "the gradient has memory of its own"
+    _assert_gradient(grad, case, 3.0)
+
+
+def _assert_gradient(grad: Tensor, case: Case, factor: float) -> None:
+    found = truth(case)
+    scale = factor / divisor(case, found.count)
+    assert_close(grad, found.grad * scale, found.terms * abs(scale), f"gradient: {case.name}")
+
+
+def _layers(device: str) -> Iterator[Check]:
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        for sparse in (False, True):
+            yield partial(_layer, device, dtype, tolerance, sparse)
+
+
+def _layer(device: str, dtype: torch.dtype, tolerance: float, sparse: bool) -> None:
+    """Against the same in float64, relative to the largest element."""
+    x, weight = (torch.randn(n, 64, device=device) for n in (33, 1111))
+    x, weight = x.to(dtype).requires_grad_(), (weight / 8).to(dtype).requires_grad_()
+    hard = labels(33, 1111, device=device)
+    target = positives_of(hard) if sparse else hard
+    with backend("fused"):
+        loss = linear_weighted_bce_with_logits(x, weight, target, pos_weight=7.0, chunk_labels=300)
+    leaves = x, weight
+    right = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    seven = torch.tensor(7.0, dtype=torch.float64, device=device)
+    expected = F.binary_cross_entropy_with_logits(F.linear(*right), hard.double(), pos_weight=seven)
+    pairs = zip(
+        torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, right), strict=True
+    )
+    for got, wanted in ((loss.detach(), expected.detach()), *pairs):
+        off = float((got.double() - wanted).abs().max() / wanted.abs().max())
+        assert off < tolerance, f"linear layer {dtype}: off by {off:.1e} of the largest"
+
+
+def _graphs(device: str) -> Iterator[Check]:
+    for dtype in (torch.float32, torch.bfloat16):
+        for sparse in (None, torch.int64):
+            yield partial(_graph, device, dtype, sparse)
+
+
+def _graph(device: str, dtype: torch.dtype, sparse: torch.dtype | None) -> None:
+    """It sees new logits and another loss scale each time it is replayed."""
+    x, hard = logits(300, 1030, dtype=dtype, device=device), labels(300, 1030, device=device)
+    target = positives_of(hard, sparse) if sparse else hard
+    x.requires_grad_()
+    scale = torch.ones((), device=device)
+
+    def step() -> None:
+        x.grad = None
+        with backend("fused"):
+            (weighted_bce_with_logits(x, target, pos_weight=7.0) * scale).backward()
+
+    replay = _captured(step) if device == "cuda" else step
+    for factor in (1.0, 1024.0, 1024.0, 0.0, -2.5):
+        with torch.no_grad():
+            x.copy_(logits(300, 1030, dtype=dtype))
+        scale.fill_(factor)
+        replay()
+        assert x.grad is not None
+        _assert_gradient(x.grad, Case(x.detach(), hard, None, 7.0, name="graph"), factor)
+
+
+def _captured(step: Callable[[], None]) -> Callable[[], None]:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def _far(device: str, elements: int) -> None:
+    """An index of 32 bits would be negative at the far end."""
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else 2**30
+    if free < BYTES * elements:
+        raise Skip(f"{BYTES * elements / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free")
+    x = torch.zeros(elements, dtype=torch.bfloat16, device=device)
+    y = torch.zeros(elements, dtype=torch.bool, device=device)
+    x[-2:] = 3.0
+    y[-1] = True
+    x.requires_grad_()
+    with backend("fused"):
+        loss = weighted_bce_with_logits(x, y, pos_weight=7.0, reduction="sum")
+    loss.backward()
+    assert x.grad is not None
+    three = torch.tensor(3.0, dtype=torch.float64, device=device)
+    ends = F.softplus(three) + 7 * F.softplus(-three)
+    expected = (elements - 2) * math.log(2.0) + float(ends)
+    assert abs(float(loss) / expected - 1) < 1e-6, f"loss {float(loss)}, expected {expected}"
+    assert bool((x.grad[:-2] == 0.5).all()), "a gradient of a logit of 0 is not 0.5"
+    last = torch.stack((torch.sigmoid(three), -7 * torch.sigmoid(-three))).bfloat16()
+    assert torch.equal(x.grad[-2:], last), f"the last gradients are {x.grad[-2:].tolist()}"

@@ -1,0 +1,124 @@
+"""The part that reads the GPU's counters, beside what the machine code let expect."""
+
+import csv
+import re
+from pathlib import Path
+
+from .machine import ROOT
+from .part import Absent, Part, Row, Setup, Steps
+from .processes import Command
+
+EXPECTED = ROOT / "bench" / "results" / "cuda_code.md"
+ELEMENTS = 2**26
+# In the order of tools.gpu.launches.
+KERNELS = tuple(
+    f"{dtype}, {targets}, loss and gradient"
+    for dtype in ("float32", "bfloat16")
+    for targets in ("1-byte targets", "sparse labels")
+)
+SECTIONS = (
+    *("SpeedOfLight", "MemoryWorkloadAnalysis", "SchedulerStats", "WarpStateStats"),
+    *("LaunchStats", "Occupancy"),
+)
+METRICS = {
+    "seconds": "gpu__time_duration.sum",
+    "DRAM bytes/s": "dram__bytes.sum.per_second",
+    "DRAM %": "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
+    "issue slots %": "sm__inst_issued.avg.pct_of_peak_sustained_active",
+    "issue active %": "smsp__issue_active.avg.pct_of_peak_sustained_active",
+    "registers": "launch__registers_per_thread",
+    "occupancy %": "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "occupancy limit %": "sm__maximum_warps_per_active_cycle_pct",
+    "SM Hz": "sm__cycles_elapsed.avg.per_second",
+}
+STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+?)_per_issue_active\.ratio")
+UNIT = re.compile("([numkKMGT]?)(?:s|second|hz|Hz|byte/s|byte/second|cycle/second)")
+PREFIXES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}
+PREFIXES |= {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+NO_STALLS = ("selected", "not_selected")
+
+
+def steps(setup: Setup) -> Steps:
+    tool = setup.machine.tool("ncu")
+    if tool is None:
+        raise Absent("Nsight Compute is not there")
+    options = [
+        *("--clock-control", "none", "--kernel-name", "regex:^on_"),
+        *("--launch-count", str(len(KERNELS))),
+        *("--csv", "--page", "raw", "--print-units", "base"),
+        *(word for section in SECTIONS for word in ("--section", section)),
+    ]
+    program = setup.module("tools.gpu.launches", "--elements", ELEMENTS)
+    (ran,) = yield [Command("ncu", [tool, *options, *program])]
+    found = results(setup.folder)
+    if ran.succeeded and len(found) < len(KERNELS):
+        return f"{len(found)} of {len(KERNELS)} kernels were seen"
+    return ""
+
+
+def results(folder: Path) -> list[Row]:
+    """What was counted of each kernel and what was expected."""
+    log = folder / "ncu.txt"
+    text = log.read_text(errors="replace") if log.exists() else ""
+    table = list(csv.reader(line for line in text.splitlines() if line.startswith('"')))
+    if len(table) < 3:
+        return []
+    head, units, *launches = table
+    counted = [_counted(head, units, launch) for launch in launches]
+    pairs = zip(KERNELS, counted, strict=False)
+    return [{"kernel": name, **_summed_up(row), "expected": expected(name)} for name, row in pairs]
+
+
+def _counted(head: list[str], units: list[str], cells: list[str]) -> dict[str, str | float]:
+    """The cells of a launch by metric; numbers in seconds, bytes a second and so on."""
+    found: dict[str, str | float] = {}
+    for name, unit, text in zip(head, units, cells, strict=False):
+        try:
+            prefix = UNIT.fullmatch(unit)
+            found[name] = float(text.replace(",", "")) * PREFIXES[prefix[1] if prefix else ""]
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def _summed_up(counted: dict[str, str | float]) -> Row:
+    numbers = {name: value for name, value in counted.items() if isinstance(value, float)}
+    stalls = {
+        match[1]: value for name, value in numbers.items() if (match := STALL.fullmatch(name))
+    }
+    waits = {name: value for name, value in stalls.items() if name not in NO_STALLS}
+    return {
+        "name": counted.get("Kernel Name", ""),
+        **{name: numbers.get(metric) for name, metric in METRICS.items()},
+        "top stall": max(waits, key=waits.__getitem__, default=""),
+        "stalls": stalls,
+    }
+
+
+def expected(kernel: str, path: Path = EXPECTED) -> dict[str, str]:
+    """What the tables of the machine code say of a kernel."""
+    dtype, targets, mode = kernel.split(", ")
+    sparse = targets == "sparse labels"
+    name = f"on_sparse_vectors {dtype}, {mode}" if sparse else f"on_vectors {kernel}"
+    resources, prediction = _row(path, "registers", name), _row(path, "first limit", kernel)
+    wanted = ("issue", "MUFU rate", "first limit", "of a copy")
+    return {key: prediction[key] for key in wanted if key in prediction} | {
+        key: resources[key] for key in ("registers",) if key in resources
+    }
+
+
+def _row(path: Path, column: str, first: str) -> dict[str, str]:
+    """The row that begins so, of the first table that has the column and such a row."""
+    head: list[str] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            head = []
+        elif not head:
+            head = cells
+        elif column in head and cells[0] == first:
+            return dict(zip(head, cells, strict=True))
+    return {}
+
+
+PART = Part("profile", 35, steps, results)

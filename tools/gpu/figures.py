@@ -1,0 +1,60 @@
+"""The part that measures: runs of `python -m bench`, the most telling one first."""
+
+import json
+from pathlib import Path
+
+from .part import Failed, Part, Row, Setup, Steps
+from .processes import Command
+
+NEEDED = ("matplotlib", "psutil", "rich")
+EACH = "--dtypes float32,bfloat16,float16 --passes step,forward"
+OTHERS = "masked,bce,bce-float,bce-plain,scatter"
+AGAINST = f"--against scaled,scaled-changing,inplace,{OTHERS}"
+# The name of each run, what it may take of the part's time, and what the benchmark is given.
+RUNS = (
+    ("main", 0.5, f"--shapes 2^28 {EACH} --targets bool,sparse {AGAINST} --seconds 0.8"),
+    (
+        "layers",
+        0.3,
+        "--shapes 1024x768x131072,1024x768x670091 --dtypes bfloat16 --passes step "
+        "--against fused-step,unfused,bce --seconds 1",
+    ),
+    ("small", 0.5, f"--shapes 2^24,2^20 {EACH} --targets bool,sparse {AGAINST} --seconds 0.3"),
+    (
+        "largest",
+        0.3,
+        "--shapes largest --dtypes float32,bfloat16,float16 --targets bool,sparse --passes step "
+        "--against scaled,scaled-changing,inplace,masked,bce,bce-plain --seconds 0.8",
+    ),
+    # Compiling may take long: at two sizes, in a process of its own.
+    (
+        "compile",
+        0.35,
+        "--shapes 2^28,2^20 --dtypes float32,bfloat16,float16 --targets bool --passes step "
+        "--against compile --seconds 0.5",
+    ),
+)
+
+
+def steps(setup: Setup) -> Steps:
+    lacking = [name for name in NEEDED if not setup.machine.has(name)]
+    if lacking:
+        raise Failed(f"the benchmark needs {' and '.join(lacking)}")
+    for name, share, given in RUNS:
+        where = ("--out", setup.folder / name)
+        arguments = setup.module("bench", "--quick", *given.split(), *where)
+        yield [Command(name, arguments, share)]
+    return ""
+
+
+def results(folder: Path) -> list[Row]:
+    """A row for each contender of each group, as far as the benchmark has come."""
+    found = []
+    for name, *_ in RUNS:
+        path = folder / name / "results.json"
+        if path.exists():
+            found += [{"run": name, **row} for row in json.loads(path.read_text())["rows"]]
+    return found
+
+
+PART = Part("figures", 150, steps, results)

@@ -1,0 +1,131 @@
+"""What is known of the GPU, the tools and the sources before anything runs."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from glob import glob
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 120.0  # for a first import of torch, from a disk that is cold
+
+PROBE = """
+import json, torch
+if not torch.cuda.is_available():
+    raise SystemExit(f"torch {torch.__version__} finds no GPU")
+known = torch.cuda.get_device_properties(0)
+print(json.dumps({
+    "GPU": known.name,
+    "compute capability": f"{known.major}.{known.minor}",
+    "memory": f"{known.total_memory / 2**30:.1f} GiB",
+    "multiprocessors": known.multi_processor_count,
+    "L2 cache": f"{known.L2_cache_size / 2**20:.0f} MiB",
+    "torch": torch.__version__,
+    "CUDA": torch.version.cuda,
+}))
+"""
+CLOCKS = "timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu"
+CLOCK_FIELDS = ("time", "SM MHz", "memory MHz", "W", "degrees C")
+TOOLS = {
+    "nvcc": "/usr/local/cuda/bin/nvcc",
+    "compute-sanitizer": "/usr/local/cuda/bin/compute-sanitizer",
+    "ncu": "/opt/nvidia/nsight-compute/*/ncu",
+}
+
+
+class NoGpu(Exception):
+    """Why there is nothing to prove the package on, in one line."""
+
+
+class Machine:
+    """This machine and its first GPU. Tests put another one in its place."""
+
+    device = "cuda"
+
+    def probe(self) -> dict[str, Any]:
+        """The GPU as torch sees it, by name of the fact; raises NoGpu."""
+        try:
+            ran = subprocess.run(
+                [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise NoGpu(f"torch did not find a GPU within {SECONDS:.0f} s") from None
+        if ran.returncode != 0:
+            lines = ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"]
+            raise NoGpu(lines[-1])
+        return dict(json.loads(ran.stdout.strip().splitlines()[-1]))
+
+    def tool(self, name: str) -> str | None:
+        """The path of one of CUDA's programs, or None."""
+        found = shutil.which(name)
+        usual = sorted(glob(TOOLS.get(name, "")), reverse=True)
+        return found or (usual[0] if usual else None)
+
+    def has(self, package: str) -> bool:
+        """Whether this Python has a package."""
+        return find_spec(package) is not None
+
+    def clocks(self) -> list[str] | None:
+        """The command that prints the GPU's clocks each second; None where it is not there."""
+        smi = self.tool("nvidia-smi")
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+        what = [f"--query-gpu={CLOCKS}", "--format=csv,noheader,nounits", f"--id={first}"]
+        return None if smi is None else [smi, *what, "--loop=1"]
+
+
+def facts(machine: Machine, commit: str) -> dict[str, Any]:
+    """All that the reports name; raises NoGpu."""
+    return {
+        **machine.probe(),
+        "driver": _output(
+            machine, "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+        ),
+        "nvcc": _output(machine, "nvcc", "--version").partition("cuda_")[2].partition("/")[0],
+        "python": platform.python_version(),
+        "CPU cores": cores(),
+        "commit": commit or of_git() or of_file() or "unknown",
+    }
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _output(machine: Machine, tool: str, *arguments: str) -> str:
+    """The last line that one of CUDA's programs prints, or nothing."""
+    path = machine.tool(tool)
+    try:
+        ran = subprocess.run(
+            [path or tool, *arguments], capture_output=True, text=True, timeout=SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    lines = ran.stdout.strip().splitlines()
+    return lines[-1].strip() if lines and ran.returncode == 0 else ""
+
+
+def of_git(root: Path = ROOT) -> str:
+    """The commit of the sources, with a + where they were changed; nothing where git knows none."""
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=10", "--dirty=+"]
+    if not (root / ".git").exists():  # or it would tell of a repository around this one
+        return ""
+    try:
+        ran = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return ran.stdout.strip()
+
+
+def of_file(root: Path = ROOT) -> str:
+    """The first word of the file COMMIT, which those write who copy sources without git."""
+    try:
+        words = (root / "COMMIT").read_text().split()
+    except OSError:
+        return ""
+    return words[0] if words else ""

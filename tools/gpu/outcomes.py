@@ -1,0 +1,94 @@
+"""A plugin of pytest: only the tests of one device, and what became of each, at once on disk."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# What a GPU says before it refuses all further work of a process.
+LOST = re.compile(r"illegal (memory access|instruction)|unspecified launch failure|CUDA error: dev")
+LONG = 2000  # characters of a failure that are kept
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("outcomes")
+    group.addoption("--only-device", metavar="NAME", help="run only what needs this device")
+    group.addoption("--outcomes", metavar="FILE", help="gets a line of JSON for each test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--outcomes")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Outcomes(Path(path)), "outcomes")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Those that compile come last: each of them takes long."""
+    device = config.getoption("--only-device")
+    if not device:
+        return
+    others = [item for item in items if not needs(item, device)]
+    config.hook.pytest_deselected(items=others)
+    kept = {*items} - {*others}
+    items[:] = sorted(
+        (item for item in items if item in kept),
+        key=lambda item: bool(re.search("compile|export", item.nodeid)),
+    )
+
+
+def needs(item: pytest.Item, device: str) -> bool:
+    """Whether a test is for this device: by a parameter, its name, or since it else is skipped."""
+    parameters = getattr(item, "callspec", None)
+    values = () if parameters is None else parameters.params.values()
+    if any(isinstance(value, str) and value == device for value in values):
+        return True
+    if device == "cuda" and re.search("cuda|gpu", item.name.partition("[")[0]):
+        return True
+    reasons = (mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif"))
+    return any(f"no {device.upper()} device" in reason for reason in reasons)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A process whose GPU is lost ends, so that another one takes the tests that are left."""
+    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and LOST.search(report.longreprtext):
+        os._exit(1)
+
+
+class Outcomes:
+    """Writes down each test as it begins and as it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = {}
+        path.write_text("")
+
+    def _write(self, test: str, outcome: str, **more: Any) -> None:
+        with self.path.open("a") as file:
+            row = {"test": test, "outcome": outcome, "time": round(time.time(), 2), **more}
+            print(json.dumps(row), file=file)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._write(nodeid, "began")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        seconds = self.seconds.get(report.nodeid, 0.0) + report.duration
+        self.seconds[report.nodeid] = seconds
+        if report.when == "call" or report.outcome != "passed":
+            text = report.longreprtext[-LONG:] if report.failed else _reason(report)
+            self._write(report.nodeid, report.outcome, seconds=round(seconds, 2), text=text)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._write(report.nodeid, "error", text=report.longreprtext[-LONG:])
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Why it was skipped, or nothing."""
+    where = report.longrepr
+    return str(where[2]) if report.skipped and isinstance(where, tuple) else ""

@@ -52,7 +52,8 @@ class Course:
         self.machine, self.out = machine, out.resolve()
         self.library = library and library.resolve()
         self.builds = build.PART.name in names
-        self.parts = [p for p in PARTS if p.name in names or (library and p is build.PART)]
+        chosen = {*names, build.PART.name} if library else {*names}
+        self.parts = [part for part in PARTS if part.name in chosen]
         self.end = end - RESERVE
         self.is_interrupted = False
         out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ class Course:
             for part, row in zip(self.parts, self.results["parts"], strict=True):
                 self._run(part, row)
                 self._save(is_whole=True)
-                if part is build.PART and row["outcome"] != OK:
+                if part.name == build.PART.name and row["outcome"] != OK:
                     break  # there are no kernels
         finally:
             end(sampler)

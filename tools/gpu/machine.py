@@ -31,7 +31,7 @@ print(json.dumps({
 """
 CLOCKS = "timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu"
 CLOCK_FIELDS = ("time", "SM MHz", "memory MHz", "W", "degrees C")
-TOOLS = {
+USUAL = {
     "nvcc": "/usr/local/cuda/bin/nvcc",
     "compute-sanitizer": "/usr/local/cuda/bin/compute-sanitizer",
     "ncu": "/opt/nvidia/nsight-compute/*/ncu",
@@ -63,7 +63,7 @@ class Machine:
     def tool(self, name: str) -> str | None:
         """The path of one of CUDA's programs, or None."""
         found = shutil.which(name)
-        usual = sorted(glob(TOOLS.get(name, "")), reverse=True)
+        usual = sorted(glob(USUAL.get(name, "")), reverse=True)
         return found or (usual[0] if usual else None)
 
     def has(self, package: str) -> bool:

@@ -126,18 +126,15 @@ def summary(results: dict[str, Any], out: Path, code: int) -> list[str]:
     ]
     more: list[str] = []
     for part in results["parts"]:
-        head.append(
-            f"{part['part']:9}{part['outcome']:12}{part['seconds']:4.0f} s  {part['why']}".rstrip()
-        )
-        if part["results"]:
-            more += [f"  {line}" for line in DETAILS.get(part["part"], _nothing)(part["results"])]
+        text = f"{part['part']:9}{part['outcome']:12}{part['seconds']:4.0f} s  {part['why']}"
+        head.append(text.rstrip())
+    for name, details in DETAILS.items():
+        for part in results["parts"]:
+            if part["part"] == name and part["results"]:
+                more += [f"  {line}" for line in details(part["results"])]
     last = [f"results: {out}", f"exit code {code}"]
     kept = more[: MOST_LINES - len(head) - len(last)]
     return [line[:MOST_COLUMNS] for line in (*head, *kept, *last)]
-
-
-def _nothing(rows: Sequence[Row]) -> list[str]:
-    return []
 
 
 def _failing(rows: Sequence[Row]) -> list[str]:
@@ -146,16 +143,19 @@ def _failing(rows: Sequence[Row]) -> list[str]:
 
 
 def _kernels(rows: Sequence[Row]) -> list[str]:
-    names = ("", "time", "DRAM", "issue", "registers", "occupancy", "stall", "limit")
     found = []
     for row in rows:
-        cells = zip(names, _counted(row), strict=True)
-        found.append(", ".join(f"{name} {cell}".strip() for name, cell in cells))
+        name, time, memory, issue, registers, occupancy, stall, _ = _counted(row)
+        found.append(
+            f"{name.removesuffix(', loss and gradient')}: {time}, DRAM {memory}, issue {issue}, "
+            f"{registers} registers, occupancy {occupancy}, stalls: {stall}"
+        )
     return found
 
 
+# In this order, as many lines as there is space for.
 DETAILS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
-    "figures": tables.lines,
     "tests": _failing,
     "profile": _kernels,
+    "figures": tables.lines,
 }

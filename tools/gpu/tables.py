@@ -82,7 +82,7 @@ def _loss(row: Row) -> str:
         return "failed" if row["fits"] else "does not fit"
     time = duration(row["seconds"])
     if row["contender"] not in OWN:
-        return time if row["times_ours"] is None else f"{time}, {row['times_ours']:.1f}x"
+        return time if row["times_ours"] is None else f"{time}, {times(row['times_ours'])}"
     if row["share_of_copy"] is None:
         return time
     return f"{time}, {row['gigabytes_per_second']:.0f} GB/s, {row['share_of_copy']:.0%}"
@@ -119,24 +119,26 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
+def times(value: float) -> str:
+    return f"{value:.2f}x" if value < 1 else f"{value:.1f}x"
+
+
 def lines(rows: Sequence[Row]) -> list[str]:
-    """For a terminal: ours in each setting of the largest size that all dtypes have, and layers."""
-    found = []
-    for group in groups(row for row in rows if not row["graphs"]):
-        first, ours = next(iter(group.values())), group.get("ours")
-        if ours is None or ours["seconds"] is None:
+    """For a terminal: training steps, the smaller sizes last."""
+    steps = [row for row in rows if row["pass"] == "step" and not row["graphs"]]
+    large = sorted(groups(steps), key=lambda group: next(iter(group.values()))["run"] == "small")
+    return [_line(group) for group in large]
+
+
+def _line(group: Group) -> str:
+    own, others = [], []
+    for key, row in group.items():
+        if row["seconds"] is None:
             continue
-        own = [group[key] for key in OWN[1:] if key in group]
-        shares = [
-            f"{NAMES[row['contender']]} {row['share_of_copy']:.0%}"
-            for row in own
-            if row["share_of_copy"] is not None
-        ]
-        others = [
-            f"{NAMES[key]} {row['times_ours']:.1f}x"
-            for key, row in group.items()
-            if key not in OWN and row["times_ours"] is not None
-        ]
-        what = ", ".join([*shares, *others])
-        found.append(f"{setting(group)} {first['pass']}: {duration(ours['seconds'])}; {what}")
-    return found
+        if row["share_of_copy"] is not None and key in OWN[1:]:
+            own.append(f"{NAMES[key]} {row['share_of_copy']:.0%} of a copy")
+        elif row["times_ours"] is not None and key not in OWN:
+            others.append(f"{NAMES.get(key, key)} {times(row['times_ours'])}")
+    ours = group.get("ours", {}).get("seconds")
+    took = "failed" if ours is None else duration(ours)
+    return f"{setting(group)}: {took}; {', '.join([*own, *others])}"

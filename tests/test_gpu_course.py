@@ -200,7 +200,8 @@ def test_an_interrupt(number: int, tmp_path: Path) -> None:
     while not (logs and "begun" in logs[0].read_text()) and time.monotonic() < deadline:
         logs = list(tmp_path.glob("weighted_bce-gpu-*/tests/tests0.txt"))
         time.sleep(0.05)
-    process.send_signal(number)
+    for _ in range(3):  # as make does, which passes its own on
+        process.send_signal(number)
     printed = process.communicate(timeout=30)[0].splitlines()
     assert process.returncode == 1
     assert printed[-1] == "exit code 1"
@@ -240,6 +241,22 @@ def test_chosen_parts(run: Course, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("--parts", "smoke,test")
     assert "must be of build, smoke, " in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_read_cost_no_other_part(run: Course, tmp_path: Path) -> None:
+    def unreadable(folder: Path) -> list[dict[str, Any]]:
+        raise ValueError("half a line")
+
+    parts = (
+        part("figures", "print(1)")._replace(results=lambda folder: [{"contender": "ours"}]),
+        part("tests", "print(1)")._replace(results=unreadable),
+        part("profile", "print(1)"),
+    )
+    code, found, printed = run(parts=parts)
+    assert (code, outcomes(found)) == (0, dict.fromkeys(("figures", "tests", "profile"), "ok"))
+    assert found["parts"][1]["unread"] == "ValueError: half a line"
+    assert any("unreadable: KeyError" in line for line in printed)
+    assert "unreadable: KeyError" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_summary_fits_on_a_screen() -> None:

@@ -88,14 +88,16 @@ def sanitize(setup: Setup) -> Steps:
 
 
 def _errors(folder: Path) -> list[Row]:
-    """What each tool says last, and how many cases it has seen."""
+    """What each tool says last, how many errors are in our kernels, and the cases it has seen."""
     found = []
     for name in SANITIZERS:
         log = folder / f"{name}.txt"
         text = log.read_text(errors="replace") if log.exists() else ""
         said = re.findall(r"^=+ ((?:ERROR|RACECHECK) SUMMARY: .+)$", text, re.MULTILINE)
+        ours = re.findall(r"^=+ +at .*weighted_bce", text, re.MULTILINE)
         cases = re.findall(r"^(\d+ of \d+ cases failed)", text, re.MULTILINE)
-        found.append({"tool": name, "says": (said or ["nothing"])[-1], "cases": "".join(cases)})
+        row = {"tool": name, "says": (said or ["nothing"])[-1], "in our kernels": len(ours)}
+        found.append({**row, "cases": "".join(cases)})
     return found
 
 

@@ -47,7 +47,7 @@ def needs(item: pytest.Item, device: str) -> bool:
     values = () if parameters is None else parameters.params.values()
     if any(isinstance(value, str) and value == device for value in values):
         return True
-    if device == "cuda" and re.search("cuda|gpu", item.name.partition("[")[0]):
+    if device in item.name.partition("[")[0].split("_"):
         return True
     reasons = (mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif"))
     return any(f"no {device.upper()} device" in reason for reason in reasons)

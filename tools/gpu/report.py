@@ -10,6 +10,7 @@ from .correctness import FAILURES
 from .part import Row
 from .tables import markdown
 
+Section = Callable[[Sequence[Row]], list[str]]
 MOST_LINES, MOST_COLUMNS = 40, 160
 BAD = (*FAILURES, "began")
 
@@ -26,8 +27,17 @@ def report(results: dict[str, Any]) -> str:
     for part in results["parts"]:
         section = SECTIONS.get(part["part"])
         if section is not None and part["results"]:
-            text += ["", f"## {part['part'].capitalize()}", *section(part["results"])]
+            lines = _safely(section, part["results"])
+            text += ["", f"## {part['part'].capitalize()}", *lines]
     return "\n".join(text) + "\n"
+
+
+def _safely(section: Section, rows: Sequence[Row]) -> list[str]:
+    """What a section says; where it cannot read the rows, the others are still worth having."""
+    try:
+        return section(rows)
+    except Exception as error:
+        return ["", f"unreadable: {type(error).__name__}: {error}"]
 
 
 def clocks(results: dict[str, Any]) -> str:
@@ -78,7 +88,7 @@ def _reason(row: Row) -> str:
 
 
 def _sanitizer(rows: Sequence[Row]) -> list[str]:
-    keys = ("tool", "says", "cases")
+    keys = ("tool", "says", "in our kernels", "cases")
     return ["", *markdown(keys, [[row[key] for key in keys] for row in rows])]
 
 
@@ -108,7 +118,7 @@ def _counted(row: Row) -> list[str]:
     ]
 
 
-SECTIONS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+SECTIONS: dict[str, Section] = {
     "smoke": _smoke,
     "figures": _figures,
     "tests": _tests,
@@ -131,7 +141,7 @@ def summary(results: dict[str, Any], out: Path, code: int) -> list[str]:
     for name, details in DETAILS.items():
         for part in results["parts"]:
             if part["part"] == name and part["results"]:
-                more += [f"  {line}" for line in details(part["results"])]
+                more += [f"  {line}" for line in _safely(details, part["results"])]
     last = [f"results: {out}", f"exit code {code}"]
     kept = more[: MOST_LINES - len(head) - len(last)]
     return [line[:MOST_COLUMNS] for line in (*head, *kept, *last)]
@@ -154,7 +164,7 @@ def _kernels(rows: Sequence[Row]) -> list[str]:
 
 
 # In this order, as many lines as there is space for.
-DETAILS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+DETAILS: dict[str, Section] = {
     "tests": _failing,
     "profile": _kernels,
     "figures": tables.lines,

@@ -40,7 +40,7 @@ def run(group: Group, end: float) -> dict[str, Any]:
                 check()
             except Skip as skip:
                 tally.row["cases"] -= 1
-                tally.row["remark"] = f"left out: {skip}"
+                tally.row["remark"] = tally.row["remark"] or f"left out: {skip}"
             except Exception as error:
                 tally.fails(error)
                 if _is_lost():

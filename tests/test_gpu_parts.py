@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.gpu import build, cases, correctness, counters, figures, machine, smoke
+from tools.gpu import build, cases, correctness, counters, figures, machine, smoke, tables
 from tools.gpu.machine import ROOT
 from tools.gpu.part import Absent, Failed, Part, Setup
 from tools.gpu.processes import Command, Ran
@@ -150,6 +150,26 @@ def test_units_of_counters() -> None:
     units = ["ms", "Tbyte/s", "%", "us"]
     found = counters._counted(["a", "b", "c", "d"], units, ["2", "1.5", "3", "n/a"])
     assert found == {"a": 0.002, "b": 1.5e12, "c": 3.0, "d": "n/a"}
+
+
+def test_a_line_for_each_setting() -> None:
+    """A number of elements as a power of two, ours first, and nothing of what has no time."""
+    of = {"rows": 2**14, "labels": 2**14, "features": 0, "dtype": "bfloat16", "target": "bool"}
+    of |= {"density": 0.005, "pass": "step", "graphs": False, "run": "main", "times_ours": 1.0}
+    times = {"copy": (4e-4, 1.0), "ours": (5e-4, 0.95), "inplace": (6e-4, 0.7), "bce": (5e-3, 0.1)}
+    rows = [
+        {**of, "contender": key, "seconds": seconds, "share_of_copy": share}
+        for key, (seconds, share) in times.items()
+    ]
+    rows[-1]["times_ours"] = 10.04
+    rows.append({**rows[-1], "contender": "masked", "seconds": None})
+    rows.append({**rows[-1], "run": "compile", "contender": "compile", "seconds": 1e-3})
+    small = [{**row, "rows": 2**6, "run": "small"} for row in rows[:2]]
+    assert tables.lines([*small, *rows]) == [
+        "2^28 bfloat16 bool: 500.0 µs (ours 95%, inplace 70% of a copy's bandwidth); "
+        "bce 10.0x, compile 10.0x",
+        "2^20 bfloat16 bool: 500.0 µs (ours 95% of a copy's bandwidth); ",
+    ]
 
 
 def test_cases_that_no_small_run_has() -> None:

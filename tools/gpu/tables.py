@@ -131,14 +131,16 @@ def lines(rows: Sequence[Row]) -> list[str]:
 
 
 def _line(group: Group) -> str:
+    """By the keys of the benchmark, which are short."""
     own, others = [], []
     for key, row in group.items():
         if row["seconds"] is None:
             continue
         if row["share_of_copy"] is not None and key in OWN[1:]:
-            own.append(f"{NAMES[key]} {row['share_of_copy']:.0%} of a copy")
+            own.append(f"{key} {row['share_of_copy']:.0%}")
         elif row["times_ours"] is not None and key not in OWN:
-            others.append(f"{NAMES.get(key, key)} {times(row['times_ours'])}")
+            others.append(f"{key} {times(row['times_ours'])}")
     ours = group.get("ours", {}).get("seconds")
     took = "failed" if ours is None else duration(ours)
-    return f"{setting(group)}: {took}; {', '.join([*own, *others])}"
+    shares = f" ({', '.join(own)} of a copy's bandwidth)" if own else ""
+    return f"{setting(group)}: {took}{shares}; {', '.join(others)}"

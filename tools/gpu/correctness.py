@@ -28,7 +28,9 @@ def smoke(setup: Setup) -> Steps:
     seconds = min(SMOKE_SECONDS, setup.seconds)
     given = ("--seconds", seconds, "--far", FAR, "--out", setup.folder / "groups.jsonl")
     yield [Command("smoke", setup.module("tools.gpu.smoke", *given))]
-    return ""
+    rows = _groups(setup.folder)
+    remarks = [f"{row['group']} {row['remark']}" for row in rows if row["remark"]]
+    return "; ".join([f"{sum(row['cases'] for row in rows)} cases", *remarks])
 
 
 def _groups(folder: Path) -> list[Row]:
@@ -77,14 +79,15 @@ def sanitize(setup: Setup) -> Steps:
     tool = setup.machine.tool("compute-sanitizer")
     if tool is None:
         raise Absent("compute-sanitizer is not there")
-    program = setup.module("tools.gpu.smoke", "--small", "--seconds", setup.seconds - MARGIN)
+    seconds = max(MARGIN, setup.seconds - MARGIN)
+    program = setup.module("tools.gpu.smoke", "--small", "--seconds", seconds)
     # torch's own allocator would hide that an access is out of bounds.
     direct = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     yield [
         Command(name, [tool, "--tool", name, "--error-exitcode", "1", *program], environment=direct)
         for name in SANITIZERS
     ]
-    return "side by side"
+    return "; ".join(f"{row['tool']} {row['cases']}" for row in _errors(setup.folder))
 
 
 def _errors(folder: Path) -> list[Row]:

@@ -20,7 +20,7 @@ def report(results: dict[str, Any]) -> str:
     facts = results["facts"]
     text = [f"# weighted_bce on {facts.get('GPU', 'a GPU')}", ""]
     text += [f"- {name}: {value}" for name, value in facts.items()]
-    text += [f"- clocks while measuring: {clocks(results)}", ""]
+    text += [f"- clocks: {clocks(results)}", ""]
     head = ("part", "outcome", "seconds", "of at most", "remark")
     keys = ("part", "outcome", "seconds", "limit", "why")
     text += markdown(head, [[part[key] for key in keys] for part in results["parts"]])
@@ -132,7 +132,8 @@ def summary(results: dict[str, Any], out: Path, code: int) -> list[str]:
     facts = results["facts"]
     head = [
         f"weighted_bce {facts['commit']} on {facts.get('GPU')}, driver {facts['driver']}, "
-        f"torch {facts.get('torch')}; {clocks(results)}"
+        f"torch {facts.get('torch')}",
+        f"clocks: {clocks(results)}",
     ]
     more: list[str] = []
     for part in results["parts"]:

@@ -235,7 +235,7 @@ def test_marked(): pass
 
 def test_compiled_for_cuda(): pass
 
-def test_other(): pass
+def test_cuda_code_on_the_host(): pass
 """
 
 

@@ -47,7 +47,8 @@ def needs(item: pytest.Item, device: str) -> bool:
     values = () if parameters is None else parameters.params.values()
     if any(isinstance(value, str) and value == device for value in values):
         return True
-    if device in item.name.partition("[")[0].split("_"):
+    name = item.name.partition("[")[0]  # such as test_what_on_cuda; test_cuda_... is for the host
+    if re.search(rf"_(on|for|the)_{device}(_|$)", name):
         return True
     reasons = (mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif"))
     return any(f"no {device.upper()} device" in reason for reason in reasons)

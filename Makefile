@@ -68,6 +68,8 @@ results: .venv/.built  ## measure all there is, into bench/results/MACHINE and R
 	$(BIN)/python -m bench --out bench/results/$(MACHINE) $(ARGS)
 	$(BIN)/python -m bench.readme
 
+# Its parts share MINUTES; OUT is the folder of the results, LIBRARY an extension that an earlier run
+# left there, COMMIT that of the sources where there is no git.
 MINUTES ?= 9
 OUT ?= build/gpu
 PARTS ?= build,smoke,figures,tests,sanitize,profile

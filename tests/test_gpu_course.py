@@ -49,14 +49,14 @@ def run(
         finally:
             for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
                 signal.signal(number, handler)
-        found = json.loads((out / "results.json").read_text())
-        return code, found, capsys.readouterr().out.splitlines()
+        results = json.loads((out / "results.json").read_text())
+        return code, results, capsys.readouterr().out.splitlines()
 
     return run
 
 
-def outcomes(found: dict[str, Any]) -> dict[str, str]:
-    return {row["part"]: row["outcome"] for row in found["parts"]}
+def outcomes(results: dict[str, Any]) -> dict[str, str]:
+    return {row["part"]: row["outcome"] for row in results["parts"]}
 
 
 def exists(process: int) -> bool:
@@ -89,20 +89,20 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_whole_course(small: None, run: Course, tmp_path: Path) -> None:
     for package in figures.NEEDED:
         pytest.importorskip(package)
-    code, found, printed = run("--commit", "abc123")
-    assert set(outcomes(found).values()) == {"ok"}, found
-    assert tuple(outcomes(found)) == course.NAMES
+    code, results, printed = run("--commit", "abc123")
+    assert set(outcomes(results).values()) == {"ok"}, results
+    assert tuple(outcomes(results)) == course.NAMES
     assert code == 0
     out = tmp_path / "out"
     library = build.module(out).name
     assert sorted(p.name for p in out.iterdir()) == sorted(
         [library, "logs.tar.gz", "report.md", "results.json"]
     )
-    assert found["facts"]["commit"] == "abc123"
-    assert found["facts"]["driver"] == "580.1"
-    assert found["facts"]["nvcc"] == "13.0.r13.0"
-    assert found["clocks"][0]["SM MHz"] == "1980"
-    of = {row["part"]: row["results"] for row in found["parts"]}
+    assert results["facts"]["commit"] == "abc123"
+    assert results["facts"]["driver"] == "580.1"
+    assert results["facts"]["nvcc"] == "13.0.r13.0"
+    assert results["clocks"][0]["SM MHz"] == "1980"
+    of = {row["part"]: row["results"] for row in results["parts"]}
     assert sum(row["cases"] for row in of["smoke"]) > 50
     assert {row["contender"] for row in of["figures"]} >= {"copy", "ours", "bce", "products"}
     assert all(len(row["rounds"]) == 2 for row in of["figures"])
@@ -143,16 +143,16 @@ def test_parts_that_fail_and_hang(
         part("tests", STUBBORN),
         part("profile", "print(1)", weight=3.0),
     )
-    code, found, printed = run("--minutes", "0.2", parts=parts)
-    assert outcomes(found) == {
+    code, results, printed = run("--minutes", "0.2", parts=parts)
+    assert outcomes(results) == {
         **{"smoke": "failed", "figures": "failed"},
         **{"tests": "late", "profile": "ok"},
     }
-    why = [row["why"] for row in found["parts"]]
+    why = [row["why"] for row in results["parts"]]
     assert why[0] == "smoke0: exit code 3: the last line; that was all"
     assert why[1] == "KeyError: 'broken'"
     assert why[2].startswith("tests0: ended after ")
-    assert [len(row["commands"]) for row in found["parts"]] == [2, 0, 1, 1]
+    assert [len(row["commands"]) for row in results["parts"]] == [2, 0, 1, 1]
     for process in map(int, why[2].split(": ")[-1].split()):
         assert not exists(process)
     assert code == 1
@@ -165,8 +165,8 @@ def test_time_that_is_left_goes_to_later_parts(
 ) -> None:
     monkeypatch.setattr(course, "RESERVE", 10.0)
     parts = tuple(part(name, "print(1)") for name in ("smoke", "tests", "profile"))
-    _, found, _ = run("--minutes", "1", parts=parts)
-    limits = [row["limit"] for row in found["parts"]]
+    _, results, _ = run("--minutes", "1", parts=parts)
+    limits = [row["limit"] for row in results["parts"]]
     assert limits == pytest.approx([50 / 3, 50 / 2, 50], abs=2)
 
 
@@ -174,8 +174,8 @@ def test_a_command_with_a_limit_of_its_own(run: Course, monkeypatch: pytest.Monk
     """The part goes on after it."""
     monkeypatch.setattr(course, "RESERVE", 0.0)
     parts = (part("figures", LASTS, "print(1)", share=0.05),)
-    code, found, _ = run("--minutes", "0.2", parts=parts)
-    (row,) = found["parts"]
+    code, results, _ = run("--minutes", "0.2", parts=parts)
+    (row,) = results["parts"]
     assert (code, row["outcome"]) == (1, "failed")
     assert [command["code"] for command in row["commands"]] == [None, 0]
     assert row["why"].startswith("figures0: ended after ")
@@ -203,8 +203,8 @@ def test_an_interrupt(number: int, tmp_path: Path) -> None:
     printed = process.communicate(timeout=30)[0].splitlines()
     assert process.returncode == 1
     assert printed[-1] == "exit code 1"
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert outcomes(found) == {"smoke": "ok", "tests": "interrupted", "profile": "not run"}
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert outcomes(results) == {"smoke": "ok", "tests": "interrupted", "profile": "not run"}
     assert "interrupted" in (tmp_path / "out" / "report.md").read_text()
     with tarfile.open(tmp_path / "out" / "logs.tar.gz") as archive:
         assert "logs/tests/tests0.txt" in archive.getnames()
@@ -234,8 +234,8 @@ def test_this_machine_without_a_gpu() -> None:
 def test_chosen_parts(run: Course, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("smoke", "tests", "profile")
     parts = tuple(part(name, "print(1)") for name in names)
-    _, found, _ = run("--parts", "profile,smoke", parts=parts)
-    assert outcomes(found) == {"smoke": "ok", "profile": "ok"}
+    _, results, _ = run("--parts", "profile,smoke", parts=parts)
+    assert outcomes(results) == {"smoke": "ok", "profile": "ok"}
     with pytest.raises(SystemExit):
         run("--parts", "smoke,test")
     assert "must be of build, smoke, " in capsys.readouterr().err
@@ -250,9 +250,9 @@ def test_rows_that_cannot_be_read_cost_no_other_part(run: Course, tmp_path: Path
         part("tests", "print(1)")._replace(results=unreadable),
         part("profile", "print(1)"),
     )
-    code, found, printed = run(parts=parts)
-    assert (code, outcomes(found)) == (0, dict.fromkeys(("figures", "tests", "profile"), "ok"))
-    assert found["parts"][1]["unread"] == "ValueError: half a line"
+    code, results, printed = run(parts=parts)
+    assert (code, outcomes(results)) == (0, dict.fromkeys(("figures", "tests", "profile"), "ok"))
+    assert results["parts"][1]["unread"] == "ValueError: half a line"
     assert any("unreadable: KeyError" in line for line in printed)
     assert "unreadable: KeyError" in (tmp_path / "out" / "report.md").read_text()
 

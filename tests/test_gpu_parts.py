@@ -122,7 +122,7 @@ def test_the_benchmark_takes_these_arguments(setup: Setup) -> None:
         assert options.out == setup.folder / command.name
 
 
-def test_counters_beside_what_was_expected(setup: Setup) -> None:
+def test_counters_and_what_was_expected(setup: Setup) -> None:
     (setup.folder / "ncu.txt").write_text(counted(4))
     rows = counters.PART.results(setup.folder)
     assert [row["kernel"] for row in rows] == list(counters.KERNELS)
@@ -148,8 +148,8 @@ def _remark_of_profile(setup: Setup, launches: int) -> str:
 
 def test_units_of_counters() -> None:
     units = ["ms", "Tbyte/s", "%", "us"]
-    found = counters._counted(["a", "b", "c", "d"], units, ["2", "1.5", "3", "n/a"])
-    assert found == {"a": 0.002, "b": 1.5e12, "c": 3.0, "d": "n/a"}
+    counts = counters._counted(["a", "b", "c", "d"], units, ["2", "1.5", "3", "n/a"])
+    assert counts == {"a": 0.002, "b": 1.5e12, "c": 3.0, "d": "n/a"}
 
 
 def test_a_line_for_each_setting() -> None:
@@ -253,8 +253,8 @@ def test_only_what_needs_the_device_runs(workers: int, tmp_path: Path) -> None:
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 1, ran.stdout
     rows = correctness.TESTS_PART.results(tmp_path)
-    found = {row["test"].split("::")[1]: row["outcome"] for row in rows}
-    assert found == {
+    outcomes = {row["test"].split("::")[1]: row["outcome"] for row in rows}
+    assert outcomes == {
         "test_kernel[0-cuda]": "passed",
         "test_kernel[1-cuda]": "failed",
         "test_kernel[2-cuda]": "skipped",

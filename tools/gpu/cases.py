@@ -136,9 +136,9 @@ def _written_over(case: Case) -> None:
 
 
 def _assert_gradient(grad: Tensor, case: Case, factor: float) -> None:
-    found = truth(case)
-    scale = factor / divisor(case, found.count)
-    assert_close(grad, found.grad * scale, found.terms * abs(scale), f"gradient: {case.name}")
+    right = truth(case)
+    scale = factor / divisor(case, right.count)
+    assert_close(grad, right.grad * scale, right.terms * abs(scale), f"gradient: {case.name}")
 
 
 def _layers(device: str) -> Iterator[Check]:

@@ -66,13 +66,13 @@ def tests(setup: Setup) -> Steps:
 
 def _outcomes(folder: Path) -> list[Row]:
     """What became of each test; of one that has failed, how."""
-    found: dict[tuple[str, str], Row] = {}
+    last: dict[tuple[str, str], Row] = {}
     for name in RUNS:
         for row in lines_of(folder / f"{name}.jsonl"):
-            known = found.get((name, row["test"]), {})
+            known = last.get((name, row["test"]), {})
             if known.get("outcome") not in FAILURES:
-                found[name, row["test"]] = {"run": name, **row}
-    return list(found.values())
+                last[name, row["test"]] = {"run": name, **row}
+    return list(last.values())
 
 
 def sanitize(setup: Setup) -> Steps:
@@ -92,7 +92,7 @@ def sanitize(setup: Setup) -> Steps:
 
 def _errors(folder: Path) -> list[Row]:
     """What each tool says last, how many errors are in our kernels, and the cases it has seen."""
-    found = []
+    rows = []
     for name in SANITIZERS:
         log = folder / f"{name}.txt"
         text = log.read_text(errors="replace") if log.exists() else ""
@@ -100,8 +100,8 @@ def _errors(folder: Path) -> list[Row]:
         ours = re.findall(r"^=+ +at .*weighted_bce", text, re.MULTILINE)
         cases = re.findall(r"^(\d+ of \d+ cases failed)", text, re.MULTILINE)
         row = {"tool": name, "says": (said or ["nothing"])[-1], "in our kernels": len(ours)}
-        found.append({**row, "cases": "".join(cases)})
-    return found
+        rows.append({**row, "cases": "".join(cases)})
+    return rows
 
 
 SMOKE = Part("smoke", 30, smoke, _groups)

@@ -1,4 +1,4 @@
-"""The part that reads the GPU's counters, beside what the machine code let expect."""
+"""The part that reads the GPU's counters, next to what the machine code let expect."""
 
 import csv
 import re
@@ -50,9 +50,9 @@ def steps(setup: Setup) -> Steps:
     ]
     program = setup.module("tools.gpu.launches", "--elements", ELEMENTS)
     (ran,) = yield [Command("ncu", [tool, *options, *program])]
-    found = results(setup.folder)
-    if ran.succeeded and len(found) < len(KERNELS):
-        return f"{len(found)} of {len(KERNELS)} kernels were seen"
+    rows = results(setup.folder)
+    if ran.succeeded and len(rows) < len(KERNELS):
+        return f"{len(rows)} of {len(KERNELS)} kernels were seen"
     return ""
 
 
@@ -71,14 +71,14 @@ def results(folder: Path) -> list[Row]:
 
 def _counted(head: list[str], units: list[str], cells: list[str]) -> dict[str, str | float]:
     """The cells of a launch by metric; numbers in seconds, bytes a second and so on."""
-    found: dict[str, str | float] = {}
+    counts: dict[str, str | float] = {}
     for name, unit, text in zip(head, units, cells, strict=False):
         try:
             prefix = UNIT.fullmatch(unit)
-            found[name] = float(text.replace(",", "")) * PREFIXES[prefix[1] if prefix else ""]
+            counts[name] = float(text.replace(",", "")) * PREFIXES[prefix[1] if prefix else ""]
         except ValueError:
-            found[name] = text
-    return found
+            counts[name] = text
+    return counts
 
 
 def _summed_up(counted: dict[str, str | float]) -> Row:

@@ -37,9 +37,9 @@ RUNS = (
 
 
 def steps(setup: Setup) -> Steps:
-    lacking = [name for name in NEEDED if not setup.machine.has(name)]
-    if lacking:
-        raise Failed(f"the benchmark needs {' and '.join(lacking)}")
+    missing = [name for name in NEEDED if not setup.machine.has(name)]
+    if missing:
+        raise Failed(f"the benchmark needs {' and '.join(missing)}")
     for name, share, given in RUNS:
         where = ("--out", setup.folder / name)
         arguments = setup.module("bench", "--quick", *given.split(), *where)
@@ -49,12 +49,12 @@ def steps(setup: Setup) -> Steps:
 
 def results(folder: Path) -> list[Row]:
     """A row for each contender of each group, as far as the benchmark has come."""
-    found = []
+    rows = []
     for name, *_ in RUNS:
         path = folder / name / "results.json"
         if path.exists():
-            found += [{"run": name, **row} for row in json.loads(path.read_text())["rows"]]
-    return found
+            rows += [{"run": name, **row} for row in json.loads(path.read_text())["rows"]]
+    return rows
 
 
 PART = Part("figures", 150, steps, results)

@@ -62,9 +62,9 @@ class Machine:
 
     def tool(self, name: str) -> str | None:
         """The path of one of CUDA's programs, or None."""
-        found = shutil.which(name)
+        on_path = shutil.which(name)
         usual = sorted(glob(USUAL.get(name, "")), reverse=True)
-        return found or (usual[0] if usual else None)
+        return on_path or (usual[0] if usual else None)
 
     def has(self, package: str) -> bool:
         """Whether this Python has a package."""

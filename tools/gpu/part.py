@@ -49,10 +49,10 @@ class Part(NamedTuple):
 
 def lines_of(path: Path) -> list[Row]:
     """The objects of a file that has one in each line; a program may still be writing the last."""
-    found = []
+    rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
+            rows.append(json.loads(line))
         except ValueError:
             break
-    return found
+    return rows

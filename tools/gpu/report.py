@@ -79,7 +79,7 @@ def tally(rows: Sequence[Row]) -> str:
 
 
 def _reason(row: Row) -> str:
-    """The line of a traceback that pytest marks, or the first one."""
+    """The line of a traceback that pytest points to, or the first one."""
     if row["outcome"] == "began":
         return "did not end"
     lines = [line for line in str(row["text"]).splitlines() if line.strip()]
@@ -128,7 +128,7 @@ SECTIONS: dict[str, Section] = {
 
 
 def summary(results: dict[str, Any], out: Path, code: int) -> list[str]:
-    """What is printed last: the parts, then as much as fits of what they found."""
+    """What is printed last: the parts, then as much as fits of their results."""
     facts = results["facts"]
     head = [
         f"weighted_bce {facts['commit']} on {facts.get('GPU')}, driver {facts['driver']}, "
@@ -154,14 +154,14 @@ def _failing(rows: Sequence[Row]) -> list[str]:
 
 
 def _kernels(rows: Sequence[Row]) -> list[str]:
-    found = []
+    lines = []
     for row in rows:
         name, time, memory, issue, registers, occupancy, stall, _ = _counted(row)
-        found.append(
+        lines.append(
             f"{name.removesuffix(', loss and gradient')}: {time}, DRAM {memory}, issue {issue}, "
             f"{registers} registers, occupancy {occupancy}, stalls: {stall}"
         )
-    return found
+    return lines
 
 
 # In this order, as many lines as there is space for.

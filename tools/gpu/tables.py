@@ -37,11 +37,11 @@ def _cell(value: object) -> str:
 
 def groups(rows: Iterable[Row]) -> list[Group]:
     """The contenders of each setting; what ran twice counts as it ran first."""
-    found: dict[tuple[object, ...], Group] = {}
+    of_setting: dict[tuple[object, ...], Group] = {}
     for row in rows:
-        group = found.setdefault(tuple(row.get(field) for field in OF_GROUP), {})
+        group = of_setting.setdefault(tuple(row.get(field) for field in OF_GROUP), {})
         group.setdefault(row["contender"], row)
-    return list(found.values())
+    return list(of_setting.values())
 
 
 def setting(group: Group) -> str:

@@ -20,13 +20,15 @@ def module(package: Path) -> Path:
 
 
 def steps(setup: Setup) -> Steps:
-    remark = ""
-    if setup.library is not None:
-        _replace(setup.library, module(PACKAGE))
+    remark, library = "", setup.library
+    if library is not None and not library.is_file():
+        remark = f"{library} is not there; "
+    elif library is not None:
+        _replace(library, module(PACKAGE))
         (ran,) = yield [_trial(setup, "library")]
         if ran.succeeded:
-            return f"{setup.library} runs here"
-        remark = f"{setup.library} does not run here; "
+            return f"{library} runs here"
+        remark = f"{library} does not run here; "
     if setup.builds:
         (ran,) = yield [_build(setup)]
         if not ran.succeeded:
@@ -57,8 +59,6 @@ def _trial(setup: Setup, name: str) -> Command:
 
 def _replace(source: Path, target: Path) -> None:
     """A copy, made aside: a process may have the old file in memory."""
-    if not source.is_file():
-        raise Failed(f"{source} is not there")
     if source.resolve() == target.resolve():
         return
     new = target.with_name(f"{target.name}.new")

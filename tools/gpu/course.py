@@ -71,6 +71,7 @@ class Course:
 
     def run(self) -> int:
         """Runs all parts; returns the exit code."""
+        self._save(is_whole=True)  # over the files of an earlier run
         clocks = self.machine.clocks()
         sampler = [Running(Command("clocks", clocks), self.work / "clocks.txt")] if clocks else []
         try:

@@ -10,14 +10,21 @@ namespace weighted_bce {
 
 using OptionalTensor = std::optional<Tensor>;
 
+/// Throws where a function of torch's C interface has failed: torch's own macro for this is newer
+/// than torch 2.11.
+inline void check_success(AOTITorchError error, const char* task) {
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "torch failed to ", task);
+}
+
 inline Tensor new_tensor(const Tensor& like, ScalarType dtype, int64_t dims, const int64_t* sizes,
                          const int64_t* strides) {
   int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  check_success(aoti_torch_get_device_type(like.get(), &device_type), "tell a tensor's device");
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      device_type, like.get_device_index(), &handle));
+  check_success(aoti_torch_empty_strided(dims, sizes, strides, code, device_type,
+                                         like.get_device_index(), &handle),
+                "allocate a tensor");
   return Tensor(handle);
 }
 

@@ -24,7 +24,7 @@ void* current_stream(int device) {
   }();
   STD_TORCH_CHECK(function != nullptr, "this torch has no CUDA streams");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  check_success(function(device, &stream), "tell its current CUDA stream");
   return stream;
 }
 

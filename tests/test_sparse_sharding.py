@@ -74,6 +74,15 @@ def check_losses(processes: int) -> None:
                 assert_whole(grad, gradients(expected.sum() * 2.5, x))
 
 
+def flattens(stacked: Any) -> bool:
+    """Whether torch joins a dimension that is sharded with another one; torch 2.11 does not."""
+    try:
+        stacked.flatten(0, 1)
+    except RuntimeError:
+        return False
+    return True
+
+
 def check_derivatives(processes: int) -> None:
     """Of the second order, of the factors, under torch.func."""
     for logits, x, sparse in each_placed():
@@ -90,7 +99,11 @@ def check_derivatives(processes: int) -> None:
         assert_whole(grad(loss)(leaf), grad(loss)(plain))
         many = torch.stack([plain, plain * 2, -plain])
         stacked = torch.stack([leaf, leaf * 2, -leaf])
-        assert_whole(vmap(loss)(stacked), vmap(loss)(many))
+        if flattens(stacked):
+            assert_whole(vmap(loss)(stacked), vmap(loss)(many))
+        else:
+            with pytest.raises(RuntimeError, match="flatten|view"):
+                vmap(loss)(stacked)
         for name in ("weight", "pos_weight"):
             one = torch.linspace(0.5, 3, LABELS, requires_grad=True)
             factor = beside(one.detach(), logits).requires_grad_()

@@ -143,10 +143,15 @@ def _widened(layer: Layer) -> Layer:
     return Layer(*(None if t is None else t.to(dtype) for t in layer))  # type: ignore[arg-type]
 
 
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace it
+def autocast_available(kind: str) -> bool:
+    """Whether torch has autocast on this kind of device."""
+    return torch.amp.is_autocast_available(kind)
+
+
 def _no_autocast(like: Tensor) -> Any:
     kind = like.device.type
-    available = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if available else nullcontext()
+    return torch.autocast(kind, enabled=False) if autocast_available(kind) else nullcontext()
 
 
 def _all_logits(layer: Layer) -> Tensor:

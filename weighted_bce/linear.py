@@ -153,8 +153,7 @@ def _autocast_dtype(input: Tensor) -> torch.dtype | None:
     if not isinstance(input, Tensor) or input.dtype == torch.float64:
         return None
     kind = input.device.type
-    available = torch.amp.is_autocast_available(kind)
-    enabled = available and torch.is_autocast_enabled(kind)
+    enabled = _linear.autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if enabled else None
 
 

@@ -1,6 +1,7 @@
 PYTHON ?= python3
 TORCH ?= 2.13.0
 TORCHES ?= 2.11.0 2.13.0 newest
+OLDEST ?= 2.11.0
 ARGS ?=
 MACHINE ?= this-machine
 
@@ -12,7 +13,8 @@ WITH_KERNELS := PATH="$(CURDIR)/$(BIN):$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
     WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}"
 EACH_TORCH := $(TORCHES:%=torch-%)
 
-.PHONY: demo test test-all wheel versions $(EACH_TORCH) bench results gpu lint format clean help
+.PHONY: demo test test-all wheel versions oldest $(EACH_TORCH) bench results gpu lint format clean \
+    help
 
 help:           ## show this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed 's/:.*##/\t/'
@@ -46,7 +48,7 @@ wheel: .venv/.dependencies  ## make the sdist and, from it, the wheel; see that 
 	$(BIN)/python -m zipfile -e dist/*.whl build/wheel
 	$(BIN)/torch-abi-audit --check torch build/wheel/weighted_bce
 
-versions: $(EACH_TORCH)  ## test one wheel with each torch of TORCHES
+versions: oldest $(EACH_TORCH)  ## test one wheel with each torch of TORCHES; and oldest
 
 # The tests are those of the sdist, without the package beside them: they import the wheel's.
 $(EACH_TORCH): torch-%: wheel
@@ -60,6 +62,28 @@ $(EACH_TORCH): torch-%: wheel
 	    print(w.show_config()); assert 'site-packages' in w.__file__"
 	cd build/$@/sdist && ../bin/python -m pytest -n 2 -m "not large" $(ARGS)
 	cd build/$@/sdist && ../bin/python -m pytest -m large
+
+build/oldest/.dependencies: pyproject.toml
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/pip install -q torch==$(OLDEST) "setuptools>=77" wheel ninja "pybind11>=2.12"
+	WEIGHTED_BCE_BUILD=0 build/oldest/bin/pip install -q --no-build-isolation ".[test]"
+	touch $@
+
+# Torch's headers are those of OLDEST, nvcc that of .venv, and its objects in build/cuda serve both.
+OLDEST_TESTS := $(addprefix tests/,$(addsuffix .py,test_ops test_edges test_autograd \
+    test_compile test_linear test_linear_compile test_sparse_loss test_transforms))
+oldest: .venv/.dependencies build/oldest/.dependencies  ## build on the oldest torch; a few tests
+	rm -rf build/lib.* build/oldest/tests-alone
+	CUDA_HOME="$$(echo $(CURDIR)/.venv/lib/python*/site-packages/nvidia/cu13)" \
+	    PATH="$(CURDIR)/build/oldest/bin:$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
+	    WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}" build/oldest/bin/pip install -q \
+	    --no-build-isolation --no-deps --no-cache-dir --force-reinstall .
+	mkdir build/oldest/tests-alone
+	cp -r tests pyproject.toml build/oldest/tests-alone
+	cd build/oldest/tests-alone && ../bin/python -W error -c "import weighted_bce as w; \
+	    facts = str(w.show_config()); print(facts); assert 'site-packages' in w.__file__; \
+	    assert 'built against torch: $(OLDEST)' in facts"
+	cd build/oldest/tests-alone && ../bin/python -m pytest -n 2 $(OLDEST_TESTS) $(ARGS)
 
 bench: .venv/.built  ## compare with the usual ways to write this loss, in a minute
 	$(BIN)/python -m bench --quick --out build/bench $(ARGS)

@@ -102,7 +102,7 @@ def check_derivatives(processes: int) -> None:
         if flattens(stacked):
             assert_whole(vmap(loss)(stacked), vmap(loss)(many))
         else:
-            with pytest.raises(RuntimeError, match="flatten|view"):
+            with pytest.raises(RuntimeError, match=r"flatten|view"):
                 vmap(loss)(stacked)
         for name in ("weight", "pos_weight"):
             one = torch.linspace(0.5, 3, LABELS, requires_grad=True)

@@ -143,9 +143,9 @@ def _widened(layer: Layer) -> Layer:
     return Layer(*(None if t is None else t.to(dtype) for t in layer))  # type: ignore[arg-type]
 
 
-@torch.compiler.assume_constant_result  # torch 2.11 cannot trace it
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def autocast_available(kind: str) -> bool:
-    """Whether torch has autocast on this kind of device."""
+    """Whether torch has autocast on this kind of device, which torch 2.11 cannot trace."""
     return torch.amp.is_autocast_available(kind)
 
 

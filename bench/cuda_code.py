@@ -195,7 +195,7 @@ def _facts(kernel: Kernel, code: list[sass.Instruction], used: dict[str, int]) -
         stack=used["STACK"],
         local=used["LOCAL"],
         spills=sum(i.name in ("STL", "LDL") for i in code),
-        wide_loads=sum(i.name == "LDG" and i.width == 16 for i in code),
+        wide_loads=sum(i.name in ("LDG", "LDGSTS") and i.width == 16 for i in code),
         wide_stores=sum(i.name == "STG" and i.width == 16 for i in code),
         hot=hot,
         unclear=unclear,

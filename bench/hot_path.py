@@ -2,8 +2,9 @@
 
 On it a group of logits has one MUFU.EX2 for each, one MUFU.RCP too where gradients are written,
 loads of 16 bytes of logits and of the targets, a store of 16 bytes or none, and no other access to
-memory. With sparse labels it is the way of groups without a positive; shared memory, where others
-have theirs, may be read and cleared on it under a condition.
+memory but to shared memory. Logits, and targets of 1 byte, are copied there some groups before
+their turn (LDGSTS). With sparse labels it is the way of groups without a positive; where others
+have theirs, shared memory may be cleared on it under a condition.
 """
 
 import heapq
@@ -14,9 +15,8 @@ from typing import NamedTuple
 from .sass import Block, Instruction, Loop, blocks_of, main_loop, predecessors, reached
 
 # What the hot path has no use for: other memory, calls. Constants (LDC, ULDC) are none of it.
-FOREIGN = {"LD", "ST", "LDL", "STL", "LDS", "STS", "LDSM", "LDGSTS", "UBLKCP"}
+FOREIGN = {"LD", "ST", "LDL", "STL", "STS", "LDSM", "UBLKCP"}
 FOREIGN |= {"ATOM", "ATOMG", "ATOMS", "RED", "REDG", "EXIT", "RET"}
-MARKS = {"LDS", "STS"}
 STREAMED = {"EF", "NA", "CI"}  # evict first, no allocation, invalidate: as the GPU has them
 DOUBLES = {"DADD", "DMUL", "DFMA", "DSETP"}
 SUMS = 2  # products of which a logarithm is taken at the end of a run; each takes one MUFU.RCP
@@ -25,6 +25,7 @@ SUMS = 2  # products of which a logarithm is taken at the end of a run; each tak
 class Tally(NamedTuple):
     exponentials: int = 0
     reciprocals: int = 0
+    copied: int = 0  # bytes, to shared memory
     loaded: int = 0  # bytes
     stored: int = 0  # bytes
 
@@ -54,6 +55,20 @@ class Path(NamedTuple):
         """Those in double precision."""
         every = [i for block in self.blocks for i in block.instructions]
         return sum(i.name in DOUBLES or "F64" in i.opcode.split(".") for i in every)
+
+    @property
+    def ahead(self) -> int:
+        """How many iterations after it has started a copy to shared memory it is waited for.
+
+        The copies of an iteration are a batch, which LDGDEPBAR ends; DEPBAR.LE waits for all but a
+        number of the last ones. 0 where the copies are not made so.
+        """
+        order = {"LDGSTS": 0, "LDGDEPBAR": 1, "DEPBAR": 2}
+        found = [i for block in self.blocks for i in block.instructions if i.name in order]
+        steps = [order[i.name] for i in found]
+        if steps != sorted(steps) or steps[-2:] != [1, 2] or steps.count(1) != 1:
+            return 0
+        return int(found[-1].operands.split(", ")[1], 16)
 
     def count(self, *names: str) -> int:
         return sum(i.name in names for block in self.blocks for i in block.instructions)
@@ -86,7 +101,8 @@ def find(
     by_label = {a: b for a, b in loop.blocks.items() if not has_ex2(b) or a in near_positives}
     found = {}
     for target in targets:
-        wanted = Tally(lanes, lanes * slopes, 16 + lanes * target, 16 * slopes)
+        early, late = (1, 0) if target == 1 else (0, target)
+        wanted = Tally(lanes, lanes * slopes, 16 + lanes * early, lanes * late, 16 * slopes)
         more = wanted._replace(reciprocals=wanted.reciprocals + SUMS)
         hot = shortest(Loop(loop.header, uniform), wanted)
         collecting = shortest(Loop(loop.header, uniform), more) if sums else None
@@ -105,7 +121,7 @@ def is_streamed(i: Instruction) -> bool:
 
 
 def is_load_ahead(i: Instruction) -> bool:
-    return i.name == "LDG" and i.width == 16 and is_streamed(i)
+    return i.name == "LDGSTS" and i.width == 16
 
 
 def has_ex2(block: Block) -> bool:
@@ -129,11 +145,13 @@ def tally_of(block: Block) -> Tally | None:
     """None for a block that is on no hot path."""
     tally = Tally()
     for i in block.instructions:
-        if i.name in FOREIGN and not (i.name in MARKS and i.predicate):
+        if i.name in FOREIGN and not (i.name == "STS" and i.predicate):
             return None
         if i.name == "CALL" and not i.is_branch:
             return None
-        if i.name in ("LDG", "STG"):
+        if i.name == "LDGSTS":
+            tally = tally.plus(Tally(copied=i.width))
+        elif i.name in ("LDG", "STG"):
             if not is_streamed(i):
                 return None
             moved = Tally(loaded=i.width) if i.name == "LDG" else Tally(stored=i.width)

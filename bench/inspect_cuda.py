@@ -5,8 +5,10 @@ Run as: python -m bench.inspect_cuda --help
 
 import argparse
 import difflib
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 
 from weighted_bce._extension import extension, why_missing
@@ -15,6 +17,8 @@ from .cuda_code import SIZES, Code, Facts, Kernel, Unreadable, read
 from .prediction import COPY, GPU, RUN, predict
 
 PREDICTED = "sm_90"
+HEADER = re.compile(r"^nvcc (.+) for (.+)$", re.MULTILINE)
+GPUS = re.compile(r"\bsm_\d+[af]?\b")
 INTRODUCTION = """\
 # The code of the CUDA kernels
 
@@ -29,7 +33,9 @@ thread:
 - *instructions*: all of them, pos_weight a single number; *sums*: what the logarithms, taken once
   in {RUN} elements, add to that; *p varies*: all, with a pos_weight for each label and no positive;
 - *MUFU*: exponentials and reciprocals; *memory*: loads and stores; *float64*: instructions in
-  double precision in one iteration; *branches*: those with a condition in one iteration.
+  double precision in one iteration; *branches*: those with a condition in one iteration;
+- *ahead*: how many iterations after they have started the copies of logits, and of 1-byte targets,
+  to shared memory are waited for.
 
 The prediction is for an {GPU.name}: {GPU.processors} multiprocessors at {GPU.clock / 1e9:.2f} GHz,
 its highest clock. Each of them starts {GPU.issue} instructions of warps in a clock and completes
@@ -70,7 +76,7 @@ def _hot_name(kernel: Kernel, target: int) -> str:
 
 def _hot_paths(kernels: dict[Kernel, Facts]) -> str:
     head = "logits, targets, mode|bytes|instructions|sums|p varies|MUFU|memory|float64|branches"
-    head += "|issue|MUFU rate|first limit|of a copy"
+    head += "|ahead|issue|MUFU rate|first limit|of a copy"
     rows: list[list[object]] = []
     for kernel, facts in kernels.items():
         for target, paths in facts.hot.items():
@@ -84,8 +90,8 @@ def _hot_paths(kernels: dict[Kernel, Facts]) -> str:
                     f"{said.instructions - path.instructions / lanes:.2f}",
                     by_label or "none",
                     f"{path.count('MUFU') / lanes:.2f}",
-                    f"{path.count('LDG', 'STG') / lanes:.2f}",
-                    *(path.doubles, path.branches),
+                    f"{path.count('LDG', 'LDGSTS', 'STG') / lanes:.2f}",
+                    *(path.doubles, path.branches, path.ahead),
                     *(f"{said.issue:.0%}", f"{said.mufu:.0%}", said.limit, f"{said.speed:.0%}"),
                 ]
             )
@@ -148,12 +154,34 @@ def built() -> Code:
 
 
 def differences(code: Code, text: str) -> str | None:
-    """Lines by which a report differs from that of the code; None if they cannot be compared."""
-    if header(code) not in text.splitlines():
+    """Lines by which a report differs from that of the code; None if they cannot be compared.
+
+    The report may be of more architectures than the code.
+    """
+    match = HEADER.search(text)
+    if match is None or match.group(1) != code.nvcc or not {*code.kernels} <= {*GPUS.findall(text)}:
         return None
-    now = report(code)
-    lines = difflib.unified_diff(text.splitlines(), now.splitlines(), "written", "built", n=0)
+    written = _restricted(HEADER.sub(header(code), text), code.kernels)
+    lines = difflib.unified_diff(written, report(code).splitlines(), "written", "built", n=0)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _restricted(text: str, architectures: Container[str]) -> list[str]:
+    """The lines of a report, without the columns of other architectures."""
+    lines: list[str] = []
+    kept: list[bool] = []
+    for line in text.splitlines():
+        cells = line.split(" | ")
+        if not line.startswith("| "):
+            kept = []
+            lines.append(line)
+            continue
+        if not kept:
+            names = [cell.strip("| ") for cell in cells]
+            kept = [name in architectures or not GPUS.fullmatch(name) for name in names]
+        chosen = " | ".join(compress(cells, kept))
+        lines.append(chosen if chosen.endswith(" |") else f"{chosen} |")
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

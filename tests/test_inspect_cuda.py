@@ -11,12 +11,16 @@ from bench.prediction import predict
 
 GROUP = 2  # logits of 8 bytes, targets of 4
 PREFIX = "_ZN12weighted_bce4cuda"
-# The loop begins at 0x10: 5 instructions. Then 4 with one weight, or 5 with one for each label and
+# The loop begins at 0x10: 8 instructions, of which 4 copy logits three iterations before their turn
+# and take those that have come. Then 4 with one weight, or 5 with one for each label and
 # one positive at a time after them. The sums are collected by 2 more before the end of 2.
 LOOP = """
 0x00       S2R R0, SR_TID.X
-0x10  @!P0 LDG.E.EF.128 R4, desc[UR4][R2.64]
-0x20  @!P0 LDG.E.EF.64 R8, desc[UR4][R6.64]
+0x10  @!P0 LDGSTS.E.BYPASS.128 [R3], desc[UR4][R2.64]
+0x12       LDGDEPBAR
+0x14       DEPBAR.LE SB0, 0x3
+0x16       LDS.128 R4, [R3+0x1000]
+0x20       LDG.E.EF.64 R8, desc[UR4][R6.64]
 0x30       ISETP.NE.AND P1, PT, R1, RZ, PT
 0x40       DADD R2, R2, R2
 0x50   @P1 BRA P2, 0xb0
@@ -64,21 +68,22 @@ def paths(code: str) -> HotPaths:
 
 
 def test_hot_path_of_sparse_labels_has_no_positive() -> None:
-    """It may look for marks in shared memory, under a condition; pos_weight plays no part."""
-    sparse = LOOP.replace("@!P0 LDG.E.EF.64 R8, desc[UR4][R6.64]", "@!P0 LDS.64 R8, [R6]")
+    """It may clear shared memory, under a condition; pos_weight plays no part."""
+    sparse = LOOP.replace("     LDG.E.EF.64 R8, desc[UR4][R6.64]", "@!P0 STS.64 [R6], RZ")
     found = hot_path.find(instructions(sparse), GROUP, (0,), sums=True, slopes=False)[0]
-    assert found.uniform.instructions == 5 + 4 + 2 + 1
+    assert found.uniform.instructions == 8 + 4 + 2 + 1
     assert found.by_label == found.uniform
-    always = sparse.replace("@!P0 LDS.64", "LDS.64")
+    always = sparse.replace("@!P0 STS.64", "STS.64")
     with pytest.raises(ValueError, match="no way through the main loop"):
         hot_path.find(instructions(always), GROUP, (0,), sums=True, slopes=False)
 
 
 def test_all_instructions_are_read() -> None:
     code = instructions(LOOP)
-    assert len(code) == 26
-    assert code[1] == sass.Instruction(16, "!P0", "LDG.E.EF.128", "LDG", "R4, desc[UR4][R2.64]")
-    assert [i.width for i in code if i.name == "LDG"] == [16, 8, 4]
+    assert len(code) == 29
+    copy = sass.Instruction(16, "!P0", "LDGSTS.E.BYPASS.128", "LDGSTS", "[R3], desc[UR4][R2.64]")
+    assert code[1] == copy
+    assert [i.width for i in code if i.name in ("LDG", "LDGSTS")] == [16, 8, 4]
 
 
 def test_blocks_end_at_branches_and_begin_at_targets() -> None:
@@ -100,19 +105,39 @@ def test_main_loop_is_the_one_around_the_loads() -> None:
 
 def test_instructions_of_the_hot_paths() -> None:
     found = paths(LOOP)
-    assert found.uniform.instructions == 5 + 4 + 2 + 1
+    assert found.uniform.instructions == 8 + 4 + 2 + 1
     assert (found.uniform.branches, found.uniform.doubles) == (4, 1)
-    assert found.uniform.count("LDG", "STG") == 2
+    assert found.uniform.count("LDG", "LDGSTS", "STG") == 2
     assert found.collecting is not None
     assert found.collecting.instructions == found.uniform.instructions + 2
     assert found.by_label is not None
-    assert found.by_label.instructions == 5 + 5 + 2 + 1
+    assert found.by_label.instructions == 8 + 5 + 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "iterations"),
+    [
+        ("", "", 3),
+        ("SB0, 0x3", "SB0, 0x1", 1),
+        ("SB0, 0x3", "SB0, 0x0", 0),
+        # Waits before the batch ends, for batches from before the loop, or outside of it.
+        ("0x12       LDGDEPBAR", "0x15       LDGDEPBAR", 0),
+        ("0x12       LDGDEPBAR", "0x08       LDGDEPBAR", 0),
+        ("0x14       DEPBAR.LE SB0, 0x3", "0x08       DEPBAR.LE SB0, 0x3", 0),
+    ],
+)
+def test_copies_are_ahead_by_what_is_not_waited_for(old: str, new: str, iterations: int) -> None:
+    changed = LOOP.replace(old, new)
+    assert (changed == LOOP) == (old == "")
+    lines = sorted(changed.strip().splitlines(), key=lambda line: int(line.split()[0], 16))
+    assert paths("\n".join(lines)).uniform.ahead == iterations
 
 
 @pytest.mark.parametrize(
     ("old", "new", "missing"),
     [
-        ("LDG.E.EF.128", "LDG.E.128", "0 entries to the main loop"),
+        ("LDGSTS.E.BYPASS.128 [R3]", "LDG.E.EF.128 R4", "0 entries to the main loop"),
+        ("LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.64", "0 entries to the main loop"),
         ("LDG.E.EF.64", "LDG.E.EF", "no way through the main loop"),
         ("0x80       FADD", "0x80       MUFU.RCP", "no way through the main loop"),
         ("0x80       FADD R10, R10, R11", "0x80       STL [R1], R2", "no way through"),
@@ -159,11 +184,11 @@ def test_names(mangled: str, name: str) -> None:
 
 
 def test_prediction() -> None:
-    """12 instructions for 2 elements of 8 + 4 bytes, 2 more and 2 MUFU in each run of 96."""
+    """15 instructions for 2 elements of 8 + 4 bytes, 2 more and 2 MUFU in each run of 96."""
     said = predict(paths(LOOP), lanes=GROUP, logit=8, target=4, slopes=False)
     elements = 4.3e12 / 12 / 132 / 1.98e9
     assert said.bytes == 12
-    assert said.issue == pytest.approx(elements * (6 + 2 / 96) / 128)
+    assert said.issue == pytest.approx(elements * (7.5 + 2 / 96) / 128)
     assert said.mufu == pytest.approx(elements * (1 + 2 / 96) / 16)
     assert (said.limit, said.speed) == ("memory", 1)
     slow = said._replace(mufu=1.25, issue=1.1)
@@ -191,3 +216,20 @@ def test_check_tells_whether_a_report_is_the_same(
     assert inspect_cuda.main(["--check", str(path)]) == 2
     assert "is not of nvcc 12.9.86 for sm_90" in capsys.readouterr().err
     assert inspect_cuda.main(["--check", str(tmp_path / "none")]) == 2
+
+
+def test_code_for_one_gpu_is_compared_with_its_part_of_a_report() -> None:
+    vectors = kernel_of(f"{PREFIX}10on_vectorsIfLi1ELNS0_4ModeE0EEEv")
+    facts = Facts(60, 80, 0, 0, 0, 3, 0, {1: paths(LOOP)}, "")
+    kernels = {vectors: facts, kernel_of(f"{PREFIX}13count_targetsIfEEv"): facts._replace(hot={})}
+    other = {kernel: facts._replace(registers=70) for kernel, facts in kernels.items()}
+    names = ("sm_80", "sm_90", "compute_90")
+    written = inspect_cuda.report(Code("13.0.88", names, {"sm_80": other, "sm_90": kernels}))
+    one = Code("13.0.88", ("sm_90", "compute_90"), {"sm_90": kernels})
+    assert inspect_cuda.differences(one, written) == ""
+    changed = inspect_cuda.differences(one._replace(kernels={"sm_90": other}), written)
+    assert changed is not None
+    assert "-| count_targets float32 | 60 |\n" in changed
+    assert "+| count_targets float32 | 70 |" in changed
+    assert inspect_cuda.differences(one._replace(kernels={"sm_120": kernels}), written) is None
+    assert inspect_cuda.differences(one._replace(nvcc="13.1.5"), written) is None

@@ -56,10 +56,23 @@ FAULTS = [
     Fault(
         "a group loaded beyond the end",
         "kernel.h",
-        "if (left - idles > kAhead)",
-        "if (left > 0)",
+        "stream.load(left - idles > kAhead)",
+        "stream.load(left > 0)",
         sanitizers="address",
     ),
+    Fault(
+        "group taken before it has come",
+        "stream.h",
+        "batches<kAhead>",
+        "batches<kAhead + 1>",
+    ),
+    Fault(
+        "end of a batch left out",
+        "stream.h",
+        "    end_batch();",
+        "    if (is_there) end_batch();",
+    ),
+    Fault("groups of a thread in too few slots", "stream.h", "kAhead + 1;", "kAhead;"),
     Fault("last group left out", "kernel.h", "(groups - first + step - 1)", "(groups - first)"),
     Fault(
         "product of too many factors",

@@ -13,7 +13,7 @@
 
 namespace weighted_bce::cuda {
 
-constexpr int kMarkBytes = 16384;  // of a block's shared memory, for the targets of sparse labels
+constexpr int kMarkBytes = 12288;  // of a block's shared memory, for the targets of sparse labels
 
 WEIGHTED_BCE_DEVICE int thread() { return threadIdx.x; }
 WEIGHTED_BCE_DEVICE int block() { return blockIdx.x; }
@@ -48,6 +48,49 @@ WEIGHTED_BCE_DEVICE void load(const void* from, uint32_t* to) {
   } else {
     const uint8_t* const at = static_cast<const uint8_t*>(from);
     to[0] = streamed ? __ldcs(at) : *at;
+  }
+}
+
+/// An address in shared memory, which stays in its register: the compiler would compute it anew for
+/// each access.
+using SharedAddress = uint32_t;
+WEIGHTED_BCE_DEVICE SharedAddress shared_address(const void* at) {
+  auto address = static_cast<uint32_t>(__cvta_generic_to_shared(at));
+  asm volatile("" : "+r"(address));
+  return address;
+}
+
+/// Starts to copy kBytes, 4, 8 or 16, to shared memory, as a part of the thread's next batch.
+template <int kBytes>
+WEIGHTED_BCE_DEVICE void copy_ahead(const void* from, SharedAddress to) {
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes)
+                 : "memory");
+  }
+}
+WEIGHTED_BCE_DEVICE void end_batch() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// Waits for all batches of the thread but the last kLeft: for its own copies.
+template <int kLeft>
+WEIGHTED_BCE_DEVICE void wait_for_batches() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+/// Reads what copy_ahead has brought.
+template <int kBytes>
+WEIGHTED_BCE_DEVICE void load_copy(SharedAddress from, uint32_t* to) {
+  if constexpr (kBytes == 16) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+  } else if constexpr (kBytes == 8) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(from)
+                 : "memory");
+  } else {
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(to[0]) : "r"(from) : "memory");
   }
 }
 

@@ -78,25 +78,26 @@ WEIGHTED_BCE_DEVICE bool start(const Problem& problem, Found<T>& shared,
   return true;
 }
 
-/// Computes `left` groups of this thread, at element i and every `step` from there, with the loads
-/// of more in flight. All threads of a block call before(group, i, left) ahead of each; a thread
+/// Computes `left` groups of this thread, at element i and every `step` from there, with the next
+/// kAhead on their way. All threads of a block call before(group, i, left) ahead of each; a thread
 /// that `idles` has no last group.
 template <class T, class Work, class Before = Nothing>
-WEIGHTED_BCE_DEVICE void compute_groups(Work& work, int64_t i, int64_t step, int left,
-                                        bool idles = false, const Before& before = {}) {
-  constexpr int kAhead = 2;  // groups in flight while one is computed
-  typename Work::Group group[kAhead + 1];
+WEIGHTED_BCE_DEVICE void compute_groups(Work& work, typename Work::Shared& shared, int64_t i,
+                                        int64_t step, int left, bool idles = false,
+                                        const Before& before = {}) {
+  auto stream = work.stream(shared, i, step);
 #pragma unroll
-  for (int k = 0; k < kAhead; ++k) {
-    if (k + idles < left) work.load_group(i + k * step, group[k]);
-  }
+  for (int k = 0; k < kAhead; ++k) stream.load(k + idles < left);
   int factors = 0;
   for (; left > 0; --left, i += step) {
-    before(group[0], i, left);
-    if (left - idles > kAhead) work.load_group(i + kAhead * step, group[kAhead]);
-    if (left > idles) work.compute(group[0], i);
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) group[k] = group[k + 1];
+    stream.load(left - idles > kAhead);
+    typename Work::Group group;
+    before(group, i, left);
+    stream.wait();
+    if (left > idles) {
+      stream.take(group);
+      work.compute(group, i);
+    }
     factors += Work::kLanes;
     if (factors == Product<T>::kFactors) {
       work.collect();
@@ -118,6 +119,7 @@ on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem) {
   using Work = VectorWorker<X, kTargetBytes, kMode>;
   constexpr int kLanes = Work::kLanes;
   WEIGHTED_BCE_SHARED Found<T> shared;
+  WEIGHTED_BCE_SHARED typename Work::Shared shared_groups;
   if (!start<T, kMode>(problem, shared)) return;
   Work work(problem, shared.scale);
 
@@ -125,7 +127,7 @@ on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem) {
   const int64_t first = int64_t{kThreads} * block() + thread();
   // Of this thread: all that a block of kMostBlocks cannot do in 2^31 rounds fits into no memory.
   const int left = first < groups ? static_cast<int>((groups - first + step - 1) / step) : 0;
-  compute_groups<T>(work, first * kLanes, step * kLanes, left);
+  compute_groups<T>(work, shared_groups, first * kLanes, step * kLanes, left);
   // What fills no group.
   const int64_t rest = groups * kLanes + thread();
   if (block() == 0 && rest < problem.numel) {

@@ -27,6 +27,7 @@ on_sparse_vectors(const WEIGHTED_BCE_PARAMETER Problem problem) {
   using Work = VectorWorker<X, kSparse, kMode>;
   constexpr int kLanes = Work::kLanes, kRound = kThreads * kLanes;
   WEIGHTED_BCE_SHARED Found<T> shared;
+  WEIGHTED_BCE_SHARED typename Work::Shared shared_groups;
   WEIGHTED_BCE_SHARED typename Marks<kLanes>::Shared shared_marks;
   Marks<kLanes> marks(problem, shared_marks);
   const int64_t groups = problem.numel / kLanes;
@@ -38,7 +39,8 @@ on_sparse_vectors(const WEIGHTED_BCE_PARAMETER Problem problem) {
   Work work(problem, shared.scale);
 
   const bool idles = (part.first + part.count - 1) * kThreads + thread() >= groups;
-  compute_groups<T>(work, part.first * kRound + thread() * kLanes, kRound, part.count, idles,
+  const int64_t first = part.first * kRound + thread() * kLanes;
+  compute_groups<T>(work, shared_groups, first, kRound, part.count, idles,
                     [&](typename Work::Group& group, int64_t i, int left) {
                       group.targets = marks.take(i - thread() * kLanes, left);
                     });

@@ -5,15 +5,14 @@
 // element takes two special-function instructions. All others take the general way.
 #pragma once
 
+#include "cuda/stream.h"
 #include "cuda/worker.h"
 
 namespace weighted_bce::cuda {
 
-constexpr int kSparse = -1;  // in place of the bytes of a target
-
 /// Worker on groups of elements, where logits, targets and output are lines.
 /// kTargetBytes is 1, or 0 for larger targets; or kSparse: the targets are then set as bytes of 0
-/// and 1 between load_group() and compute().
+/// and 1 before compute().
 template <class X, int kTargetBytes, Mode kMode>
 class VectorWorker : public Worker<X, kMode> {
   using Base = Worker<X, kMode>;
@@ -31,20 +30,15 @@ class VectorWorker : public Worker<X, kMode> {
  public:
   static constexpr int kLanes = 16 / sizeof(X);
 
-  /// What is loaded before its turn comes: logits, and targets of 1 byte.
-  struct Group {
-    Bits<16> logits;
-    Bits<kLanes> targets;
-  };
+  using Stream = cuda::Stream<X, kTargetBytes>;
+  using Group = typename Stream::Group;
+  using Shared = typename Stream::Shared;
 
   using Base::Base;
 
-  /// Elements [i, i + kLanes) of the iteration.
-  WEIGHTED_BCE_DEVICE void load_group(int64_t i, Group& group) const {
-    load<16>(static_cast<const X*>(problem_.x.data) + i, group.logits.words);
-    if constexpr (kTargetBytes == 1) {
-      load<kLanes>(static_cast<const char*>(problem_.y.data) + i, group.targets.words);
-    }
+  /// The groups at element i and every `step` from there.
+  WEIGHTED_BCE_DEVICE Stream stream(Shared& shared, int64_t i, int64_t step) const {
+    return Stream(problem_, shared, i, step);
   }
 
   WEIGHTED_BCE_DEVICE void compute(Group& group, int64_t i) {

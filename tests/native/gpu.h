@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 
 #include "block.h"
 #include "operand.h"
@@ -46,6 +47,39 @@ To same_bits(From from) {
   return to;
 }
 
+/// The copies that a thread has started. A GPU may make them at once, or at the latest when the
+/// thread waits: every other thread does so at once, the others at the latest.
+class Copies {
+  struct Copy {
+    const void* from;
+    char* to;
+    int bytes;
+    int64_t batch;
+  };
+  std::deque<Copy> pending_;
+  int64_t batch_ = 0;
+
+ public:
+  static Copies& mine() {
+    static Copies all[Block::kThreads];
+    return all[Block::instance().thread()];
+  }
+
+  void start(const void* from, char* to, int bytes) {
+    if (Block::instance().thread() % 2 == 0) {
+      std::memcpy(to, from, bytes);
+    } else {
+      pending_.push_back({from, to, bytes, batch_});
+    }
+  }
+  void end_batch() { ++batch_; }
+  void wait(int left) {
+    for (; !pending_.empty() && pending_[0].batch < batch_ - left; pending_.pop_front()) {
+      std::memcpy(pending_[0].to, pending_[0].from, pending_[0].bytes);
+    }
+  }
+};
+
 /// To the nearest, ties to even.
 inline uint16_t nearest16(float v, int mantissa) {
   if (!std::isfinite(v)) return encode16(v, mantissa);
@@ -73,6 +107,26 @@ inline void load(const void* from, uint32_t* to) {
   native::require_aligned(from, kBytes < 16 ? kBytes : 16);
   if constexpr (kBytes < 4) to[0] = 0;
   std::memcpy(to, from, kBytes);
+}
+using SharedAddress = char*;
+inline SharedAddress shared_address(const void* at) {
+  return static_cast<char*>(const_cast<void*>(at));
+}
+template <int kBytes>
+inline void copy_ahead(const void* from, SharedAddress to) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  native::require_aligned(from, kBytes);
+  native::require_aligned(to, kBytes);
+  native::Copies::mine().start(from, to, kBytes);
+}
+inline void end_batch() { native::Copies::mine().end_batch(); }
+template <int kLeft>
+inline void wait_for_batches() {
+  native::Copies::mine().wait(kLeft);
+}
+template <int kBytes>
+inline void load_copy(SharedAddress from, uint32_t* to) {
+  load<kBytes>(from, to);
 }
 template <int kBytes>
 inline void store(void* to, const uint32_t* from) {

@@ -1,0 +1,73 @@
+// The groups of elements that a thread computes, on their way from memory before their turn comes.
+//
+// They go to shared memory, where each thread has places of its own. Registers would not do: when a
+// thread needs one load, the compiler has it wait for all that it has started since.
+#pragma once
+
+#include "cuda/lanes.h"
+
+namespace weighted_bce::cuda {
+
+constexpr int kSparse = -1;  // in place of the bytes of a target
+constexpr int kAhead = 3;    // groups on their way while one is computed
+
+/// 16 bytes of logits at a time, and targets of 1 byte if kTargetBytes is 1.
+template <class X, int kTargetBytes>
+class Stream {
+  static constexpr int kLanes = 16 / sizeof(X);
+  static constexpr unsigned kSlots = kAhead + 1;  // the group to be computed, and those ahead
+  static constexpr bool kTargets = kTargetBytes == 1;
+
+  const char *x_, *y_ = nullptr;
+  const int64_t step_;  // elements
+  SharedAddress logits_, targets_{};
+  unsigned slot_ = 0;  // to be filled next
+
+ public:
+  struct Group {
+    Bits<16> logits;
+    Bits<kLanes> targets;
+  };
+
+  /// Of a block.
+  struct alignas(16) Shared {
+    uint32_t logits[kSlots][kThreads][4];
+    uint32_t targets[kSlots][kTargets ? kThreads : 1][kLanes / 4];
+  };
+
+  /// The groups at element i of the iteration and every `step` from there.
+  WEIGHTED_BCE_DEVICE Stream(const Problem& problem, Shared& shared, int64_t i, int64_t step)
+      : x_(static_cast<const char*>(problem.x.data) + i * sizeof(X)),
+        step_(step),
+        logits_(shared_address(shared.logits[0][thread()])) {
+    if constexpr (kTargets) {
+      y_ = static_cast<const char*>(problem.y.data) + i;
+      targets_ = shared_address(shared.targets[0][thread()]);
+    }
+  }
+
+  /// Starts to load the next group, if there is one.
+  WEIGHTED_BCE_DEVICE void load(bool is_there) {
+    if (is_there) {
+      copy_ahead<16>(x_, logits_ + slot_ * (16 * kThreads));
+      if constexpr (kTargets) copy_ahead<kLanes>(y_, targets_ + slot_ * (kLanes * kThreads));
+    }
+    end_batch();  // even if it is empty: the batch to wait for is always as far back
+    x_ += step_ * sizeof(X);
+    if constexpr (kTargets) y_ += step_;
+    slot_ = (slot_ + 1) % kSlots;
+  }
+
+  /// Waits for the group that was loaded kAhead groups before the last one.
+  WEIGHTED_BCE_DEVICE void wait() const { wait_for_batches<kAhead>(); }
+
+  /// That group; of other targets than those loaded here it leaves the bytes as they are.
+  WEIGHTED_BCE_DEVICE void take(Group& group) const {
+    load_copy<16>(logits_ + slot_ * (16 * kThreads), group.logits.words);
+    if constexpr (kTargets) {
+      load_copy<kLanes>(targets_ + slot_ * (kLanes * kThreads), group.targets.words);
+    }
+  }
+};
+
+}  // namespace weighted_bce::cuda

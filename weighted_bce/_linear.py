@@ -143,9 +143,14 @@ def _widened(layer: Layer) -> Layer:
     return Layer(*(None if t is None else t.to(dtype) for t in layer))  # type: ignore[arg-type]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+_KINDS = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
+_WITH_AUTOCAST = frozenset(kind for kind in _KINDS if torch.amp.is_autocast_available(kind))
+
+
 def autocast_available(kind: str) -> bool:
-    """Whether torch has autocast on this kind of device, which torch 2.11 cannot trace."""
+    """Whether torch has autocast on this kind of device."""
+    if torch.compiler.is_compiling():  # torch 2.11 cannot trace the question
+        return kind in _WITH_AUTOCAST
     return torch.amp.is_autocast_available(kind)
 
 

@@ -47,6 +47,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def("simd_levels", &simd_levels, "Each level compiled in, and whether this processor runs it.");
   m.def("simd_level", [] { return std::string(weighted_bce::level().name); });
+  m.def("set_simd_level", &weighted_bce::set_level, "Chooses a level, for tests.");
   m.def("kept_bytes", &weighted_bce::kept_bytes);
   m.def("release_kept", &weighted_bce::release_kept);
 }

@@ -1,20 +1,10 @@
-"""The same input gives the same bits, whatever the threads and however often; every SIMD level is
-right."""
-
-import os
-import subprocess
-import sys
-import tempfile
+"""The same input gives the same bits, whatever the threads and however often."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from weighted_bce._extension import extension
-
-from .truth import INPUT_DTYPES, Case, compute_dtype, labels, logits, ulps_off
-
-LEVELS = dict(extension.simd_levels()) if extension is not None else {}
+from .truth import INPUT_DTYPES, Case, compute_dtype, labels, logits
 
 
 def outcome(case: Case) -> tuple[Tensor, Tensor]:
@@ -71,96 +61,3 @@ def test_gradient_alone_has_the_bits_of_one_pass(kernel_device: str) -> None:
                 loss, grad, _ = torch.ops.weighted_bce.loss_and_grad(x, *args, upstream)
                 assert torch.equal(grad, torch.ops.weighted_bce.grad(upstream, x, *args))
                 assert torch.equal(loss, torch.ops.weighted_bce.loss(x, *args))
-
-
-def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-CHECK_OF_A_LEVEL = """
-import math, sys, torch
-sys.path.insert(0, {root!r})
-from tests.truth import *
-from weighted_bce._extension import extension
-assert extension.simd_level() == {level!r}, extension.simd_level()
-from tests import test_accuracy, test_edges, test_formula
-torch.manual_seed(0)
-for case in sample_inputs("cpu"):
-    check(case, "fused")
-for dtype in INPUT_DTYPES:
-    test_formula.test_every_target_dtype_and_reduction("cpu", dtype)
-for n in (1, 3, 4, 5, 17, 127, 128, 129, 257, 513, 32769, 70001):
-    for dtype in INPUT_DTYPES:
-        x = logits(n, dtype=dtype)
-        for y in (labels(n), labels(n, dtype=torch.float32), labels(n, dtype=torch.int64)):
-            for reduction in ("none", "mean"):
-                check(Case(x, y, None, 7.0, reduction), "fused")
-                check(Case(x, y.to(x.dtype), x.abs() / 8, x.abs() / 8, reduction, 0.1, 0), "fused")
-for dtype in (torch.float16, torch.bfloat16):
-    test_accuracy.test_every_half_is_rounded_once("cpu", dtype, "fused")
-test_accuracy.test_gradient_within_4_ulp("cpu", torch.float32, None, torch.bool)
-test_accuracy.test_scaled_gradient_within_4_ulp("cpu", 65536.0)
-test_accuracy.test_tails_mirror("cpu", "fused")
-test_accuracy.test_mean_of_ten_million_logits_within_1_ulp("cpu", "bool", 7.0)
-for value in (math.inf, -math.inf, math.nan):
-    test_edges.test_one_special_logit_among_many("cpu", 100, value)
-test_edges.test_infinite_logits("cpu", torch.float32)
-test_edges.test_ignored_elements_may_hold_anything("cpu", torch.float32, math.nan)
-print("right")
-"""
-
-
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
-def test_every_simd_level_is_right(level: str, request: pytest.FixtureRequest) -> None:
-    if not LEVELS.get(level):
-        pytest.skip(f"{level} is not compiled in, or not for this processor: {LEVELS}")
-    code = CHECK_OF_A_LEVEL.format(root=str(request.config.rootpath), level=level)
-    # One thread: other tests run beside this one.
-    ran = run_python(code, WEIGHTED_BCE_SIMD=level, OMP_NUM_THREADS="1")
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.strip() == "right"
-
-
-def test_levels_agree_closely(request: pytest.FixtureRequest) -> None:
-    """In float64 each is its own truth, so they are held against each other."""
-    code = """
-import sys, torch
-sys.path.insert(0, {root!r})
-from tests.truth import *
-torch.manual_seed(1)
-x = logits(100003, dtype=torch.float64).requires_grad_()
-loss = Case(x, labels(100003), None, 7.0)(x)
-loss.backward()
-torch.save((loss.detach(), x.grad), {path!r})
-"""
-    results = []
-    for level in (name for name, supported in LEVELS.items() if supported):
-        with tempfile.NamedTemporaryFile(suffix=".pt") as file:
-            ran = run_python(
-                code.format(root=str(request.config.rootpath), path=file.name),
-                WEIGHTED_BCE_SIMD=level,
-            )
-            assert ran.returncode == 0, ran.stderr
-            results.append(torch.load(file.name))
-    for loss, grad in results[1:]:
-        assert ulps_off(loss, results[0][0]) <= 4
-        assert ulps_off(grad, results[0][1]) <= 8
-
-
-def test_unknown_level_is_a_clear_error() -> None:
-    if not LEVELS:
-        pytest.skip("no extension")
-    code = (
-        "import torch, weighted_bce as b; b.weighted_bce_with_logits(torch.ones(3), torch.ones(3))"
-    )
-    ran = run_python(code, WEIGHTED_BCE_SIMD="avx1024")
-    assert ran.returncode == 1
-    assert "WEIGHTED_BCE_SIMD must be one of baseline" in ran.stderr
-    assert "avx1024" in ran.stderr
-    assert run_python(code, WEIGHTED_BCE_SIMD="").returncode == 0

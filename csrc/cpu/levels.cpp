@@ -1,4 +1,5 @@
 // Chooses the level at run time.
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -31,10 +32,10 @@ int levels(LevelInfo (&out)[kMaxLevels]) {
 
 namespace {
 
-const Level* choose() {
+/// The best level that this processor runs, or a lower one whose name is `wanted`.
+const Level* choose(const char* wanted, const char* what) {
   LevelInfo all[kMaxLevels];
   const int n = levels(all);
-  const char* wanted = std::getenv("WEIGHTED_BCE_SIMD");
   const Level* best = nullptr;
   std::string names;
   for (int i = 0; i < n; ++i) {
@@ -43,16 +44,25 @@ const Level* choose() {
     if (wanted && std::string(wanted) == all[i].level->name) return best;
   }
   if (wanted && *wanted) {
-    throw std::runtime_error("WEIGHTED_BCE_SIMD must be one of " + names + ", got " + wanted);
+    throw std::runtime_error(std::string(what) + " must be one of " + names + ", got " + wanted);
   }
   return best;
 }
 
+std::atomic<const Level*>& chosen() {
+  static std::atomic<const Level*> level{
+      choose(std::getenv("WEIGHTED_BCE_SIMD"), "WEIGHTED_BCE_SIMD")};
+  return level;
+}
+
 }  // namespace
 
-const Level& level() {
-  static const Level* const chosen = choose();
-  return *chosen;
+const Level& level() { return *chosen().load(std::memory_order_relaxed); }
+
+void set_level(const std::string& name) {
+  const Level* const found = choose(name.c_str(), "the level");
+  if (found->name != name) throw std::runtime_error("this processor does not run " + name);
+  chosen().store(found, std::memory_order_relaxed);
 }
 
 }  // namespace weighted_bce

@@ -1,6 +1,8 @@
 // The CPU kernels, once for each instruction set.
 #pragma once
 
+#include <string>
+
 #include "problem.h"
 
 namespace weighted_bce {
@@ -27,6 +29,10 @@ struct Level {
 /// The best level that this processor runs, or the lower one that WEIGHTED_BCE_SIMD names.
 /// Throws std::runtime_error, on each call, when the variable holds another word.
 const Level& level();
+
+/// From now on the kernels of this level are used, also by calls in other threads. For tests.
+/// Throws std::runtime_error where no level has the name or this processor does not run it.
+void set_level(const std::string& name);
 
 /// The names of all levels compiled in, lowest first, and whether this processor runs each.
 struct LevelInfo {

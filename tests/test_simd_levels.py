@@ -1,0 +1,134 @@
+"""The kernels of every SIMD level give the right loss and gradient, and agree closely."""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from weighted_bce._extension import extension
+
+from . import test_accuracy, test_edges, test_formula
+from .truth import INPUT_DTYPES, Case, check, labels, logits, sample_inputs, ulps_off
+
+LEVELS = dict(extension.simd_levels()) if extension is not None else {}
+pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
+
+
+@pytest.fixture(autouse=True)
+def _same_level_afterwards() -> Iterator[None]:
+    assert extension is not None
+    before = extension.simd_level()
+    yield
+    extension.set_simd_level(before)
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def level(request: pytest.FixtureRequest) -> str:
+    """The level that the kernels use during the test."""
+    if not LEVELS.get(request.param):
+        pytest.skip(f"{request.param} is not compiled in, or not for this processor: {LEVELS}")
+    assert extension is not None
+    extension.set_simd_level(request.param)
+    assert extension.simd_level() == request.param
+    return str(request.param)
+
+
+def test_samples(level: str) -> None:
+    for case in sample_inputs("cpu"):
+        check(case, "fused")
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+def test_every_target_dtype_and_reduction(level: str, dtype: torch.dtype) -> None:
+    test_formula.test_every_target_dtype_and_reduction("cpu", dtype)
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+def test_every_size(level: str, dtype: torch.dtype) -> None:
+    """Sizes around the vectors, blocks and chunks of all levels."""
+    for n in (1, 3, 4, 5, 17, 127, 128, 129, 257, 513, 32769, 70001):
+        x = logits(n, dtype=dtype)
+        for y in (labels(n), labels(n, dtype=torch.float32), labels(n, dtype=torch.int64)):
+            for reduction in ("none", "mean"):
+                check(Case(x, y, None, 7.0, reduction), "fused")
+                check(Case(x, y.to(x.dtype), x.abs() / 8, x.abs() / 8, reduction, 0.1, 0), "fused")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half(level: str, dtype: torch.dtype) -> None:
+    test_accuracy.test_every_half_is_rounded_once("cpu", dtype, "fused")
+
+
+def test_accuracy_of_float32(level: str) -> None:
+    test_accuracy.test_gradient_within_4_ulp("cpu", torch.float32, None, torch.bool)
+    test_accuracy.test_scaled_gradient_within_4_ulp("cpu", 65536.0)
+
+
+@pytest.mark.exhaustive
+def test_mean_of_ten_million_logits(level: str) -> None:
+    test_accuracy.test_mean_of_ten_million_logits_within_1_ulp("cpu", "bool", 7.0)
+
+
+def test_tails_mirror(level: str) -> None:
+    test_accuracy.test_tails_mirror("cpu", "fused")
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_special_logits(level: str, value: float) -> None:
+    test_edges.test_one_special_logit_among_many("cpu", 100, value)
+    test_edges.test_infinite_logits("cpu", torch.float32)
+    test_edges.test_ignored_elements_may_hold_anything("cpu", torch.float32, math.nan)
+
+
+def test_levels_agree_closely() -> None:
+    """In float64 each is its own truth, so they are held against each other."""
+    assert extension is not None
+    x, y = logits(100003, dtype=torch.float64), labels(100003)
+    results: list[tuple[Tensor, Tensor]] = []
+    for name in (name for name, supported in LEVELS.items() if supported):
+        extension.set_simd_level(name)
+        leaf = x.clone().requires_grad_()
+        loss = Case(leaf, y, None, 7.0)(leaf)
+        loss.backward()
+        assert leaf.grad is not None
+        results.append((loss.detach(), leaf.grad))
+    for loss, grad in results[1:]:
+        assert ulps_off(loss, results[0][0]) <= 4
+        assert ulps_off(grad, results[0][1]) <= 8
+
+
+def test_wrong_names_change_nothing() -> None:
+    assert extension is not None
+    before = extension.simd_level()
+    with pytest.raises(RuntimeError, match=r"level must be one of baseline.*, got avx1024"):
+        extension.set_simd_level("avx1024")
+    for name, supported in LEVELS.items():
+        if not supported:
+            with pytest.raises(RuntimeError, match=f"this processor does not run {name}"):
+                extension.set_simd_level(name)
+    assert extension.simd_level() == before
+
+
+def run_python(code: str, level: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "WEIGHTED_BCE_SIMD": level}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_variable_names_the_level() -> None:
+    """A wrong name is an error of each call, and no name leaves the choice to the processor."""
+    code = "import weighted_bce; print(weighted_bce._extension.extension.simd_level())"
+    assert run_python(code, "baseline").stdout == "baseline\n"
+    best = [name for name, supported in LEVELS.items() if supported][-1]
+    assert run_python(code, "").stdout == f"{best}\n"
+    code = "import torch, weighted_bce as b; x = torch.ones(3); b.weighted_bce_with_logits(x, x)"
+    ran = run_python(code, "avx1024")
+    assert ran.returncode == 1
+    assert "WEIGHTED_BCE_SIMD must be one of baseline" in ran.stderr
+    assert "avx1024" in ran.stderr

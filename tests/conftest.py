@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import os
 import zlib
 from collections.abc import Iterator
 
@@ -10,6 +11,12 @@ from weighted_bce import _config, autograd, backend, weighted_bce_with_logits
 
 from . import selection
 from .processes import Processes
+
+# The workers of xdist share the processors. Threads that wait for one another would take most of
+# the time: even torch's logsigmoid of a few numbers starts all of them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,7 +29,11 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"exhaustive tests: {share}, seed {selection.seed()}"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks at the groups next
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "processes" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("processes"))  # they are started once
     selection.select(config, items)
 
 
@@ -55,7 +66,7 @@ def kernel_device(device: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _seed(request: pytest.FixtureRequest) -> None:
-    seed = zlib.crc32(request.node.nodeid.encode())
+    seed = zlib.crc32(selection.name_of(request.node).encode())
     torch.manual_seed(seed)
     print(f"torch.manual_seed({seed})")  # pytest shows it when the test fails
 
@@ -76,9 +87,9 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", params=[2, 4])
+@pytest.fixture(scope="session", params=[2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
-    """Two and four of them, one set after the other."""
+    """Two of them, and four in exhaustive tests; a test that takes them belongs to their group."""
     started = Processes(request.param)
     yield started
     started.stop()

@@ -5,6 +5,7 @@ import torch
 
 from weighted_bce import backend, weighted_bce_with_logits
 
+from .grids import one_at_a_time
 from .truth import Case, logits, truth, ulp, ulps_off
 
 # Against float64, which as its own truth is some ulp off as well. A GPU approximates 2^x and 1 / x
@@ -25,8 +26,7 @@ def grid(
     return Case(x.expand(2, -1).contiguous().to(device), y.to(device), reduction="sum")
 
 
-@pytest.mark.parametrize("target", ["bool", "soft", "positives"])
-@pytest.mark.parametrize("pos_weight", [None, 7.0])
+@one_at_a_time(target=["bool", "soft", "positives"], pos_weight=[7.0, None])
 def test_mean_of_ten_million_logits_within_1_ulp(
     kernel_device: str, target: str, pos_weight: float | None
 ) -> None:
@@ -39,9 +39,11 @@ def test_mean_of_ten_million_logits_within_1_ulp(
     assert ulps_off(case(x.requires_grad_()).detach(), expected) <= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("pos_weight", [None, 7.0])
-@pytest.mark.parametrize("target_dtype", [torch.bool, torch.float32, torch.int64])
+@one_at_a_time(
+    dtype=[torch.float32, torch.float64],
+    pos_weight=[None, 7.0],
+    target_dtype=[torch.bool, torch.float32, torch.int64],
+)
 def test_gradient_within_4_ulp(
     kernel_device: str, dtype: torch.dtype, pos_weight: float | None, target_dtype: torch.dtype
 ) -> None:

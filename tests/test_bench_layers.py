@@ -38,8 +38,10 @@ OF_SPARSE = [
 
 @pytest.fixture(autouse=True)
 def _few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny inputs: threads would only wait for each other, and one call is one step."""
+    """Tiny inputs: threads would only wait for each other, samples need not fill the cache, and
+    one call is one step."""
     torch.set_num_threads(1)
+    monkeypatch.setattr("bench.samples.MOST", 3)
     monkeypatch.setattr(contenders, "MOST_STEPS", 1)
 
 

@@ -24,8 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help=text)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    selection.everything = selection.runs_everything(config)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
-    share = "all" if selection.runs_everything(config) else f"{selection.SHARE:.0%}"
+    share = "all" if selection.everything else f"{selection.SHARE:.0%}"
     return f"exhaustive tests: {share}, seed {selection.seed()}"
 
 
@@ -38,9 +42,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def runs_everything(pytestconfig: pytest.Config) -> bool:
+def runs_everything() -> bool:
     """Whether a test makes all of its draws, or few of them."""
-    return selection.runs_everything(pytestconfig)
+    return selection.everything
 
 
 @pytest.fixture(params=["cpu", "cuda"])

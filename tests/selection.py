@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SHARE = 0.05
 
+everything = False  # conftest.py sets it before it collects the tests
+
 
 @cache
 def seed() -> int:

@@ -40,7 +40,10 @@ def bench(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_run_and_its_check(tmp_path: Path) -> None:
+def test_a_run_and_its_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is a process of its own, the checks are calls in this one."""
     kinds = ("--shapes", "64x1000,16x16384", "--targets", "bool,sparse", "--dtypes", "float16")
     against = ("--against", ",".join([*DENSE, "scatter"]))
     given = ("--quick", *kinds, *against, "--rounds", "2", "--out", str(tmp_path))
@@ -79,17 +82,19 @@ def test_a_run_and_its_check(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(found))
     again = ("--quick", "--shapes", "64x1000", "--dtypes", "float16", "--passes", "step")
     again += ("--against", "bce", "--rounds", "2", "--check", str(tmp_path))
-    ran = bench(*again)  # which leaves the earlier results as they are
-    assert ran.returncode == 0, ran.stderr
-    assert "better" in ran.stdout
+    monkeypatch.setattr("bench.samples.MOST", 3)
+    monkeypatch.setattr(__main__, "_finish_when_interrupted", lambda _: None)
+    assert __main__.main(again) == 0  # which leaves the earlier results as they are
+    assert "better" in capsys.readouterr().out
     for row in found["rows"]:
         row["times_ours"] *= 1e6
     (tmp_path / "results.json").write_text(json.dumps(found))
-    ran = bench(*again)
-    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
-    assert "2 of 3 rows are worse" in ran.stderr
-    ran = bench(*again, "--out", str(tmp_path))  # over the earlier ones, read first
-    assert "2 of 3 rows are worse" in ran.stderr
+    assert __main__.main(again) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "2 of 3 rows are worse" in error
+    assert __main__.main([*again, "--out", str(tmp_path)]) == 1  # over the earlier, read first
+    assert "2 of 3 rows are worse" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"facts": {}, "rows": [{"rows": 3}]}', "[1]"])

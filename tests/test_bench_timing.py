@@ -74,6 +74,7 @@ def test_all_compute_the_same(dtype: str, target: str) -> None:
         assert len(found) == len(chosen)
 
 
+@pytest.mark.exhaustive
 def test_what_is_compiled_computes_the_same() -> None:
     chosen = [loss for loss in LOSSES if loss.compiles]
     samples = Samples(SETTING)

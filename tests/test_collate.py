@@ -88,7 +88,7 @@ def read(loader: DataLoader[Any], form: str) -> None:
         ("fork", True, "list", "tuple"),
         ("fork", False, "tensor", "named"),
         ("spawn", True, "array", "alone"),
-        ("forkserver", False, "list", "named"),
+        pytest.param("forkserver", False, "list", "named", marks=pytest.mark.exhaustive),
     ],
 )
 def test_workers(start: str, persistent: bool, kind: str, form: str) -> None:

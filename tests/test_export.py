@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from weighted_bce import WeightedBCEWithLogitsLoss
 from weighted_bce._extension import extension
 
-from .test_compile import fused_ops, network
+from .grids import one_at_a_time
+from .test_compile import INDUCTOR, fused_ops, network
 from .truth import labels
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
@@ -45,9 +46,7 @@ def exported(module: nn.Module, device: str, dynamic: bool, strict: bool = False
     return torch.export.export(module, example(6, device), dynamic_shapes=shapes, strict=strict)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", OPTIONS)
+@one_at_a_time(name=[*OPTIONS], dynamic=[True, False], strict=[False, True])
 def test_saved_and_loaded(
     kernel_device: str, strict: bool, dynamic: bool, name: str, tmp_path: Path
 ) -> None:
@@ -74,6 +73,7 @@ def test_the_loaded_program_trains(kernel_device: str, tmp_path: Path) -> None:
         assert torch.equal(gradients[name], parameter.grad)
 
 
+@INDUCTOR
 def test_compiled_ahead_of_time(kernel_device: str, tmp_path: Path) -> None:
     """A package of AOTInductor calls the op, for any number of rows."""
     if kernel_device == "cuda" and import_module("torch.utils.cpp_extension").CUDA_HOME is None:

@@ -28,7 +28,7 @@ from .linear_cases import (
     expected,
     tolerance,
 )
-from .test_compile import Graphs, error_on_recompile, fused_ops
+from .test_compile import COMPILERS, INDUCTOR, Graphs, error_on_recompile, fused_ops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +50,7 @@ def loss_of(x: Tensor, classifier: Tensor, bias: Tensor, target: Any, **options:
 
 
 @pytest.mark.parametrize("sparse", [None, torch.int64])
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", COMPILERS)
 def test_the_numbers_of_eager_mode(device: str, sparse: torch.dtype | None, compiler: str) -> None:
     case = base(torch.float32, device)
     case.sparse = sparse
@@ -87,6 +87,7 @@ def test_only_what_is_needed(device: str) -> None:
     assert_near(weight.grad, expected(case)[1][1], 1e-5)
 
 
+@INDUCTOR
 def test_a_training_loop(device: str) -> None:
     ends = []
     for compiled in (False, True):

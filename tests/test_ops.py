@@ -8,6 +8,7 @@ from torch import Tensor
 
 from weighted_bce._extension import extension
 
+from .grids import one_at_a_time
 from .truth import Case, assert_close, compute_dtype, divisor, sample_inputs, truth
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
@@ -28,8 +29,7 @@ def arguments(op: str, case: Case, needs_grad: bool) -> tuple[Any, ...]:
     return (x, *case.op_args(), *((one,) if op.startswith("loss_and_grad") else ()))
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@one_at_a_time(op=OPS, dtype=DTYPES)
 def test_opcheck(kernel_device: str, op: str, dtype: torch.dtype) -> None:
     overload = getattr(torch.ops.weighted_bce, op).default
     for case in sample_inputs(kernel_device, (dtype,)):

@@ -7,25 +7,14 @@ import torch
 
 pytest.importorskip("hypothesis")
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from weighted_bce import backend, weighted_bce_with_logits
 
+from .draws import drawn
 from .truth import INPUT_DTYPES, REDUCTIONS, TARGET_DTYPES, Case, check
-
-often = settings(
-    max_examples=120,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.function_scoped_fixture,  # the device is the same for all examples
-    ],
-)
 
 SHAPES = st.one_of(
     st.lists(st.integers(1, 9), max_size=5),
@@ -96,7 +85,7 @@ def cases(draw: st.DrawFn, device: str) -> Case:
 
 
 @pytest.mark.parametrize("chosen", ["fused", "reference"])
-@often
+@drawn(few=60, many=1000)
 @given(data=st.data(), upstream=st.sampled_from((1.0, 0.25, -2.5, 0.0)))
 def test_any_case(kernel_device: str, chosen: str, data: st.DataObject, upstream: float) -> None:
     case = data.draw(cases(kernel_device))
@@ -106,7 +95,7 @@ def test_any_case(kernel_device: str, chosen: str, data: st.DataObject, upstream
     check(case, chosen, upstream)
 
 
-@often
+@drawn(few=60, many=1000)
 @given(data=st.data(), scale=st.floats(2.0**-10, 2.0**10))
 def test_loss_is_linear_in_the_weight(
     kernel_device: str, data: st.DataObject, scale: float
@@ -123,7 +112,7 @@ def test_loss_is_linear_in_the_weight(
     torch.testing.assert_close(case(), loss * power, equal_nan=True)
 
 
-@often
+@drawn(few=60, many=1000)
 @given(data=st.data())
 def test_reductions_reduce_the_unreduced(kernel_device: str, data: st.DataObject) -> None:
     case = data.draw(cases(kernel_device))
@@ -137,7 +126,7 @@ def test_reductions_reduce_the_unreduced(kernel_device: str, data: st.DataObject
         torch.testing.assert_close(case(), whole.sum(), equal_nan=True)
 
 
-@often
+@drawn(few=60, many=1000)
 @given(
     x=st.floats(-100, 100, width=32),
     p=st.floats(2.0**-10, 2.0**10, width=32),

@@ -1,9 +1,9 @@
 """Training on several processes ends where training on one does: DDP, FSDP2, split classifiers."""
 
-import os
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,11 @@ def check_rows_and_labels(processes: int) -> None:
     torch.testing.assert_close(trained(model, loss, x[row], y_parts), ends)
 
 
-def check_compiled(processes: int) -> None:
+# The dimension that is split, the reduction, and what is ignored.
+COMPILED = tuple(product((0, 1), ("mean", "sum", "batchmean", "none"), (None, -1)))
+
+
+def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[::3]) -> None:
     """One graph, of the ops, that sends nothing but the count; the numbers of eager mode."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
@@ -129,60 +133,74 @@ def check_compiled(processes: int) -> None:
     mesh = mesh_of(processes)
     x, y = torch.randn(7, LABELS), torch.randint(-1, 2, (7, LABELS))
     weight = torch.rand(LABELS)
-    for dim in (0, 1):
+    for dim, reduction, ignored in some:
         parts = [distribute_tensor(t, mesh, [Shard(dim)]) for t in (x, y, y.clamp(min=0))]
         weight_parts = distribute_tensor(weight, mesh, [Shard(0) if dim else Replicate()])
-        for reduction in ("mean", "sum", "batchmean", "none"):
-            for ignored in (None, -1):
-                torch._dynamo.reset()
+        torch._dynamo.reset()
 
-                def loss(
-                    x: Any, y: Any, p: Any, r: str = reduction, i: float | None = ignored
-                ) -> Any:
-                    return weighted_bce_with_logits(x, y, None, p, r, ignore_index=i).sum() * 2.5
+        def loss(x: Any, y: Any, p: Any, r: str = reduction, i: float | None = ignored) -> Any:
+            return weighted_bce_with_logits(x, y, None, p, r, ignore_index=i).sum() * 2.5
 
-                forward: list[str] = []
-                backward: list[str] = []
-                compiled = torch.compile(
-                    loss,
-                    backend=aot_autograd(
-                        fw_compiler=partial(remember, forward),
-                        bw_compiler=partial(remember, backward),
-                    ),
-                    fullgraph=True,
-                )
-                ends = []
-                for call, leaf, target, p in (
-                    (compiled, parts[0], parts[1 if ignored else 2], weight_parts),
-                    (loss, x, y if ignored else y.clamp(min=0), weight),
-                ):
-                    leaf = leaf.detach().requires_grad_()
-                    total = call(leaf, target, p)
-                    total.backward()
-                    ends.append((total.detach(), leaf.grad))
-                sharded, whole = ends
-                torch.testing.assert_close(tuple(t.full_tensor() for t in sharded), whole)
-                op = "unreduced" if reduction == "none" else "loss"
-                count = ["_c10d_functional.all_reduce.default"]
-                sent = count if reduction == "mean" and ignored else []
-                assert sorted(forward) == [*sent, f"weighted_bce.{op}.default"]
-                assert backward == ["weighted_bce.grad.default"]
+        forward: list[str] = []
+        backward: list[str] = []
+        compiled = torch.compile(
+            loss,
+            backend=aot_autograd(
+                fw_compiler=partial(remember, forward), bw_compiler=partial(remember, backward)
+            ),
+            fullgraph=True,
+        )
+        ends = []
+        for call, leaf, target, p in (
+            (compiled, parts[0], parts[1 if ignored else 2], weight_parts),
+            (loss, x, y if ignored else y.clamp(min=0), weight),
+        ):
+            leaf = leaf.detach().requires_grad_()
+            total = call(leaf, target, p)
+            total.backward()
+            ends.append((total.detach(), leaf.grad))
+        sharded, whole = ends
+        torch.testing.assert_close(tuple(t.full_tensor() for t in sharded), whole)
+        op = "unreduced" if reduction == "none" else "loss"
+        count = ["_c10d_functional.all_reduce.default"]
+        sent = count if reduction == "mean" and ignored else []
+        assert sorted(forward) == [*sent, f"weighted_bce.{op}.default"]
+        assert backward == ["weighted_bce.grad.default"]
     compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
     with pytest.raises(RuntimeError, match="target must be a DTensor like input, got"):
         compiled(parts[0], y)
 
 
+def check_every_way_to_compile(processes: int) -> None:
+    check_compiled(processes, COMPILED)
+
+
+def check_example(processes: int) -> None:
+    from examples import label_parallel
+
+    split = label_parallel.train(101, 3, "cpu", mesh_of(processes))
+    assert split == pytest.approx(label_parallel.train(101, 3, "cpu", None), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "check",
-    [check_split_classifier, check_data_parallel, check_rows_and_labels, check_compiled],
+    [
+        check_split_classifier,
+        check_data_parallel,
+        check_rows_and_labels,
+        check_compiled,
+        pytest.param(check_every_way_to_compile, marks=pytest.mark.exhaustive),
+        check_example,
+    ],
 )
 def test(processes: Processes, check: Any) -> None:
-    if processes.number == 4 and check is check_compiled:
+    if processes.number == 4 and check in (check_compiled, check_every_way_to_compile):
         pytest.skip("two processes tell")
     processes(check)
 
 
-def test_example() -> None:
+@pytest.mark.exhaustive
+def test_example_with_torchrun() -> None:
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     arguments = ["-m", "examples.label_parallel", "--labels", "101", "--steps", "3"]
     port = ["--master-port", str(free_port())]
@@ -192,12 +210,17 @@ def test_example() -> None:
     assert "a whole classifier: the same" in ran.stdout
 
 
-def test_example_without_torchrun() -> None:
-    without = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"}
-    program = [sys.executable, "-m", "examples.label_parallel"]
-    ran = subprocess.run(program, cwd=ROOT, env=without, capture_output=True, text=True)
-    assert ran.returncode == 2
-    assert "run it by torchrun" in ran.stderr
+def test_example_without_torchrun(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from examples import label_parallel
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(sys, "argv", ["label_parallel"])
+    with pytest.raises(SystemExit) as ended:
+        label_parallel.main()
+    assert ended.value.code == 2
+    assert "run it by torchrun" in capsys.readouterr().err
 
 
 def check_transform(_: int) -> None:

@@ -13,8 +13,6 @@ WITH_KERNELS := PATH="$(CURDIR)/$(BIN):$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
     WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}"
 INSTALL = $(WITH_KERNELS) $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 PYTEST := $(BIN)/python -m pytest --durations=15
-# Tests that share started processes run in one of the two.
-TWO_AT_ONCE := -n 2 --dist loadgroup
 EACH_TORCH := $(TORCHES:%=torch-%)
 
 .PHONY: demo test test-all wheel versions oldest $(EACH_TORCH) bench results gpu lint format clean \
@@ -45,11 +43,11 @@ demo: .venv/.built  ## train a classifier on sparse labels with several losses, 
 	$(BIN)/python -m examples.sparse_labels $(ARGS)
 
 test: .venv/.built  ## run the tests, and of the exhaustive ones a share
-	$(PYTEST) $(TWO_AT_ONCE) -m "not large" $(ARGS)
+	$(PYTEST) -n 2 -m "not large" $(ARGS)
 	$(PYTEST) -m large $(ARGS)
 
 test-all: .venv/.built-for-all-gpus  ## run every test with all its draws
-	$(PYTEST) --all $(TWO_AT_ONCE) -m "not large" $(ARGS)
+	$(PYTEST) --all -n 2 -m "not large" $(ARGS)
 	$(PYTEST) --all -m large $(ARGS)
 
 wheel: .venv/.dependencies  ## make the sdist and, from it, the wheel; see that its ABI is stable
@@ -70,7 +68,7 @@ $(EACH_TORCH): torch-%: wheel
 	tar -xzf dist/*.tar.gz -C build/$@/sdist --strip-components 1 --exclude '*/weighted_bce'
 	cd build/$@/sdist && ../bin/python -W error -c "import weighted_bce as w; \
 	    print(w.show_config()); assert 'site-packages' in w.__file__"
-	cd build/$@/sdist && ../bin/python -m pytest $(TWO_AT_ONCE) -m "not large" $(ARGS)
+	cd build/$@/sdist && ../bin/python -m pytest -n 2 -m "not large" $(ARGS)
 	cd build/$@/sdist && ../bin/python -m pytest -m large
 
 build/oldest/.dependencies: pyproject.toml

@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -33,12 +34,17 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"exhaustive tests: {share}, seed {selection.seed()}"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist looks at the groups next
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if "processes" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("processes"))  # they are started once
     selection.select(config, items)
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist, where it is installed
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getoption("dist") != "load":
+        return None
+    from .scheduling import Scheduling
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +76,7 @@ def kernel_device(device: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _seed(request: pytest.FixtureRequest) -> None:
-    seed = zlib.crc32(selection.name_of(request.node).encode())
+    seed = zlib.crc32(request.node.nodeid.encode())
     torch.manual_seed(seed)
     print(f"torch.manual_seed({seed})")  # pytest shows it when the test fails
 
@@ -93,7 +99,10 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", params=[2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
-    """Two of them, and four in exhaustive tests; a test that takes them belongs to their group."""
+    """Two of them, and four in exhaustive tests.
+
+    A test that takes them has "shard" in its name or that of its file: see scheduling.py.
+    """
     started = Processes(request.param)
     yield started
     started.stop()

@@ -33,11 +33,6 @@ def runs_everything(config: pytest.Config) -> bool:
     return bool(config.getoption("--all")) or any("::" in argument for argument in config.args)
 
 
-def name_of(item: pytest.Item) -> str:
-    """The node id without the name of the group, which xdist appends."""
-    return f"{item.nodeid.partition('::')[0]}::{item.name}"
-
-
 def is_chosen(name: str) -> bool:
     """Whether an exhaustive test of this name is in the share of this commit."""
     return zlib.crc32(f"{seed()} {name}".encode()) < SHARE * 2**32
@@ -50,7 +45,7 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept, left_out = [], []
     for item in items:
         exhaustive = item.get_closest_marker("exhaustive") is not None
-        (left_out if exhaustive and not is_chosen(name_of(item)) else kept).append(item)
+        (left_out if exhaustive and not is_chosen(item.nodeid) else kept).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept

@@ -85,7 +85,7 @@ def test_all_compute_the_same(dtype: str, target: str) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("setting", [SETTING, DENSE])
-def test_what_is_compiled_computes_the_same(setting: Setting) -> None:
+def test_what_inductor_makes_computes_the_same(setting: Setting) -> None:
     samples = Samples(setting)
     chosen = [loss for loss in fitting(setting, STEP, "cpu") if loss.compiles]
     assert [loss.key for loss in chosen] == ["ours-compiled", "compile"]

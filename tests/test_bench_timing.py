@@ -75,7 +75,7 @@ def test_all_compute_the_same(dtype: str, target: str) -> None:
 
 
 @pytest.mark.exhaustive
-def test_what_is_compiled_computes_the_same() -> None:
+def test_what_inductor_makes_computes_the_same() -> None:
     chosen = [loss for loss in LOSSES if loss.compiles]
     samples = Samples(SETTING)
     group = contenders.group(STEP, chosen, samples)

@@ -28,8 +28,7 @@ pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
 # What Inductor makes of the rest of a graph is not ours, and takes seconds: where the graph that
 # Dynamo and AOTAutograd make tells the same, it is run by torch's eager kernels.
-INDUCTOR = pytest.mark.xdist_group("inductor")  # imported and set up in one process
-COMPILERS = ["aot_eager", pytest.param("inductor", marks=[INDUCTOR, pytest.mark.exhaustive])]
+COMPILERS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.exhaustive)]
 
 
 class Graphs:
@@ -228,7 +227,6 @@ def train(
     return losses, [p.detach() for p in model.parameters()]
 
 
-@INDUCTOR
 @pytest.mark.parametrize("autocast", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_training_under_inductor(kernel_device: str, autocast: bool) -> None:
     seed = torch.initial_seed()

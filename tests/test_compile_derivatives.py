@@ -12,7 +12,6 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from weighted_bce import weighted_bce_with_logits
 from weighted_bce._extension import extension
 
-from .test_compile import INDUCTOR
 from .truth import labels, logits
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
@@ -64,7 +63,6 @@ def test_transforms_inside_the_graph(kernel_device: str, name: str) -> None:
     torch.testing.assert_close(compiled(*args), TRANSFORMS[name](*args))
 
 
-@INDUCTOR
 @pytest.mark.exhaustive
 def test_per_sample_gradients_under_inductor(kernel_device: str) -> None:
     x, y = logits(4, 5, device=kernel_device), labels(4, 5, device=kernel_device)

@@ -12,7 +12,7 @@ from weighted_bce import WeightedBCEWithLogitsLoss
 from weighted_bce._extension import extension
 
 from .grids import one_at_a_time
-from .test_compile import INDUCTOR, fused_ops, network
+from .test_compile import fused_ops, network
 from .truth import labels
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
@@ -73,8 +73,7 @@ def test_the_loaded_program_trains(kernel_device: str, tmp_path: Path) -> None:
         assert torch.equal(gradients[name], parameter.grad)
 
 
-@INDUCTOR
-def test_compiled_ahead_of_time(kernel_device: str, tmp_path: Path) -> None:
+def test_compiled_ahead_of_time_by_inductor(kernel_device: str, tmp_path: Path) -> None:
     """A package of AOTInductor calls the op, for any number of rows."""
     if kernel_device == "cuda" and import_module("torch.utils.cpp_extension").CUDA_HOME is None:
         pytest.skip("AOTInductor needs a CUDA toolkit")

@@ -28,7 +28,7 @@ from .linear_cases import (
     expected,
     tolerance,
 )
-from .test_compile import COMPILERS, INDUCTOR, Graphs, error_on_recompile, fused_ops
+from .test_compile import COMPILERS, Graphs, error_on_recompile, fused_ops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -87,8 +87,7 @@ def test_only_what_is_needed(device: str) -> None:
     assert_near(weight.grad, expected(case)[1][1], 1e-5)
 
 
-@INDUCTOR
-def test_a_training_loop(device: str) -> None:
+def test_a_training_loop_under_inductor(device: str) -> None:
     ends = []
     for compiled in (False, True):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Without --all the base cases and a share of the exhaustive tests run, another one each time."""
+"""Which tests run without --all, and which of them run in one worker of xdist."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -34,11 +34,11 @@ def test_every_exhaustive_test_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> 
     assert set().union(*shares) == set(names)
 
 
-def item(name: str, exhaustive: bool, group: str = "") -> Any:
+def item(name: str, exhaustive: bool) -> Any:
     marks = {"exhaustive"} if exhaustive else set()
     return SimpleNamespace(
         name=name,
-        nodeid=f"tests/test_a.py::{name}{group}",
+        nodeid=f"tests/test_a.py::{name}",
         get_closest_marker=lambda mark: mark if mark in marks else None,
     )
 
@@ -61,9 +61,19 @@ def test_what_is_left_out(
     config: tuple[Any, ...], number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "is_chosen", lambda name: name == "tests/test_a.py::test_7")
-    # xdist appends the group to a node id.
-    items = [item(f"test_{i}", True, "@group") for i in range(100)] + [item("always", False)]
+    items = [item(f"test_{i}", True) for i in range(100)] + [item("always", False)]
     given = Config(*config)
     selection.select(given, items)  # type: ignore[arg-type]
     assert len(items) == number
     assert len(given.left_out) == 101 - number
+
+
+def test_what_is_started_once_is_used_by_one_worker(request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("xdist")
+    from .scheduling import GROUPS, group_of
+
+    for test in request.session.items:
+        if "processes" in getattr(test, "fixturenames", ()):
+            assert group_of(test.nodeid) == GROUPS["shard"], test.nodeid
+    assert group_of("tests/test_compile.py::test[inductor]") == GROUPS["inductor"]
+    assert group_of("tests/test_ops.py::test_opcheck") == "tests/test_ops.py::test_opcheck"

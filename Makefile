@@ -12,6 +12,7 @@ SOURCES := $(filter csrc/%,$(CODE)) csrc/cuda/build.py setup.py pyproject.toml
 WITH_KERNELS := PATH="$(CURDIR)/$(BIN):$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
     WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}"
 INSTALL = $(WITH_KERNELS) $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+ONE_KIND := $(if $(shell command -v nvidia-smi),,9.0+PTX)
 PYTEST := $(BIN)/python -m pytest --durations=15
 EACH_TORCH := $(TORCHES:%=torch-%)
 
@@ -29,10 +30,10 @@ help:           ## show this list
 	    -e ".[cuda,test,bench,examples,dev]"
 	touch $@
 
-# Kernels for one kind of GPU are enough for all but the tests that read those of the others, and
-# compile in half of the time.
+# Without a GPU, kernels for one kind are enough for all but the tests that read the machine code of
+# the others, and compile in half of the time.
 .venv/.built: .venv/.dependencies $(SOURCES)
-	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST-9.0+PTX}" $(INSTALL)
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST-$(ONE_KIND)}" $(INSTALL)
 	touch $@
 
 .venv/.built-for-all-gpus: .venv/.dependencies $(SOURCES)

@@ -15,9 +15,9 @@ from .processes import Processes
 
 # The workers of xdist share the processors. Threads that wait for one another would take most of
 # the time: even torch's logsigmoid of a few numbers starts all of them.
-if "PYTEST_XDIST_WORKER" in os.environ:
+if "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -47,9 +47,10 @@ test: .venv/.built  ## run the tests, and of the exhaustive ones a share
 	$(PYTEST) -n 2 -m "not large" $(ARGS)
 	$(PYTEST) -m large $(ARGS)
 
-test-all: .venv/.built-for-all-gpus  ## run every test with all its draws
+test-all: .venv/.built-for-all-gpus  ## run every test with all its draws, then oldest
 	$(PYTEST) --all -n 2 -m "not large" $(ARGS)
 	$(PYTEST) --all -m large $(ARGS)
+	$(MAKE) oldest
 
 wheel: .venv/.dependencies  ## make the sdist and, from it, the wheel; see that its ABI is stable
 	rm -rf dist build/wheel
@@ -78,16 +79,20 @@ build/oldest/.dependencies: pyproject.toml
 	WEIGHTED_BCE_BUILD=0 build/oldest/bin/pip install -q --no-build-isolation ".[test]"
 	touch $@
 
-# Torch's headers are those of OLDEST, nvcc that of .venv, and its objects in build/cuda serve both.
+# Headers of torch are those of OLDEST, nvcc is that of .venv. Both the build and the tests are apart
+# from this folder's extension.
 OLDEST_TESTS := $(addprefix tests/,$(addsuffix .py,test_ops test_edges test_autograd \
     test_compile test_linear test_linear_compile test_sparse_loss test_transforms))
 oldest: .venv/.dependencies build/oldest/.dependencies  ## build on the oldest torch; a few tests
-	rm -rf build/lib.* build/oldest/tests-alone
+	rm -rf build/oldest/source build/oldest/tests-alone
+	mkdir build/oldest/source build/oldest/tests-alone
+	cp -r csrc weighted_bce setup.py pyproject.toml README.md LICENSE build/oldest/source
+	rm -f build/oldest/source/weighted_bce/*.so
 	CUDA_HOME="$$(echo $(CURDIR)/.venv/lib/python*/site-packages/nvidia/cu13)" \
 	    PATH="$(CURDIR)/build/oldest/bin:$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
-	    WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}" build/oldest/bin/pip install -q \
-	    --no-build-isolation --no-deps --no-cache-dir --force-reinstall .
-	mkdir build/oldest/tests-alone
+	    WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}" \
+	    TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST-$(ONE_KIND)}" build/oldest/bin/pip install -q \
+	    --no-build-isolation --no-deps --no-cache-dir --force-reinstall build/oldest/source
 	cp -r tests pyproject.toml build/oldest/tests-alone
 	cd build/oldest/tests-alone && ../bin/python -W error -c "import weighted_bce as w; \
 	    facts = str(w.show_config()); print(facts); assert 'site-packages' in w.__file__; \

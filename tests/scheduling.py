@@ -6,7 +6,11 @@ The marker xdist_group would say it test by test, but has no effect with pytest 
 from xdist.scheduler import LoadScopeScheduling
 
 # A word in the name of a test, and what the tests of that name share.
-GROUPS = {"shard": "processes joined by gloo", "inductor": "Inductor, once it is imported"}
+GROUPS = {
+    "shard": "processes joined by gloo",
+    "inductor": "Inductor, once it is imported",
+    "test_mutations": "kernels with faults, once they are compiled",
+}
 
 
 def group_of(name: str) -> str:

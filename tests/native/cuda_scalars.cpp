@@ -1,5 +1,6 @@
 // The arithmetic of a CUDA thread: its errors against what scalar.h promises, and divisions.
 #include "cuda_run.h"
+#include "options.h"
 
 namespace {
 
@@ -27,11 +28,11 @@ struct Worst {
 };
 
 template <class T>
-bool functions() {
+bool functions(int draws) {
   using S = cuda::Scalar<T>;
   const int top = sizeof(T) == 4 ? 126 : 1000;
   Worst exp{"exp_minus_abs", sizeof(T) == 4 ? 5.0 : 1.0}, log{"log1p_of_product", 4};
-  for (int i = 0; i < 400000; ++i) {
+  for (int i = 0; i < draws; ++i) {
     const T share = static_cast<T>(draw(int64_t{1} << 40)) * static_cast<T>(0x1p-40);
     const T x = share * static_cast<T>(i % 2 ? 2 : sizeof(T) == 4 ? 106 : 750);
     exp.take(x, ulps(S::exp_minus_abs(x), std::exp(-static_cast<long double>(x))));
@@ -50,8 +51,8 @@ bool functions() {
 
 int64_t any_below(int bits) { return draw(int64_t{1} << (1 + draw(bits))); }
 
-bool divisions() {
-  for (int i = 0; i < 300000; ++i) {
+bool divisions(int draws) {
+  for (int i = 0; i < draws; ++i) {
     const int64_t near = (int64_t{1} << draw(63)) + draw(3) - 1;
     const int64_t d = std::clamp<int64_t>(draw(2) ? near : any_below(62), 1, int64_t{1} << 62);
     const int64_t most = INT64_MAX / d * d;
@@ -65,8 +66,8 @@ bool divisions() {
   return true;
 }
 
-bool offsets() {
-  for (int i = 0; i < 20000; ++i) {
+bool offsets(int draws) {
+  for (int i = 0; i < draws; ++i) {
     weighted_bce::Problem plan;
     plan.dims = 1 + static_cast<int>(draw(6));
     plan.numel = 1;
@@ -88,13 +89,14 @@ bool offsets() {
 
 }  // namespace
 
-int main() {
-  bool passed = divisions() && offsets();
+int main(int argc, char** argv) {
+  const int share = all_draws(argc, argv) ? 1 : 4;
+  bool passed = divisions(300000 / share) && offsets(20000 / share);
   if (!passed) std::printf("wrong divisions\n");
   for (const Error error : {Error::kNone, Error::kHigh, Error::kLow, Error::kAny}) {
     approximate_error = error;
-    passed = functions<float>() && passed;
+    passed = functions<float>(400000 / share) && passed;
   }
-  passed = functions<double>() && passed;
+  passed = functions<double>(400000 / share) && passed;
   return passed ? 0 : 1;
 }

@@ -10,7 +10,7 @@
 #include "block.h"
 #include "operand.h"
 
-#define WEIGHTED_BCE_DEVICE inline __attribute__((always_inline))
+#define WEIGHTED_BCE_DEVICE inline
 #define WEIGHTED_BCE_KERNEL(blocks) void
 #define WEIGHTED_BCE_PARAMETER
 #define WEIGHTED_BCE_SHARED static thread_local

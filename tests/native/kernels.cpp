@@ -3,6 +3,7 @@
 // tolerance is wide.
 #include "case.h"
 #include "cpu/levels.h"
+#include "options.h"
 
 namespace {
 
@@ -13,7 +14,6 @@ using weighted_bce::Level;
 // Around the vectors (2 to 16 elements) and the blocks (384 or 768) of all levels.
 const int64_t kSizes[] = {1,   2,   3,   4,   5,   7,   8,   9,   15,   16,   17,   127,
                           128, 129, 383, 384, 385, 767, 768, 769, 1535, 1536, 1537, 3077};
-constexpr int kDraws = 8;
 
 Choices choices() {
   const std::vector<Layout> layouts = {Layout::kDense, Layout::kDense, Layout::kStrided,
@@ -70,7 +70,8 @@ bool passes(const Case& of, const Level& level) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const int draws = all_draws(argc, argv) ? 8 : 1;
   weighted_bce::LevelInfo levels[weighted_bce::kMaxLevels];
   const int count = weighted_bce::levels(levels);
   const Choices from = choices();
@@ -81,7 +82,7 @@ int main() {
   };
   for (const Dtype logits : kFloats) {
     for (const int64_t size : kSizes) {
-      for (int i = 0; i < kDraws; ++i) {
+      for (int i = 0; i < draws; ++i) {
         for (int target = 0; target < weighted_bce::kDtypes; ++target) {
           if (!all_pass(Case(size, logits, static_cast<Dtype>(target), from))) return 1;
         }

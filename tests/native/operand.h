@@ -21,10 +21,17 @@ namespace native {
 using weighted_bce::Dtype;
 using Shape = std::vector<int64_t>;
 
-/// A number in [0, n), the same on every run.
+constexpr uint64_t kSeed = 20240229;  // where a program is given none
+
+/// What all draws are made from.
+inline std::mt19937_64& engine() {
+  static std::mt19937_64 numbers(kSeed);
+  return numbers;
+}
+
+/// A number in [0, n), the same on every run with the same seed.
 inline int64_t draw(int64_t n) {
-  static std::mt19937_64 engine(20240229);
-  return static_cast<int64_t>(engine() % static_cast<uint64_t>(n));
+  return static_cast<int64_t>(engine()() % static_cast<uint64_t>(n));
 }
 
 /// Numbers of 16 bits with a sign, 15 - m bits of exponent and m of mantissa.

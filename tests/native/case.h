@@ -82,7 +82,12 @@ class Case {
     if (!listed) problem.y = y.operand;
     if (w) problem.w = w->operand;
     if (p) problem.p = p->operand;
-    for (int64_t i = 0; i < problem.numel; ++i) expect(i);
+    long double value = 0, terms = 0;  // in double, the errors of long sums would be seen
+    for (int64_t i = 0; i < problem.numel; ++i) {
+      expect(i);
+      value += losses[i].value, terms += losses[i].size;
+    }
+    sum = {static_cast<double>(value), static_cast<double>(terms)};
   }
 
   Dtype dtype() const { return x.operand.dtype; }
@@ -182,7 +187,6 @@ class Case {
     losses.push_back(loss);
     slopes.push_back(slope);
     grads.push_back(scaled(slope, upstream ? upstream->get(i) : 1));
-    sum = {sum.value + loss.value, sum.size + loss.size};
     count += counts(problem, y.get(i));
   }
 };

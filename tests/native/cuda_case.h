@@ -6,9 +6,10 @@
 
 namespace native {
 
+/// Whether two numbers have the same bits, or both are NaN.
 template <class T>
 bool same(T a, T b) {
-  return std::memcmp(&a, &b, sizeof(T)) == 0;
+  return std::memcmp(&a, &b, sizeof(T)) == 0 || (std::isnan(a) && std::isnan(b));
 }
 
 /// What kernels have left.

@@ -140,7 +140,9 @@ class Tensor {
     return memory_ + begin_ + offset * operand.element_size;
   }
   double get(int64_t i) const { return decode(operand.dtype, at(i)); }
+  /// The same for every NaN: which one an operation gives, the compiler may choose.
   uint64_t bits(int64_t i) const {
+    if (std::isnan(get(i))) return ~uint64_t{0};
     uint64_t result = 0;
     std::memcpy(&result, at(i), operand.element_size);  // little-endian
     return result;

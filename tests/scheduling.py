@@ -9,6 +9,7 @@ from xdist.scheduler import LoadScopeScheduling
 GROUPS = {
     "shard": "processes joined by gloo",
     "inductor": "Inductor, once it is imported",
+    "test_cuda_code": "the machine code, once it is read",
     "test_mutations": "kernels with faults, once they are compiled",
 }
 

@@ -22,7 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--outcomes")
-    if path and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(EndOfWorker(), "end-of-worker")
+    elif path:
         config.pluginmanager.register(Outcomes(Path(path)), "outcomes")
 
 
@@ -54,11 +56,13 @@ def needs(item: pytest.Item, device: str) -> bool:
     return any(f"no {device.upper()} device" in reason for reason in reasons)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A process whose GPU is lost ends, so that another one takes the tests that are left."""
-    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and LOST.search(report.longreprtext):
-        os._exit(1)
+class EndOfWorker:
+    """Ends a worker of xdist whose GPU is lost: another one takes the tests that are left."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and LOST.search(report.longreprtext):
+            os._exit(1)
 
 
 class Outcomes:

@@ -14,6 +14,7 @@ Environment:
 import os
 import re
 import sys
+import sysconfig
 from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -44,6 +45,11 @@ def module_of(path: str) -> ModuleType:
     return module
 
 
+def built_here() -> Path:
+    """The extension of this Python in the package of this folder."""
+    return ROOT / "weighted_bce" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
 def pybind11_headers() -> list[str]:
     """Those of the package; without it, the compiler finds the copy that torch comes with."""
     try:
@@ -58,11 +64,11 @@ def warn(reason: object) -> None:
     if "1" in (os.environ.get("WEIGHTED_BCE_REQUIRE_EXT"), os.environ.get("WEIGHTED_BCE_CUDA")):
         raise SystemExit(f"weighted_bce: the extension was not built: {reason}")
     editable = "bdist_wheel" not in sys.argv
-    command = module_of("weighted_bce/_installation.py").command(ROOT, editable=editable)
+    installation = module_of("weighted_bce/_installation.py")
     print(
         f"weighted_bce: WARNING: the extension was not built: {reason}\n"
         "The package works in plain PyTorch, which is much slower. To build the kernels with "
-        f"torch and a C++ compiler, run: {command}",
+        f"torch and a C++ compiler, run{installation.build_from(ROOT, editable=editable)}",
         file=sys.stderr,
     )
 
@@ -84,7 +90,7 @@ def extension_arguments() -> dict:
                 self.extensions = []  # nothing left to copy into the package
                 first = str(error).strip().splitlines()
                 warn(first[0] if first else type(error).__name__)
-            if not self.inplace:
+            if not (self.inplace or built_here().exists()):
                 # What runs in this folder imports the package from here, whatever is installed.
                 with suppress(OSError, FileError):
                     self.copy_extensions_to_source()

@@ -230,8 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.rounds = options.rounds or (QUICK_ROUNDS if quick else ROUNDS)
     options.seconds = options.seconds or (QUICK_SECONDS if quick else SECONDS)
     packages = (*PACKAGES, "matplotlib") if options.out else PACKAGES
-    on_cpu = options.device == "cpu"  # .device refuses the other without kernels
-    why_not = obstacle(packages, options.reference or not on_cpu)
+    on_cpu = options.device == "cpu"
+    if options.reference and not on_cpu:
+        return _fail("--reference is for --device cpu: a GPU is measured with its kernels", 2)
+    why_not = obstacle(packages, options.reference or not on_cpu)  # .device asks of a GPU
     if why_not:
         return _fail(why_not, 2)
     # Imported late, so that --help and wrong arguments do not wait for torch.

@@ -55,8 +55,12 @@ class Group(NamedTuple):
 
 
 def group(pass_: str, losses: Iterable[Loss], samples: Samples) -> Group:
-    """The yardstick, and these losses."""
-    chosen = [_contender(pass_, loss, samples) for loss in losses]
+    """The yardstick, and these losses.
+
+    Where a call is many steps, a loss scale cannot change from one to the next.
+    """
+    fitting = (loss for loss in losses if steps_of(samples.setting) == 1 or not loss.scale_before)
+    chosen = [_contender(pass_, loss, samples) for loss in fitting]
     first = _products(pass_, samples) if samples.setting.features else _copy(samples)
     return Group(samples.setting, pass_, [first, *chosen])
 

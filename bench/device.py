@@ -11,7 +11,7 @@ from typing import TypeVar
 import psutil
 import torch
 
-from weighted_bce import backend, weighted_bce_with_logits
+from examples.command import why_no_kernels
 from weighted_bce._extension import extension
 
 WARM_UPS = 2
@@ -161,21 +161,17 @@ def find(name: str) -> Device:
     if not torch.cuda.is_available():
         text = f"torch {torch.__version__} finds none; --device cpu needs none"
         raise Refusal(f"no CUDA device for --device {name}: {text}", 2)
-    nothing = torch.empty(0, device=name)
-    try:
-        with backend("fused"):
-            weighted_bce_with_logits(nothing, nothing)
-    except RuntimeError as error:
-        first = str(error).splitlines()[0]  # not cut: it ends with the command that helps
-        raise Refusal(f"no kernels for --device {name}: {first}", 2) from None
+    why_not = why_no_kernels(name)
+    if why_not:
+        raise Refusal(f"no kernels for --device {name}: {why_not}", 2)
     return Cuda()
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Also as others report it. The stable ABI, which ours allocates with, names the call alone."""
+    """Whether it tells of no memory, whoever reports it: ours has words of its own (tensors.h)."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in text for words in ("out of memory", "aoti_torch_empty_strided")
+        words in text for words in ("out of memory", "failed to allocate a tensor")
     )
 
 

@@ -6,7 +6,6 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -196,11 +195,16 @@ def _peaks(group: Group, device: Device, failures: dict[str, Result]) -> dict[st
     for contender in group.contenders:
         if contender.key in failures:
             continue
-        with suppress(RuntimeError):  # memory may have become too fragmented for it
+        try:
             sample = contender.before()
             rise = device.rise_of_peak(partial(contender.step, sample))
-            if rise is not None:
-                peaks[contender.key] = Peak(rise, sample.gradients_bytes)
+        except Exception as error:
+            if not out_of_memory(error):  # for which memory may have become too fragmented
+                failures[contender.key] = _failure(contender, error, device)
+            device.release()
+            continue
+        if rise is not None:
+            peaks[contender.key] = Peak(rise, sample.gradients_bytes)
     return peaks
 
 

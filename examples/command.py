@@ -32,11 +32,11 @@ def obstacle(packages: Iterable[str], reference: bool, device: str = "cpu") -> s
     if absent:
         pip = f"{shlex.quote(sys.executable or 'python')} -m pip install {' '.join(absent)}"
         return f"it needs {', '.join(absent)}. To install what is missing, run: {pip}"
-    reason = "" if reference else _why_no_kernels(device)
+    reason = "" if reference else why_no_kernels(device)
     return f"ours would be plain PyTorch, which --reference allows: {reason}" if reason else ""
 
 
-def _why_no_kernels(device: str) -> str:
+def why_no_kernels(device: str) -> str:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "weighted_bce runs without", RuntimeWarning)
         import torch
@@ -49,7 +49,7 @@ def _why_no_kernels(device: str) -> str:
         with backend("fused"):
             weighted_bce_with_logits(nothing, nothing)
     except RuntimeError as error:
-        return str(error)
+        return str(error).splitlines()[0]
     return ""
 
 

@@ -37,10 +37,14 @@ def commands(heading: str) -> list[str]:
 
 
 class Newcomer:
-    """Has a clone and a shell, in which a new environment is active."""
+    """Has a clone and a shell, in which a new environment is active.
+
+    The clone has the name that git gives it. So in the folder around it Python meets a folder with
+    the name of the package, which must not hide what was installed.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.clone = folder / "clone"
+        self.clone = folder / "weighted_bce"
         _copy_project(self.clone)
         self.environment = folder / "environment"
         venv.create(self.environment, with_pip=False)

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import sys
+import tempfile
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -63,6 +64,15 @@ def again(source: object) -> str:
     return command(f"--no-cache-dir --force-reinstall --no-deps {source}")
 
 
+def tell_pips_facts(installed: Path, direct_url: str) -> None:
+    """Writes what pip leaves beside an installed copy."""
+    facts = installed.parent / "weighted_bce-0.6.0.dist-info"
+    facts.mkdir(exist_ok=True)
+    (facts / "METADATA").write_text("Name: weighted_bce\nVersion: 0.6.0\n", encoding="utf-8")
+    if direct_url:
+        (facts / "direct_url.json").write_text(direct_url, encoding="utf-8")
+
+
 def missing() -> tuple[str, str]:
     module, why, remedy = _extension._load()
     assert module is None
@@ -94,9 +104,29 @@ def test_a_source_tree_that_hides_an_installed_copy(
     assert remedy.startswith("To build them with")
     monkeypatch.chdir(clone)
     assert missing()[1] == (
-        "Run Python from another folder; or, to build them here with a C++ compiler, "
-        f"run: {in_place(clone)}"
+        f"Import the package from another folder; or, to build them here, run: {in_place(clone)}"
     )
+
+
+@pytest.mark.usefixtures("not_there")
+def test_folders_that_cannot_be_entered(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system refuses to look at is no error of an import."""
+    refused = f"/{'x' * 300}"  # too long a name; even root may not look at it
+    with pytest.raises(OSError, match="too long"):
+        Path(refused).is_file()
+    monkeypatch.setattr(sys, "path", [refused, *sys.path])
+    for text in (f'{{"url": "file://{refused}"}}', '{"url": 1}', "[]", "{"):
+        tell_pips_facts(installed, text)
+        why, remedy = missing()
+        assert why == f"the copy in {installed} was installed without them"
+        assert remedy.endswith(f"run in a clone of the repository: {again('.')}")
+
+
+def test_what_pip_has_unpacked_will_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/env/bin/python")
+    source = Path(tempfile.gettempdir()) / "pip-req-build-1"
+    found = _installation.build_from(source, editable=False)
+    assert found == f" in a clone of the repository: {again('.')}"
 
 
 @pytest.mark.usefixtures("not_there")
@@ -118,12 +148,7 @@ def test_an_installed_copy(installed: Path, tmp_path: Path, source: str) -> None
         (origin / "setup.py").touch()
     elif source not in ("gone", ""):
         origin.touch()
-    facts = installed.parent / "weighted_bce-0.6.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Name: weighted_bce\nVersion: 0.6.0\n", encoding="utf-8")
-    if source:
-        text = json.dumps({"url": origin.as_uri()})
-        (facts / "direct_url.json").write_text(text, encoding="utf-8")
+    tell_pips_facts(installed, json.dumps({"url": origin.as_uri()}) if source else "")
     why, remedy = missing()
     assert why == f"the copy in {installed} was installed without them"
     if source in ("clone", "sdist.tar.gz"):
@@ -156,6 +181,8 @@ def test_kernels_that_cannot_be_loaded(clone: Path, monkeypatch: pytest.MonkeyPa
 def test_a_torch_that_is_too_old(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another build would not help."""
     monkeypatch.setattr(_extension, "import_module", fail)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0a0+container"))
+    assert missing()[1].endswith(in_place(clone))
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cpu"))
     why, remedy = missing()
     assert why.endswith("they need torch 2.11 or newer, and this is 2.9.1+cpu")
@@ -212,5 +239,5 @@ def test_what_a_build_needs_is_what_pyproject_says() -> None:
     assert sorted(listed[1].replace(",", "").replace('"', "").split()) == sorted(
         _installation.BUILD_NEEDS.replace('"', "").split()
     )
-    assert listed[2] == _extension.OLDEST_TORCH
+    assert listed[2] == ".".join(map(str, _extension.OLDEST_TORCH))
     assert f"nvidia-cuda-nvcc=={_installation.CUDA_OF_THE_EXTRA}." in text

@@ -44,7 +44,7 @@ def item(name: str, exhaustive: bool) -> Any:
 
 
 class Config:
-    """As much of pytest's as is asked for."""
+    """Stands for the configuration of pytest, as far as it is asked for."""
 
     def __init__(self, everything: bool, *args: str) -> None:
         self.args, self.left_out, self.hook = args, [], self

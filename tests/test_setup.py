@@ -41,7 +41,7 @@ def test_without_a_compiler_there_is_a_warning_or_an_error(tmp_path: Path) -> No
 @pytest.mark.skipif(extension is None, reason="there is no library to copy")
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
 def test_what_is_built_for_elsewhere_is_in_the_clone_too(tmp_path: Path) -> None:
-    """As pip builds for a plain install; Python run in the clone takes the package from there."""
+    """Pip builds so for a plain install; Python run in the clone takes the package from there."""
     newcomer = Newcomer(tmp_path)
     newcomer.with_ready_kernels()
     newcomer.succeed(f"python setup.py build_ext --build-lib={tmp_path / 'elsewhere'}")

@@ -223,7 +223,7 @@ def test_labels_near_the_largest_integer() -> None:
 
 
 def test_a_million_rows(runs_everything: bool) -> None:
-    """By another way: sort within each row, compare neighbours. Without --all, 50,000 rows."""
+    """The check sorts within each row and compares neighbours. Without --all, 50,000 rows."""
     torch.manual_seed(0)
     n = 10**6 if runs_everything else 50_000
     padded = torch.randint(0, 1000, (n, 5))

@@ -10,7 +10,7 @@ import torch
 from . import _installation
 from ._version import __version__
 
-OLDEST_TORCH = "2.11"
+OLDEST_TORCH = (2, 11)
 
 
 def _load() -> tuple[ModuleType | None, str, str]:
@@ -29,14 +29,16 @@ def _load() -> tuple[ModuleType | None, str, str]:
 
 def _not_loaded(error: ImportError) -> tuple[str, str]:
     why = f"those in {_installation.PACKAGE} cannot be loaded ({error})"
-    if torch.__version__ >= OLDEST_TORCH:
+    # The first two numbers: by all of it, the 2.11.0a0 of a container would be older than 2.11.
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= OLDEST_TORCH:
         return why, _installation.how_to_build()
-    why += f"; they need torch {OLDEST_TORCH} or newer, and this is {torch.__version__}"
-    return why, f'To get one, run: {_installation.pip()} install "torch>={OLDEST_TORCH}"'
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    why += f"; they need torch {oldest} or newer, and this is {torch.__version__}"
+    return why, f'To get one, run: {_installation.pip()} install "torch>={oldest}"'
 
 
 def _warn() -> None:
-    """At the line that imports the package, so that users see whose import it is."""
+    """Warns at the line that imports the package, so that users see whose import it is."""
     message = (
         "weighted_bce runs without its kernels, in plain PyTorch, which is much slower: "
         f"{why_missing}. {remedy}"

@@ -5,12 +5,16 @@ nothing but the standard library.
 """
 
 import json
+import os
 import shlex
 import sys
+import tempfile
 from functools import partial
 from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES
+from os.path import abspath, isdir, isfile, realpath
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -26,26 +30,37 @@ def source_tree() -> Path | None:
 
 
 def is_source_tree(folder: Path) -> bool:
-    return (folder / "setup.py").is_file() and (folder / "csrc").is_dir()
+    # Unlike Path's methods, these say no of folders that this user may not enter.
+    return isfile(folder / "setup.py") and isdir(folder / "csrc")
 
 
 def copies_with_kernels() -> list[Path]:
     """The other copies of the package on sys.path that have kernels for this Python."""
-    folders = dict.fromkeys(Path(entry or ".").absolute() / PACKAGE.name for entry in sys.path)
-    return [folder for folder in folders if folder.resolve() != PACKAGE.resolve() and has(folder)]
+    folders = dict.fromkeys(Path(entry or _here(), PACKAGE.name) for entry in sys.path)
+    return [folder for folder in folders if has(folder) and realpath(folder) != realpath(PACKAGE)]
 
 
 def has(folder: Path) -> bool:
-    return any((folder / f"_C{suffix}").is_file() for suffix in EXTENSION_SUFFIXES)
+    return any(isfile(folder / f"_C{suffix}") for suffix in EXTENSION_SUFFIXES)
+
+
+def _here() -> str:
+    try:
+        return abspath(".")
+    except OSError:  # it was deleted
+        return ""
 
 
 def installed_from() -> Path | None:
     """The source tree or sdist that pip made this copy of, if it is still there."""
     for distribution in metadata.distributions(name=PACKAGE.name, path=[str(PACKAGE.parent)]):
-        text = distribution.read_text("direct_url.json")
-        url = urlsplit(json.loads(text)["url"] if text else "")
+        try:
+            facts = json.loads(distribution.read_text("direct_url.json") or "{}")
+            url = urlsplit(str(facts["url"]))
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # not installed from a folder or file, or not by pip
         source = Path(url2pathname(url.path))
-        sdist = source.is_file() and source.suffix != ".whl"
+        sdist = isfile(source) and source.suffix != ".whl"
         if url.scheme == "file" and (sdist or is_source_tree(source)):
             return source
     return None
@@ -66,27 +81,36 @@ def why_none() -> str:
 def how_to_build() -> str:
     """The sentence that ends with the one command that gives this copy its kernels."""
     root = source_tree()
-    start = "To build them with a C++ compiler"
-    if root is not None and Path.cwd() == root and copies_with_kernels():
-        start = "Run Python from another folder; or, to build them here with a C++ compiler"
-    source, where = _source()
-    return f"{start}, run{where}: {command(source, editable=root is not None)}"
+    start = "To build them with a C++ compiler, run"
+    if root is not None and _here() == str(root) and copies_with_kernels():
+        start = "Import the package from another folder; or, to build them here, run"
+    return start + build_from(_source(), editable=root is not None)
 
 
 def how_to_build_cuda(torch_cuda: str) -> str:
-    """The same for the CUDA kernels of a torch with this `torch.version.cuda`."""
+    """The sentence that ends with the one command that gives this copy its CUDA kernels.
+
+    Args:
+        torch_cuda: `torch.version.cuda`.
+    """
     major = torch_cuda.split(".")[0]
-    source, where = _source()
-    build = partial(command, source, editable=source_tree() is not None, cuda=True)
+    build = partial(build_from, _source(), editable=source_tree() is not None, cuda=True)
     if major == CUDA_OF_THE_EXTRA:
-        return f"To build them, run{where}: {build(extra='cuda')}"
-    return f"To build them with the toolkit of CUDA {major}, run{where}: {build()}"
+        return f"To build them, run{build(extra='cuda')}"
+    return f"To build them with the toolkit of CUDA {major}, run{build()}"
 
 
-def _source() -> tuple[Path, str]:
-    """What pip should install, and where to run it if that is not known."""
-    source = source_tree() or installed_from()
-    return (Path("."), " in a clone of the repository") if source is None else (source, "")
+def _source() -> Path | None:
+    """What pip should install; None where that is not known."""
+    return source_tree() or installed_from()
+
+
+def build_from(source: Path | None, **options: Any) -> str:
+    """The command, and before it where to run it if the source is not known or will not stay."""
+    # Pip unpacks what it fetches in a temporary folder.
+    if source is None or abspath(source).startswith(tempfile.gettempdir() + os.sep + "pip-"):
+        return f" in a clone of the repository: {command(Path('.'), **options)}"
+    return f": {command(source, **options)}"
 
 
 def command(source: Path, *, editable: bool, cuda: bool = False, extra: str = "") -> str:
@@ -105,5 +129,5 @@ def command(source: Path, *, editable: bool, cuda: bool = False, extra: str = ""
 
 
 def pip() -> str:
-    """That of this Python: the one on PATH may belong to another."""
+    """Pip of this Python: the one on PATH may belong to another."""
     return f"{shlex.quote(sys.executable or 'python')} -m pip"

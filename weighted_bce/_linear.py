@@ -145,11 +145,12 @@ def _widened(layer: Layer) -> Layer:
 
 _KINDS = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
 _WITH_AUTOCAST = frozenset(kind for kind in _KINDS if torch.amp.is_autocast_available(kind))
+_IS_TRACEABLE = torch.__version__ >= "2.13"  # is_autocast_available; it is not in torch 2.11
 
 
 def autocast_available(kind: str) -> bool:
     """Whether torch has autocast on this kind of device."""
-    if torch.compiler.is_compiling():  # torch 2.11 cannot trace the question
+    if torch.compiler.is_compiling() and not _IS_TRACEABLE:
         return kind in _WITH_AUTOCAST
     return torch.amp.is_autocast_available(kind)
 

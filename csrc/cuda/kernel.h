@@ -107,7 +107,8 @@ WEIGHTED_BCE_DEVICE void compute_groups(Work& work, typename Work::Shared& share
   work.collect();
 }
 
-/// The blocks of `on_vectors` that a multiprocessor holds: as many as have registers enough.
+/// The blocks of `on_vectors` that a multiprocessor has registers for. One with 100 KiB of shared
+/// memory may hold one less.
 template <class X, Mode kMode>
 constexpr int kResident = kHasSlopes<kMode> && sizeof(X) == 2 ? 3 : 4;
 

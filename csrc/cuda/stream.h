@@ -11,7 +11,7 @@ namespace weighted_bce::cuda {
 constexpr int kSparse = -1;  // in place of the bytes of a target
 constexpr int kAhead = 3;    // groups on their way while one is computed
 
-/// 16 bytes of logits at a time, and targets of 1 byte if kTargetBytes is 1.
+/// It loads 16 bytes of logits at a time, and their targets if kTargetBytes is 1.
 template <class X, int kTargetBytes>
 class Stream {
   static constexpr int kLanes = 16 / sizeof(X);
@@ -29,7 +29,7 @@ class Stream {
     Bits<kLanes> targets;
   };
 
-  /// Of a block.
+  /// What a block needs.
   struct alignas(16) Shared {
     uint32_t logits[kSlots][kThreads][4];
     uint32_t targets[kSlots][kTargets ? kThreads : 1][kLanes / 4];
@@ -61,7 +61,7 @@ class Stream {
   /// Waits for the group that was loaded kAhead groups before the last one.
   WEIGHTED_BCE_DEVICE void wait() const { wait_for_batches<kAhead>(); }
 
-  /// That group; of other targets than those loaded here it leaves the bytes as they are.
+  /// Reads that group; targets that are not loaded here stay as they are.
   WEIGHTED_BCE_DEVICE void take(Group& group) const {
     load_copy<16>(logits_ + slot_ * (16 * kThreads), group.logits.words);
     if constexpr (kTargets) {

@@ -41,7 +41,7 @@ class Group(NamedTuple):
 
 
 def groups(device: str, small: bool, far: int) -> Iterator[Group]:
-    """In the order in which a failure tells most.
+    """Yields them in the order in which a failure tells most.
 
     Args:
         device: where the tensors are.
@@ -68,7 +68,7 @@ def _groups(device: str, sizes: Sequence[tuple[int, int]]) -> Iterator[Group]:
 
 
 def _checks(case: Case) -> Iterator[Check]:
-    """With gradients that are expected and that are not."""
+    """Yields checks with upstream gradients that are expected and that are not."""
     for upstream in UPSTREAM:
         yield partial(check, case, "fused", upstream)
 

@@ -124,14 +124,14 @@ def times(value: float) -> str:
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """For a terminal: training steps, the smaller sizes last."""
+    """Returns lines for a terminal: training steps, the smaller sizes last."""
     steps = [row for row in rows if row["pass"] == "step" and not row["graphs"]]
     large = sorted(groups(steps), key=lambda group: next(iter(group.values()))["run"] == "small")
     return [_line(group) for group in large]
 
 
 def _line(group: Group) -> str:
-    """By the keys of the benchmark, which are short."""
+    """Returns rows by the keys of the benchmark, which are short."""
     own, others = [], []
     for key, row in group.items():
         if row["seconds"] is None:

@@ -78,7 +78,8 @@ def kernel_device(device: str) -> str:
 def _seed(request: pytest.FixtureRequest) -> None:
     seed = zlib.crc32(request.node.nodeid.encode())
     torch.manual_seed(seed)
-    print(f"torch.manual_seed({seed})")  # pytest shows it when the test fails
+    # Pytest shows this when the test fails.
+    print(f"torch.manual_seed({seed}); the seed of the commit is {selection.seed()}")
 
 
 @pytest.fixture(autouse=True)

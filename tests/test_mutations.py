@@ -1,6 +1,7 @@
 """The CUDA kernels with a fault in them, which the program that runs them must notice."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from functools import cache
 from itertools import count
@@ -68,7 +69,8 @@ def test_the_program_passes_without_a_fault(
 
 @pytest.mark.parametrize(ARGUMENTS, FAULTY)
 def test_a_fault_is_noticed(number: int, logits: str, sanitizers: str, run_with_fault: Run) -> None:
-    assert run_with_fault(logits, sanitizers, number) != 0
+    status = run_with_fault(logits, sanitizers, number)
+    assert status not in (0, -signal.SIGKILL), "it was not noticed, or the system had no memory"
 
 
 def test_faults_within_one_another_stay_apart() -> None:

@@ -1,5 +1,9 @@
 """Which tests run without --all, and which of them run in one worker of xdist."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,3 +81,31 @@ def test_what_is_started_once_is_used_by_one_worker(request: pytest.FixtureReque
             assert group_of(test.nodeid) == GROUPS["shard"], test.nodeid
     assert group_of("tests/test_compile.py::test[inductor]") == GROUPS["inductor"]
     assert group_of("tests/test_ops.py::test_opcheck") == "tests/test_ops.py::test_opcheck"
+
+
+CRASHES = """
+import os
+import pytest
+@pytest.mark.parametrize("number", range(12))
+def test_some(number):
+    if number == 3:
+        os._exit(1)
+"""
+SCHEDULER = """
+from tests.scheduling import Scheduling
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduling(config, log)
+"""
+
+
+def test_a_worker_that_dies_takes_one_test_with_it(tmp_path: Path) -> None:
+    pytest.importorskip("xdist")
+    (tmp_path / "pytest.ini").write_text("[pytest]")
+    (tmp_path / "conftest.py").write_text(SCHEDULER)
+    (tmp_path / "test_crash.py").write_text(CRASHES)
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", str(tmp_path)]
+    ran = subprocess.run(
+        command, cwd=selection.ROOT, env=outside, capture_output=True, text=True, timeout=120
+    )
+    assert "1 failed, 11 passed" in ran.stdout, ran.stdout

@@ -7,7 +7,7 @@ from typing import Any
 from tools.gpu import course
 from tools.gpu.machine import Machine
 from tools.gpu.part import Part, Setup, Steps
-from tools.gpu.processes import Command
+from tools.gpu.processes import Command, Ran
 
 FACTS = {"GPU": "a pretended one", "compute capability": "9.0", "torch": "2.11.0"}
 STARTS = "while [ $1 != {python} ]; do shift; done\n"
@@ -15,7 +15,9 @@ PROGRAMS = {
     "nvidia-smi": "case $1 in\n*driver*) echo 580.1 ;;\n"
     "*) while :; do echo 2026/11/27 19:15:28.123, 1980, 3201, 300.50, 45; sleep 0.1; done\nesac\n",
     "nvcc": "echo Build cuda_13.0.r13.0/compiler.36424714_0\n",
-    "compute-sanitizer": STARTS + '"$@" && echo "========= ERROR SUMMARY: 0 errors"\n',
+    "compute-sanitizer": "case $1 in --help) echo --kernel-name arg; exit ;; esac\n"
+    + STARTS
+    + '"$@" && echo "========= ERROR SUMMARY: 0 errors"\n',
     "ncu": STARTS + '"$@" && cat <<END\n{counted}\nEND\n',
 }
 STALLS = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
@@ -54,6 +56,29 @@ class Pretended(Machine):
     def tool(self, name: str) -> str | None:
         path = self.folder / name
         return str(path) if path.exists() else None
+
+
+def pretended_setup(folder: Path) -> Setup:
+    """What a part of a course in this folder is given."""
+    for name in ("part", "out"):
+        (folder / name).mkdir()
+    gpu = Pretended(folder)
+    return Setup(gpu, dict(FACTS), folder / "part", folder / "out", None, True, 60.0)
+
+
+def driven(part: Part, setup: Setup, *codes: int) -> tuple[list[Command], str]:
+    """The commands of a part, of which each ends with the next of these exit codes, and what it
+    returns."""
+    steps, commands, left = part.steps(setup), [], list(codes)
+    ran: list[Ran] | None = None
+    while True:
+        try:
+            some = steps.send(ran)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            return commands, str(stop.value)
+        commands += some
+        log = setup.folder / "log"
+        ran = [Ran(command, left.pop(0) if left else 0, 1.0, log) for command in some]
 
 
 def part(name: str, *scripts: str, weight: float = 1.0, share: float = 1.0) -> Part:

@@ -1,17 +1,20 @@
 """The extension: one that was built earlier, or a new one for this GPU alone, in place."""
 
 import os
+import re
 import shutil
 import sys
 import sysconfig
+from collections.abc import Generator
 from pathlib import Path
 
 from .machine import ROOT, cores
 from .part import Failed, Part, Setup, Steps
-from .processes import Command
+from .processes import Command, Ran
 
 PACKAGE = ROOT / "weighted_bce"
 ELEMENTS = 4096
+LAST = 20  # lines of the log of a build that fails
 
 
 def module(package: Path) -> Path:
@@ -24,20 +27,52 @@ def steps(setup: Setup) -> Steps:
     if library is not None and not library.is_file():
         remark = f"{library} is not there; "
     elif library is not None:
-        _replace(library, module(PACKAGE))
-        (ran,) = yield [_trial(setup, "library")]
-        if ran.succeeded:
+        if (yield from _runs(setup, library)):
+            _keep(setup, str(library))
             return f"{library} runs here"
         remark = f"{library} does not run here; "
     if setup.builds:
         (ran,) = yield [_build(setup)]
         if not ran.succeeded:
-            raise Failed(ran.why)
+            raise Failed(_failure(ran))
     (ran,) = yield [_trial(setup, "kernels")]
     if not ran.succeeded:
         raise Failed(f"no kernel runs: {ran.why}")
-    _replace(module(PACKAGE), setup.out / module(PACKAGE).name)
+    _keep(setup, "built here" if setup.builds else module(PACKAGE).name)
     return remark + f"built for {setup.facts['compute capability']}"
+
+
+def _runs(setup: Setup, library: Path) -> Generator[list[Command], list[Ran], bool]:
+    """Puts a library in place; where it does not run, the one that was there comes back."""
+    target, runs = module(PACKAGE), False
+    old = target.with_name(f"{target.name}.old")
+    if target.exists():
+        shutil.copy2(target, old)  # a build goes by its time
+    try:
+        _replace(library, target)
+        (ran,) = yield [_trial(setup, "library")]
+        runs = ran.succeeded
+    finally:  # an interrupt ends the course at the yield
+        if runs:
+            old.unlink(missing_ok=True)
+        elif old.exists():
+            os.replace(old, target)
+        else:
+            target.unlink(missing_ok=True)
+    return runs
+
+
+def _keep(setup: Setup, library: str) -> None:
+    setup.facts["library"] = library
+    _replace(module(PACKAGE), setup.out / module(PACKAGE).name)
+
+
+def _failure(ran: Ran) -> str:
+    """Shows the end of the log; returns its first error, which tells more than its last line."""
+    lines = ran.log.read_text(errors="replace").splitlines() if ran.log.exists() else []
+    print("\n".join(lines[-LAST:]), flush=True)
+    first = next((line.strip() for line in lines if re.search(r"\berror\b", line, re.I)), "")
+    return "; ".join(text for text in (first[:200], ran.why) if text)
 
 
 def _build(setup: Setup) -> Command:
@@ -46,6 +81,8 @@ def _build(setup: Setup) -> Command:
         "WEIGHTED_BCE_CUDA": "1",
         "TORCH_CUDA_ARCH_LIST": str(setup.facts["compute capability"]),
         "MAX_JOBS": str(cores()),
+        # Ninja is next to a Python whose environment need not be active.
+        "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", ""))),
     }
     arguments = [sys.executable, str(ROOT / "setup.py"), "build_ext", "--inplace"]
     return Command("build", arguments, environment=variables)
@@ -66,5 +103,5 @@ def _replace(source: Path, target: Path) -> None:
     os.replace(new, target)
 
 
-# Without kernels there is nothing to prove: more time than it should need.
+# The build gets more time than it should need: without kernels there is nothing to prove.
 PART = Part("build", 300, steps)

@@ -1,32 +1,40 @@
 """The parts that ask whether results are right: smoke test, the suite's tests, the sanitizer."""
 
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 from .machine import cores
-from .part import Absent, Part, Row, Setup, Steps, lines_of
+from .part import Absent, Failed, Part, Row, Setup, Steps, lines_of
 from .processes import Command
 
-SMOKE_SECONDS = 20.0
-FAR = 2**31 + 5  # elements
+SMOKE: tuple[object, ...] = ("--far", 2**31 + 5)
+END = 3.0  # seconds that the smoke test takes after its last case
 WORKERS = 8  # processes that share the GPU's memory
-# What each run of pytest adds; the next one begins where there is time left.
+# Each run of pytest has these options more; the next one begins where there is time left.
 RUNS = {
     "usual": ("-m", "not large"),
-    "large": ("-m", "large"),
+    "large": ("--all", "-m", "large"),
     "exhaustive": ("--all", "-m", "exhaustive and not large"),
 }
 TESTS = ("tests",)
+# This way of pytest-xdist goes on when a worker has ended; the one of tests/scheduling.py need not.
+TOGETHER = ("--dist", "worksteal")
 FAILURES = ("failed", "error")
 NO_TESTS = 5  # pytest's exit code
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
-MARGIN = 15.0  # seconds that a sanitizer takes to begin and to end
+MARGIN = 10.0  # seconds that a sanitizer takes after the last case
+PRINTED = ("--print-limit", "1000")  # errors: the first hundred may all be torch's
+SILENCE = "nothing"
+# Such a line says where in a kernel of ours something is wrong.
+OURS = re.compile(r"^=+ .*\bat (?:void )?weighted_bce::", re.MULTILINE)
 
 
 def smoke(setup: Setup) -> Steps:
-    seconds = min(SMOKE_SECONDS, setup.seconds)
-    given = ("--seconds", seconds, "--far", FAR, "--out", setup.folder / "groups.jsonl")
+    given = (*SMOKE, "--until", time.time() + setup.seconds - END)
+    given = (*given, "--out", setup.folder / "groups.jsonl")
     yield [Command("smoke", setup.module("tools.gpu.smoke", *given))]
     rows = _groups(setup.folder)
     remarks = [f"{row['group']} {row['remark']}" for row in rows if row["remark"]]
@@ -41,7 +49,7 @@ def tests(setup: Setup) -> Steps:
     if not setup.machine.has("pytest"):
         raise Absent("pytest is not installed")
     count = min(WORKERS, max(1, cores() // 2))
-    together = ["-n", str(count)] if setup.machine.has("xdist") and count > 1 else []
+    together = ["-n", str(count), *TOGETHER] if setup.machine.has("xdist") and count > 1 else []
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
     for name, chosen in RUNS.items():
         arguments = [
@@ -52,15 +60,13 @@ def tests(setup: Setup) -> Steps:
             *(together if name != "large" else []),
             *(*chosen, *TESTS),
         ]
-        yield [
-            Command(
-                name,
-                arguments,
-                environment=threads,
-                succeeds=(0, NO_TESTS),
-                may_be_late=name == "exhaustive",
-            )
+        succeeds = (0,) if name == "usual" else (0, NO_TESTS)
+        late = name == "exhaustive"
+        (ran,) = yield [
+            Command(name, arguments, environment=threads, succeeds=succeeds, may_be_late=late)
         ]
+        if not any(row["outcome"] == "passed" for row in _outcomes(setup.folder)):
+            raise Failed("; ".join(text for text in ("no test passed", ran.why) if text))
     return "" if together else "one after the other, without pytest-xdist"
 
 
@@ -79,15 +85,41 @@ def sanitize(setup: Setup) -> Steps:
     tool = setup.machine.tool("compute-sanitizer")
     if tool is None:
         raise Absent("compute-sanitizer is not there")
-    seconds = max(MARGIN, setup.seconds - MARGIN)
-    program = setup.module("tools.gpu.smoke", "--small", "--seconds", seconds)
+    seconds = max(setup.seconds - MARGIN, setup.seconds / 2)
+    program = setup.module("tools.gpu.smoke", "--small", "--until", time.time() + seconds)
     # torch's own allocator would hide that an access is out of bounds.
     direct = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    yield [
-        Command(name, [tool, "--tool", name, "--error-exitcode", "1", *program], environment=direct)
+    ours = _only_ours(tool)
+    ran = yield [
+        Command(
+            name,
+            # Initcheck has to see what torch's kernels write.
+            [tool, "--tool", name, *PRINTED, *(ours if name != "initcheck" else []), *program],
+            environment=direct,
+        )
         for name in SANITIZERS
     ]
-    return "; ".join(f"{row['tool']} {row['cases']}" for row in _errors(setup.folder))
+    rows = _errors(setup.folder)
+    counts = [
+        f"{row['tool']} {row['cases'] or SILENCE}, {row['in our kernels']} errors in our kernels"
+        for row in rows
+    ]
+    if any(row["in our kernels"] or row["says"] == SILENCE for row in rows):
+        raise Failed("; ".join([*(one.why for one in ran if not one.succeeded), *counts]))
+    return "; ".join(counts)
+
+
+def _only_ours(tool: str) -> list[str]:
+    """The option by which a tool looks at our kernels alone; older versions call it otherwise."""
+    try:
+        ran = subprocess.run([tool, "--help"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    options = {
+        "--kernel-name": "kernel_substring=weighted_bce",
+        "--kernel-regex": "kns=weighted_bce",
+    }
+    return next(([name, value] for name, value in options.items() if name in ran.stdout), [])
 
 
 def _errors(folder: Path) -> list[Row]:
@@ -97,13 +129,13 @@ def _errors(folder: Path) -> list[Row]:
         log = folder / f"{name}.txt"
         text = log.read_text(errors="replace") if log.exists() else ""
         said = re.findall(r"^=+ ((?:ERROR|RACECHECK) SUMMARY: .+)$", text, re.MULTILINE)
-        ours = re.findall(r"^=+ +at .*weighted_bce", text, re.MULTILINE)
-        cases = re.findall(r"^(\d+ of \d+ cases failed)", text, re.MULTILINE)
-        row = {"tool": name, "says": (said or ["nothing"])[-1], "in our kernels": len(ours)}
+        ours = OURS.findall(text)
+        cases = re.findall(r"^(\d+ of \d+ cases failed, [^;\n]+)", text, re.MULTILINE)
+        row = {"tool": name, "says": (said or [SILENCE])[-1], "in our kernels": len(ours)}
         rows.append({**row, "cases": "".join(cases)})
     return rows
 
 
-SMOKE = Part("smoke", 30, smoke, _groups)
+SMOKE_PART = Part("smoke", 30, smoke, _groups)
 TESTS_PART = Part("tests", 90, tests, _outcomes)
 SANITIZE = Part("sanitize", 35, sanitize, _errors)

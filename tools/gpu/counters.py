@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 
 from .machine import ROOT
-from .part import Absent, Part, Row, Setup, Steps
+from .part import Absent, Failed, Part, Row, Setup, Steps
 from .processes import Command
 
 EXPECTED = ROOT / "bench" / "results" / "cuda_code.md"
 ELEMENTS = 2**26
-# In the order of tools.gpu.launches.
+# The kernels are in the order in which tools.gpu.launches starts them.
 KERNELS = tuple(
     f"{dtype}, {targets}, loss and gradient"
     for dtype in ("float32", "bfloat16")
@@ -47,12 +47,14 @@ def steps(setup: Setup) -> Steps:
         *("--launch-count", str(len(KERNELS))),
         *("--csv", "--page", "raw", "--print-units", "base"),
         *(word for section in SECTIONS for word in ("--section", section)),
+        # Names without a dot are no counters: only sections give them.
+        *("--metrics", ",".join(metric for metric in METRICS.values() if "." in metric)),
     ]
     program = setup.module("tools.gpu.launches", "--elements", ELEMENTS)
     (ran,) = yield [Command("ncu", [tool, *options, *program])]
     rows = results(setup.folder)
     if ran.succeeded and len(rows) < len(KERNELS):
-        return f"{len(rows)} of {len(KERNELS)} kernels were seen"
+        raise Failed(f"{len(rows)} of {len(KERNELS)} kernels were seen")
     return ""
 
 

@@ -14,7 +14,7 @@ from .processes import Command, Ran, Running, end, run
 
 PARTS = (
     build.PART,
-    correctness.SMOKE,
+    correctness.SMOKE_PART,
     figures.PART,
     correctness.TESTS_PART,
     correctness.SANITIZE,
@@ -71,7 +71,7 @@ class Course:
 
     def run(self) -> int:
         """Runs all parts; returns the exit code."""
-        self._save(is_whole=True)  # over the files of an earlier run
+        self._save(is_whole=True)  # this replaces the files of an earlier run
         clocks = self.machine.clocks()
         sampler = [Running(Command("clocks", clocks), self.work / "clocks.txt")] if clocks else []
         try:
@@ -111,6 +111,7 @@ class Course:
             row["seconds"] = round(time.monotonic() - start, 1)
             try:
                 row["results"] = part.results(folder)
+                row.pop("unread", None)  # an earlier look may have met half a file
             except Exception as error:  # no reason to give up what still runs
                 row["unread"] = f"{type(error).__name__}: {error}"
 

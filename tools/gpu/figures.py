@@ -10,7 +10,8 @@ NEEDED = ("matplotlib", "psutil", "rich")
 EACH = "--dtypes float32,bfloat16,float16 --passes step,forward"
 OTHERS = "masked,bce,bce-float,bce-plain,scatter"
 AGAINST = f"--against scaled,scaled-changing,inplace,{OTHERS}"
-# The name of each run, what it may take of the part's time, and what the benchmark is given.
+# A run has a name, what it may take of the part's time, and what the benchmark is given. It may be
+# cut short, unless it is the main one.
 RUNS = (
     ("main", 0.5, f"--shapes 2^28 {EACH} --targets bool,sparse {AGAINST} --seconds 0.8"),
     (
@@ -26,7 +27,7 @@ RUNS = (
         "--shapes largest --dtypes float32,bfloat16,float16 --targets bool,sparse --passes step "
         "--against scaled,scaled-changing,inplace,masked,bce,bce-plain --seconds 0.8",
     ),
-    # Compiling may take long: at two sizes, in a process of its own.
+    # Compiling may take long: it has two sizes, and a process of its own.
     (
         "compile",
         0.35,
@@ -43,7 +44,7 @@ def steps(setup: Setup) -> Steps:
     for name, share, given in RUNS:
         where = ("--out", setup.folder / name)
         arguments = setup.module("bench", "--quick", *given.split(), *where)
-        yield [Command(name, arguments, share)]
+        yield [Command(name, arguments, share, may_be_late=name != "main")]
     return ""
 
 

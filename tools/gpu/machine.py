@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120.0  # for a first import of torch, from a disk that is cold
+SECONDS = 120.0  # a first import of torch may take it, from a disk that is cold
 
 PROBE = """
 import json, torch
@@ -34,6 +34,7 @@ CLOCK_FIELDS = ("time", "SM MHz", "memory MHz", "W", "degrees C")
 USUAL = {
     "nvcc": "/usr/local/cuda/bin/nvcc",
     "compute-sanitizer": "/usr/local/cuda/bin/compute-sanitizer",
+    "nvidia-smi": "/usr/local/nvidia/bin/nvidia-smi",
     "ncu": "/opt/nvidia/nsight-compute/*/ncu",
 }
 

@@ -4,14 +4,16 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# What a GPU says before it refuses all further work of a process.
-LOST = re.compile(r"illegal (memory access|instruction)|unspecified launch failure|CUDA error: dev")
-LONG = 2000  # characters of a failure that are kept
+from .device import is_lost, synchronize
+
+LONG, SHORT = 2000, 200  # characters that are kept of each of the first failures, and of the others
+FIRST = 50
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +28,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(EndOfWorker(), "end-of-worker")
     elif path:
         config.pluginmanager.register(Outcomes(Path(path)), "outcomes")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """A kernel that fails is blamed on the test that launched it, and not on a later one."""
+    yield
+    synchronize()
 
 
 @pytest.hookimpl(trylast=True)
@@ -61,7 +70,7 @@ class EndOfWorker:
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and LOST.search(report.longreprtext):
+        if report.failed and is_lost():
             os._exit(1)
 
 
@@ -71,6 +80,7 @@ class Outcomes:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seconds: dict[str, float] = {}
+        self.failures = 0
         path.write_text("")
 
     def _write(self, test: str, outcome: str, **more: Any) -> None:
@@ -85,12 +95,17 @@ class Outcomes:
         seconds = self.seconds.get(report.nodeid, 0.0) + report.duration
         self.seconds[report.nodeid] = seconds
         if report.when == "call" or report.outcome != "passed":
-            text = report.longreprtext[-LONG:] if report.failed else _reason(report)
+            text = self._text(report) if report.failed else _reason(report)
             self._write(report.nodeid, report.outcome, seconds=round(seconds, 2), text=text)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self._write(report.nodeid, "error", text=report.longreprtext[-LONG:])
+            self._write(report.nodeid, "error", text=self._text(report))
+
+    def _text(self, report: pytest.TestReport | pytest.CollectReport) -> str:
+        """The end of a failure's text."""
+        self.failures += 1
+        return report.longreprtext[-(LONG if self.failures <= FIRST else SHORT) :]
 
 
 def _reason(report: pytest.TestReport) -> str:

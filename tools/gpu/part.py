@@ -10,7 +10,7 @@ from .machine import Machine
 from .processes import Command, Ran
 
 Row = dict[str, Any]
-# Gives commands that run side by side, is told how they ended, and returns a remark.
+# A generator gives commands that run side by side, is told how they ended, and returns a remark.
 Steps = Generator[list[Command], list[Ran], str]
 
 

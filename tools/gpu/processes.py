@@ -100,7 +100,7 @@ class Running:
         self.code = self.process.poll()
         self.seconds = time.monotonic() - self.start
         if self.code is not None:
-            self.signal(signal.SIGKILL)  # to those that it has left behind
+            self.signal(signal.SIGKILL)  # it goes to those that were left behind
         return self.code is None
 
     def signal(self, number: int) -> None:
@@ -113,14 +113,14 @@ class Running:
         return Ran(self.command, code, self.seconds, self.log)
 
 
-def end(running: Sequence[Running], patience: float = PATIENCE) -> None:
+def end(running: Sequence[Running]) -> None:
     """Interrupts these, and kills what is still there a little later."""
     alive = [one for one in running if one.is_alive()]
     for number in (signal.SIGINT, signal.SIGKILL):
         for one in alive:
             one.was_ended = True
             one.signal(number)
-        until = time.monotonic() + patience
+        until = time.monotonic() + PATIENCE
         while time.monotonic() < until and any([one.is_alive() for one in alive]):
             time.sleep(STEP)
         alive = [one for one in alive if one.is_alive()]

@@ -164,7 +164,7 @@ def _kernels(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-# In this order, as many lines as there is space for.
+# The summary has these in this order, as many lines as there is space for.
 DETAILS: dict[str, Section] = {
     "tests": _failing,
     "profile": _kernels,

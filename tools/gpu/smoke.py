@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import math
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,79 +14,88 @@ import torch
 from weighted_bce import show_config
 
 from .cases import Group, Skip, groups
+from .device import is_lost, synchronize
 
 
 class Tally:
-    """What became of a group of cases."""
+    """What becomes of a group of cases."""
 
-    def __init__(self, group: str) -> None:
-        self.row: dict[str, Any] = {"group": group, "cases": 0, "failed": 0, "remark": ""}
+    def __init__(self, group: Group) -> None:
+        self.checks = group.checks
+        self.is_over = self.is_lost = False
+        self.row: dict[str, Any] = {"group": group.name, "cases": 0, "failed": 0, "remark": ""}
+        self.row |= {"cut": False, "seconds": 0.0}
 
-    def fails(self, error: Exception) -> None:
+    def step(self, end: float) -> None:
+        """Runs the next case, unless it would begin after the end."""
+        start = time.monotonic()
+        try:
+            check = next(self.checks, None)
+            if check is None:
+                self.is_over = True
+            elif start > end:
+                self.is_over = self.row["cut"] = True
+                self.row["remark"] = self.row["remark"] or "ended early: no time left"
+            else:
+                self.row["cases"] += 1
+                check()
+                synchronize()
+        except Skip as skip:
+            self.row["cases"] -= 1
+            self.row["remark"] = self.row["remark"] or f"left out: {skip}"
+        except Exception as error:  # what makes the cases runs on the device as well
+            self._fails(error)
+        self.row["seconds"] = round(self.row["seconds"] + time.monotonic() - start, 3)
+
+    def _fails(self, error: Exception) -> None:
         traceback.print_exc()
         self.row["failed"] += 1
         text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         self.row["remark"] = self.row["remark"] or text
+        self.is_lost = is_lost()
+        if self.is_lost:
+            self.row["remark"] += "; the GPU takes no more work"
 
 
-def run(group: Group, end: float) -> dict[str, Any]:
-    """Runs the cases of a group that begin before the end."""
-    start, tally = time.monotonic(), Tally(group.name)
-    try:
-        for check in group.checks:
-            if time.monotonic() > end:
-                tally.row["remark"] = tally.row["remark"] or "ended early: no time left"
-                break
-            tally.row["cases"] += 1
-            try:
-                check()
-            except Skip as skip:
-                tally.row["cases"] -= 1
-                tally.row["remark"] = tally.row["remark"] or f"left out: {skip}"
-            except Exception as error:
-                tally.fails(error)
-                if _is_lost():
-                    tally.row["remark"] += "; the GPU takes no more work"
-                    break
-    except Exception as error:  # what makes the cases runs on the device as well
-        tally.fails(error)
-    return {**tally.row, "seconds": round(time.monotonic() - start, 2)}
-
-
-def _is_lost() -> bool:
-    """Whether an error has left the GPU unusable for this process."""
-    try:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-            torch.zeros(1, device="cuda")
-    except RuntimeError:
-        return True
-    return False
+def run(tallies: Sequence[Tally], end: float) -> None:
+    """Runs a case of each group in turn until they have no more or the end comes."""
+    waiting = [*tallies]
+    while waiting:
+        for tally in waiting:
+            tally.step(end)
+            if tally.is_lost:
+                return
+        waiting = [tally for tally in waiting if not tally.is_over]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.smoke", description=__doc__)
     add = parser.add_argument
     add("--device", default="cuda")
-    add("--small", action="store_true", help="few and small cases, for compute-sanitizer")
+    text = "few and small cases, of each group in turn, for compute-sanitizer; it may end early"
+    add("--small", action="store_true", help=text)
     add("--far", type=int, default=2**31 + 5, metavar="N", help="elements of the largest case")
-    add("--seconds", type=float, default=20.0, help="after which no more cases begin")
+    add("--seconds", type=float, default=math.inf, help="after which no more cases begin")
+    add("--until", type=float, default=math.inf, help="the same as a time since 1970")
     add("--out", type=Path, help="a file that gets a line of JSON for each group of cases")
     options = parser.parse_args()
     print(show_config(), flush=True)
     torch.manual_seed(0)
-    end, rows = time.monotonic() + options.seconds, []
-    for group in groups(options.device, options.small, options.far):
-        rows.append(run(group, end))
-        print(json.dumps(rows[-1]), flush=True)
+    seconds = min(options.seconds, options.until - time.time())
+    end, rows = time.monotonic() + seconds, []
+    each = (Tally(group) for group in groups(options.device, options.small, options.far))
+    for some in ([*each],) if options.small else ([tally] for tally in each):
+        run(some, end)
+        rows += [tally.row for tally in some]
+        print("\n".join(json.dumps(tally.row) for tally in some), flush=True)
         if options.out is not None:
             options.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        if _is_lost():
+        if any(tally.is_lost for tally in some):
             break
-    failed, cases = sum(row["failed"] for row in rows), sum(row["cases"] for row in rows)
+    failed, cases, cut = (sum(row[key] for row in rows) for key in ("failed", "cases", "cut"))
     first = next((f"; {row['group']}: {row['remark']}" for row in rows if row["failed"]), "")
-    print(f"{failed} of {cases} cases failed{first}")
-    return int(failed > 0)
+    print(f"{failed} of {cases} cases failed, {cut} of {len(rows)} groups cut short{first}")
+    return int(failed > 0 or cases == 0 or (cut > 0 and not options.small))
 
 
 if __name__ == "__main__":

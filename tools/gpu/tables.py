@@ -23,7 +23,7 @@ NAMES = {
 }
 OWN = ("copy", "ours", "scaled", "scaled-changing", "inplace")
 OF_GROUP = ("rows", "features", "labels", "dtype", "target", "density", "pass", "graphs")
-Group = dict[str, Row]  # of one setting, by contender
+Group = dict[str, Row]  # the rows of one setting, by contender
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -45,7 +45,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
 
 
 def setting(group: Group) -> str:
-    """Such as "2^28 float32 bool"."""
+    """The setting has a name such as "2^28 float32 bool"."""
     row = next(iter(group.values()))
     count = row["rows"] * row["labels"]
     power = round(math.log2(count))

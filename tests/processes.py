@@ -1,5 +1,6 @@
 """Processes joined by gloo, started once, that run one check after another."""
 
+import faulthandler
 import os
 import socket
 import traceback
@@ -47,7 +48,10 @@ class Processes:
         waiting = list(self.pipes)
         while waiting:
             for pipe in wait(waiting):
-                error = pipe.recv()  # type: ignore[union-attr]
+                try:
+                    error = pipe.recv()  # type: ignore[union-attr]
+                except EOFError:
+                    error = "a process has died; what it said is on stderr"
                 if error is not None:
                     self.stop()  # the others may wait for this one
                     raise AssertionError(error)
@@ -76,6 +80,7 @@ class Processes:
 
 def _serve(pipe: Connection, rank: int, number: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    faulthandler.enable()  # a process that dies says where
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=number, timeout=TIMEOUT)
     while True:

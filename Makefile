@@ -7,7 +7,7 @@ MACHINE ?= this-machine
 
 BIN := .venv/bin
 CODE := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-SOURCES := $(filter csrc/%,$(CODE)) csrc/cuda/build.py setup.py pyproject.toml
+SOURCES := $(filter csrc/%,$(CODE)) tools/cuda_build.py setup.py pyproject.toml
 
 WITH_KERNELS := PATH="$(CURDIR)/$(BIN):$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \
     WEIGHTED_BCE_CUDA="$${WEIGHTED_BCE_CUDA-1}"
@@ -92,7 +92,7 @@ OLDEST_TESTS := $(addprefix tests/,$(addsuffix .py,test_ops test_edges test_auto
 oldest: .venv/.dependencies build/oldest/.dependencies  ## build on the oldest torch; a few tests
 	rm -rf build/oldest/source build/oldest/tests-alone
 	mkdir build/oldest/source build/oldest/tests-alone
-	cp -r csrc weighted_bce setup.py pyproject.toml README.md LICENSE build/oldest/source
+	cp -r csrc tools weighted_bce setup.py pyproject.toml README.md LICENSE build/oldest/source
 	rm -f build/oldest/source/weighted_bce/*.so
 	CUDA_HOME="$$(echo $(CURDIR)/.venv/lib/python*/site-packages/nvidia/cu13)" \
 	    PATH="$(CURDIR)/build/oldest/bin:$$PATH" WEIGHTED_BCE_REQUIRE_EXT=1 \

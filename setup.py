@@ -74,7 +74,7 @@ def warn(reason: object) -> None:
 
 
 def extension_arguments() -> dict:
-    cuda = module_of("csrc/cuda/build.py")
+    cuda = module_of("tools/cuda_build.py")
     cuda.wanted()  # a wrong value is an error before anything is built
 
     import torch

@@ -14,15 +14,18 @@ from .hot_path import HotPaths
 
 TOOLS = ("cuobjdump", "nvdisasm")  # the first one calls the second
 HOW_TO_GET = "pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
-MODES = ("loss", "loss and gradient", "gradient", "unreduced loss")  # cuda/parameters.h
-TYPES = {"f": "float32", "d": "float64", "NS0_4HalfE": "float16", "NS0_8BFloat16E": "bfloat16"}
+MODES = ("loss", "loss and gradient", "gradient", "unreduced loss")  # csrc/problem.h
+TARGETS = ("sparse labels", "1-byte targets", "larger targets")  # csrc/cuda/targets.h
+TYPES = {"f": "float32", "d": "float64", "NS_4HalfE": "float16", "NS_8BFloat16E": "bfloat16"}
+LOSSES = {"NS_3BceE": "", "NS_5FocalE": "focal"}  # csrc/terms.h
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LARGER = (2, 4, 8)  # bytes of a target, where the kernel finds out
 NAME = re.compile(
     r"_ZN12weighted_bce4cuda\d+"
-    r"(on_(?:sparse_)?(?:vectors|elements)|count_(?:sparse_)?targets|finish|learn)I(\w+)Ev"
+    r"(on_vectors|on_elements|count_targets|count_sparse_targets|finish|remember_grad_output)"
+    r"I(\w+)Ev"
 )
-ARGUMENT = re.compile(r"NS0_4HalfE|NS0_8BFloat16E|Li(\d+)E|LNS0_4ModeE(\d)E|[fd]")
+ARGUMENT = re.compile(r"NS_\w+?E|LNS0_7TargetsE(\d)E|LNS_4ModeE(\d)E|[fd]")
 
 
 class Unreadable(Exception):
@@ -31,8 +34,9 @@ class Unreadable(Exception):
 
 class Kernel(NamedTuple):
     name: str
+    loss: str = ""  # for binary cross-entropy nothing
     dtype: str = ""  # of the logits, or in which sums are stored
-    target: int = -1  # bytes of a target of on_vectors; 0: more than 1
+    target: str = ""  # one of TARGETS, where logits are read
     mode: str = ""
 
     @property
@@ -42,18 +46,18 @@ class Kernel(NamedTuple):
 
     @property
     def is_hot(self) -> bool:
-        return self.is_vectors and self.mode != "unreduced loss"
+        return self.is_vectors and self.loss == "" and self.mode != "unreduced loss"
 
     @property
     def is_vectors(self) -> bool:
-        return self.name in ("on_vectors", "on_sparse_vectors")
+        return self.name == "on_vectors"
 
     @property
     def targets(self) -> tuple[int, ...]:
         """The bytes that a target may have; of sparse ones 0."""
-        if self.name == "on_sparse_vectors":
-            return (0,)
-        return LARGER if self.target == 0 else (self.target,)
+        return {"sparse labels": (0,), "1-byte targets": (1,), "larger targets": LARGER}[
+            self.target
+        ]
 
     @property
     def sums(self) -> bool:
@@ -64,8 +68,7 @@ class Kernel(NamedTuple):
         return self.mode in ("gradient", "loss and gradient")
 
     def __str__(self) -> str:
-        targets = {-1: "", 0: "larger targets", 1: "1-byte targets"}[self.target]
-        words = [f"{self.name} {self.dtype}".strip(), targets, self.mode]
+        words = [f"{self.name} {self.dtype}".strip(), self.loss, self.target, self.mode]
         return ", ".join(word for word in words if word)
 
 
@@ -153,16 +156,19 @@ def kernel_of(mangled: str) -> Kernel:
     match = NAME.match(mangled)
     if match is None:
         return Kernel(mangled)
-    dtypes, target, mode = [], -1, ""
+    words = {"loss": "", "target": "", "mode": ""}
+    dtypes = []
     for argument in ARGUMENT.finditer(match.group(2)):
-        bytes_of_target, number = argument.groups()
-        if bytes_of_target is not None:
-            target = int(bytes_of_target)
-        elif number is not None:
-            mode = MODES[int(number)]
+        target, mode = argument.groups()
+        if target is not None:
+            words["target"] = TARGETS[int(target)]
+        elif mode is not None:
+            words["mode"] = MODES[int(mode)]
+        elif argument.group() in LOSSES:
+            words["loss"] = LOSSES[argument.group()]
         else:
             dtypes.append(TYPES[argument.group()])
-    return Kernel(match.group(1), " of ".join(dict.fromkeys(dtypes)), target, mode)
+    return Kernel(match.group(1), dtype=" of ".join(dict.fromkeys(dtypes)), **words)
 
 
 def _resources(module: Path) -> dict[tuple[str, str], dict[str, int]]:

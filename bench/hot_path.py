@@ -86,7 +86,7 @@ def find(
     """The hot paths of a kernel, by the bytes of a target.
 
     Args:
-        code: of `on_vectors` or `on_sparse_vectors`.
+        code: of `on_vectors`.
         lanes: logits in a group.
         targets: bytes of one, 0 with sparse labels; several where the kernel finds out.
         sums: whether losses are added up.

@@ -26,9 +26,9 @@ Written by `python -m bench.inspect_cuda`, from what nvcc made of csrc/cuda. All
 machine code, or a prediction from these counts. **Nothing is a measurement; no GPU was used.**
 """
 EXPLANATION = f"""
-The hot path is one iteration of the main loop of on_vectors in which all targets are 0 or 1; of
-on_sparse_vectors, one in which all are 0. Counts are instructions of a warp for each element of a
-thread:
+The hot path is one iteration of the main loop of on_vectors, for binary cross-entropy, in which all
+targets are 0 or 1; of sparse labels, one in which all are 0. Counts are instructions of a warp for
+each element of a thread:
 
 - *instructions*: all of them, pos_weight a single number; *sums*: what the logarithms, taken once
   in {RUN} elements, add to that; *p varies*: all, with a pos_weight for each label and no positive;

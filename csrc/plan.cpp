@@ -1,11 +1,14 @@
 #include "plan.h"
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
+#include <limits>
+
+#include "elementary.h"
 
 namespace weighted_bce {
 namespace {
-
-static_assert(kMostDims <= kMaxDims, "room for all dimensions");
 
 Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -26,8 +29,8 @@ Dtype dtype_of(const Tensor& tensor) {
   }
 }
 
-/// The dimensions from the innermost to the outermost in memory, as torch.empty_like orders them:
-/// by stride; among equal ones the smaller size first; a stride of 0 stays where it is.
+/// This lists the dimensions from the innermost to the outermost in memory, as torch.empty_like
+/// does: by stride; among equal ones the smaller size first; a stride of 0 stays where it is.
 struct Order {
   int dims[kMaxDims];
   int count;
@@ -42,14 +45,15 @@ struct Order {
       }
     }
   }
-  /// That of the dimensions themselves.
+  /// Returns the order of the dimensions themselves.
   static Order of_dimensions(const Tensor& t) {
     Order order;
+    STD_TORCH_CHECK(t.dim() <= kMaxDims, "a tensor must have at most ", kMaxDims, " dimensions");
     order.count = static_cast<int>(t.dim());
     for (int i = 0; i < order.count; ++i) order.dims[i] = order.count - 1 - i;
     return order;
   }
-  /// Above 0 where a belongs outside of b, below 0 where inside, 0 where either may be.
+  /// Returns a number above 0 where a belongs outside of b, below 0 where inside, else 0.
   static int64_t compared(const Tensor& t, int a, int b) {
     if (t.stride(a) == 0 || t.stride(b) == 0) return 0;
     if (t.stride(a) != t.stride(b)) return t.stride(a) - t.stride(b);
@@ -66,12 +70,13 @@ const void* memory_of(const Tensor& tensor) {
   return data;
 }
 
-/// A tensor's memory and its strides over the shape of input.
+/// Returns a tensor's memory and its strides over the shape of input.
 Operand operand(const Tensor& tensor, const Tensor& input) {
   Operand o;
   o.data = memory_of(tensor);
   o.dtype = dtype_of(tensor);
-  o.element_size = static_cast<int>(tensor.element_size());
+  o.element_size = static_cast<uint8_t>(tensor.element_size());
+  o.form = Form::kStrided;
   const int64_t missing = input.dim() - tensor.dim();
   for (int64_t d = 0; d < input.dim(); ++d) {
     const bool repeated = d < missing || tensor.size(d - missing) == 1;
@@ -80,64 +85,65 @@ Operand operand(const Tensor& tensor, const Tensor& input) {
   return o;
 }
 
-Positives positives_of(const Arguments& a) {
-  Positives positives;
-  positives.crow = memory_of(*a.crow_indices);
-  positives.col = memory_of(a.target);
-  positives.index_size = static_cast<int>(a.target.element_size());
-  positives.rows = a.input.size(0);
-  positives.labels = a.input.size(1);
-  positives.count = a.target.numel();
-  positives.first_label = a.first_label.value_or(0);
-  return positives;
+/// Makes a factor of one number that is known here a number, and others an operand.
+void set_factor(const OptionalTensor& factor, const Tensor& input, double& number, Operand& o) {
+  if (!factor) return;
+  if (factor->is_cpu() && factor->numel() == 1) {
+    number = only_value(*factor);
+  } else {
+    o = operand(*factor, input);
+  }
 }
 
-struct Operands {
-  Operand* present[6];
-  int count = 0;
-  void add(Operand& o) {
-    if (o.data != nullptr) present[count++] = &o;
-  }
-};
+Csr csr_of(const Arguments& a) {
+  Csr csr;
+  csr.crow_indices = memory_of(*a.crow_indices);
+  csr.col_indices = memory_of(a.target);
+  csr.index_size = static_cast<int>(a.target.element_size());
+  csr.num_rows = a.input.size(0);
+  csr.num_labels = a.input.size(1);
+  csr.count = a.target.numel();
+  csr.first_label = a.first_label.value_or(0);
+  csr.by_num_labels = divider(csr.num_labels);
+  return csr;
+}
 
 /// Reorders the dimensions, drops those of size 1, and merges neighbours that every operand walks
 /// in one step.
-void collapse(Problem& problem, Operands& operands, const Tensor& input) {
-  const Order order = problem.positives.crow ? Order::of_dimensions(input) : Order(input);
+void collapse(Problem& problem, const Tensor& input) {
+  Operand* operands[6];
   int64_t strides[6][kMaxDims];
-  int dims = 0;
+  int count = 0, dims = 0;
+  for (Operand* o :
+       {&problem.x, &problem.y, &problem.w, &problem.p, &problem.grad_output, &problem.out}) {
+    if (o->data != nullptr) operands[count++] = o;
+  }
+  const Order order = problem.csr.crow_indices ? Order::of_dimensions(input) : Order(input);
   for (int i = order.count - 1; i >= 0; --i) {
     const int d = order.dims[i];
     const int64_t size = input.size(d);
     if (size == 1) continue;
     bool merges = dims > 0;
-    for (int k = 0; k < operands.count; ++k) {
-      merges = merges && strides[k][dims - 1] == operands.present[k]->strides[d] * size;
+    for (int k = 0; k < count; ++k) {
+      merges = merges && strides[k][dims - 1] == operands[k]->strides[d] * size;
     }
     if (!merges) problem.sizes[dims++] = 1;
     problem.sizes[dims - 1] *= size;
-    for (int k = 0; k < operands.count; ++k) {
-      strides[k][dims - 1] = operands.present[k]->strides[d];
-    }
+    for (int k = 0; k < count; ++k) strides[k][dims - 1] = operands[k]->strides[d];
   }
   if (dims == 0) {
     problem.sizes[dims++] = 1;
-    for (int k = 0; k < operands.count; ++k) strides[k][0] = 1;
+    for (int k = 0; k < count; ++k) strides[k][0] = 1;
   }
   problem.dims = dims;
-  for (int k = 0; k < operands.count; ++k) {
-    Operand& o = *operands.present[k];
-    std::copy(strides[k], strides[k] + dims, o.strides);
-    o.linear = true;
-    int64_t expected = 1;
-    for (int d = dims - 1; d >= 0; --d) {
-      o.linear = o.linear && o.strides[d] == expected;
-      expected *= problem.sizes[d];
-    }
+  for (int d = 1; d < dims; ++d) problem.dividers[d] = divider(problem.sizes[d]);
+  for (int k = 0; k < count; ++k) {
+    std::copy(strides[k], strides[k] + dims, operands[k]->strides);
+    operands[k]->form = form_of(*operands[k], problem);
   }
 }
 
-/// ignore_index as a target of this dtype would hold it.
+/// Returns ignore_index as a target of this dtype would hold it.
 double rounded_to(double value, ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float: return static_cast<float>(value);
@@ -147,21 +153,39 @@ double rounded_to(double value, ScalarType dtype) {
   }
 }
 
-bool is_floating(const Tensor& t) {
-  return static_cast<int>(dtype_of(t)) >= static_cast<int>(Dtype::kFloat16);
+template <class T>
+CallConstants<T> constants(const Arguments& a, double weight, double pos_weight) {
+  CallConstants<T> c{};
+  c.pos_weight = static_cast<T>(pos_weight);
+  c.weight = static_cast<T>(weight);
+  c.keep = static_cast<T>(1 - a.label_smoothing);
+  c.shift = static_cast<T>(a.label_smoothing / 2);
+  if (a.ignores()) {
+    c.ignore_index = static_cast<T>(rounded_to(*a.ignore_index, a.target.scalar_type()));
+  }
+  // Products with a larger parameter might overflow, and mean nothing.
+  constexpr double kMost = std::numeric_limits<T>::max() / (1 << 14);
+  for (size_t k = 0; a.parameters && k < a.parameters->size(); ++k) {
+    const Pair<T> parameter = split<T>(std::clamp((*a.parameters)[k], -kMost, kMost));
+    c.parameters[k] = parameter.high;
+    c.remainders[k] = parameter.low;
+  }
+  return c;
 }
 
 }  // namespace
 
 double only_value(const Tensor& tensor) {
-  const void* data = tensor.const_data_ptr();
+  const void* const data = memory_of(tensor);
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return *static_cast<const float*>(data);
     case ScalarType::Double: return *static_cast<const double*>(data);
     case ScalarType::Half: return static_cast<float>(*static_cast<const c10::Half*>(data));
     case ScalarType::BFloat16: return static_cast<float>(*static_cast<const c10::BFloat16*>(data));
-    default: STD_TORCH_CHECK(false, "a scalar factor must be a floating-point tensor");
+    default: break;
   }
+  dtype_of(tensor);  // throws for what is no real number
+  return only_value(torch::stable::to(tensor, ScalarType::Double));
 }
 
 bool non_overlapping(const Tensor& tensor) {
@@ -185,42 +209,29 @@ void output_strides(const Tensor& input, int64_t* strides) {
   }
 }
 
-Problem plan(const Arguments& a, const Tensor* upstream, const Tensor* out) {
+Problem plan(Mode mode, const Arguments& a, const Tensor* grad_output, const Tensor* out) {
   Problem problem;
+  problem.mode = mode;
+  problem.loss = static_cast<Loss>(a.loss);
   problem.numel = a.input.numel();
   problem.x = operand(a.input, a.input);
-  if (a.crow_indices) {
-    problem.positives = positives_of(a);
+  if (a.is_sparse()) {
+    problem.csr = csr_of(a);
   } else {
     problem.y = operand(a.target, a.input);
   }
-  if (a.weight) problem.w = operand(*a.weight, a.input);
-  problem.pos_weight = a.pos_weight_value;
-  if (a.pos_weight) {
-    if (a.pos_weight->numel() == 1 && is_floating(*a.pos_weight) && a.pos_weight->is_cpu()) {
-      problem.pos_weight = only_value(*a.pos_weight);
-    } else {
-      problem.p = operand(*a.pos_weight, a.input);
-    }
-  }
-  if (upstream != nullptr) {
-    if (upstream->dim() == 0) {
-      problem.scale = only_value(*upstream);
-    } else {
-      problem.upstream = operand(*upstream, a.input);
-    }
-  }
+  double weight = 1, pos_weight = a.pos_weight_value;
+  set_factor(a.weight, a.input, weight, problem.w);
+  set_factor(a.pos_weight, a.input, pos_weight, problem.p);
+  if (grad_output != nullptr) problem.grad_output = operand(*grad_output, a.input);
   if (out != nullptr) problem.out = operand(*out, a.input);
-  problem.label_smoothing = a.label_smoothing;
+  problem.narrow = constants<float>(a, weight, pos_weight);
+  problem.wide = constants<double>(a, weight, pos_weight);
   problem.ignores = a.ignores();
-  if (problem.ignores) problem.ignore_index = rounded_to(*a.ignore_index, a.target.scalar_type());
+  collapse(problem, a.input);
+  if (grad_output != nullptr && grad_output->dim() == 0) problem.grad_output.form = Form::kUniform;
 
-  Operands operands;
-  for (Operand* o :
-       {&problem.x, &problem.y, &problem.w, &problem.p, &problem.upstream, &problem.out}) {
-    operands.add(*o);
-  }
-  collapse(problem, operands, a.input);
+  problem.hard_fast_path = has_hard_fast_path(problem);
   return problem;
 }
 

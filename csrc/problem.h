@@ -1,8 +1,14 @@
-// What a kernel is asked to do, without a word of torch: the kernels also compile on their own, for
-// the sanitizers.
+// A Problem says what a kernel is to do, on any backend and without a word of torch: the kernels
+// also compile on their own, for the tests. It is small enough to be the argument of a CUDA kernel.
 #pragma once
 
 #include <cstdint>
+
+#if defined(__CUDACC__)
+#define WEIGHTED_BCE_INLINE __device__ __forceinline__
+#else
+#define WEIGHTED_BCE_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace weighted_bce {
 
@@ -23,47 +29,146 @@ enum class Dtype : uint8_t {
 };
 constexpr int kDtypes = 13;
 
-constexpr int kMaxDims = 64;
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
 
-/// One tensor as seen over the iteration space. Strides count elements; 0 repeats one.
+/// The mode says what a kernel computes.
+enum class Mode : uint8_t {
+  kLoss,         // the sum of the losses
+  kLossAndGrad,  // the same, and `out` = gradient
+  kGrad,         // `out` = gradient
+  kUnreduced,    // `out` = losses
+  kCount,        // the number of targets that are not ignored
+};
+template <Mode kMode>
+constexpr bool kSums = kMode == Mode::kLoss || kMode == Mode::kLossAndGrad;
+template <Mode kMode>
+constexpr bool kHasGrad = kMode == Mode::kGrad || kMode == Mode::kLossAndGrad;
+
+/// The losses as the ops number them; terms.h says what each is. Exported programs hold these
+/// numbers, so that none may change.
+enum class Loss : uint8_t { kBce = 0, kFocal = 1 };
+constexpr int kLosses = 2, kMaxParameters = 2;
+
+/// An iteration has no more dimensions: no tensor that fits into memory has more above size 1.
+constexpr int kMaxDims = 40;
+
+/// A division by a number from 1 to 2^62 is a multiplication: of n < 2^63,
+///     n / d = floor(n m / 2^64) / 2^shift    with m = ceil(2^(63 + l) / d), 2^(l - 1) < d <= 2^l
+/// and shift = l - 1, exact since n (m d - 2^(63 + l)) < 2^(63 + l)
+/// (Granlund and Montgomery, Division by Invariant Integers using Multiplication, 1994).
+struct Divider {
+  uint64_t multiplier = 0;
+  int32_t shift = -1;  // -1: the number is 1
+};
+inline Divider divider(int64_t number) {
+  if (number <= 1) return {0, -1};
+  const auto d = static_cast<uint64_t>(number);
+  const int l = 64 - __builtin_clzll(d - 1);
+  const auto power = static_cast<unsigned __int128>(1) << (63 + l);
+  return {static_cast<uint64_t>((power + d - 1) / d), l - 1};
+}
+
+/// The form says how an operand lies along the iteration.
+enum class Form : uint8_t {
+  kAbsent,
+  kUniform,     // one element for all
+  kContiguous,  // element i at data + i
+  kStrided,
+};
+
+/// An operand is a tensor as seen over the iteration. Strides count elements; 0 repeats one.
 struct Operand {
-  const void* data = nullptr;  // null: absent
-  Dtype dtype = Dtype::kFloat32;
-  int element_size = 0;
-  bool linear = false;  // element i of the iteration lies at data + i
+  const void* data = nullptr;
   int64_t strides[kMaxDims];
+  Dtype dtype = Dtype::kFloat32;
+  Form form = Form::kAbsent;
+  uint8_t element_size = 0;  // bytes
 };
 
-/// Targets that are 1 at the listed elements of an iteration space [rows, labels], and 0 elsewhere:
-/// row r is 1 at label col[i] - first_label for i from crow[r] to crow[r + 1]. Other labels may be
-/// listed too; they count for nothing.
-struct Positives {
-  const void* crow = nullptr;  // [rows + 1], never falling; null: the targets are an operand
-  const void* col = nullptr;   // [count], ascending within each row
-  int index_size = 0;          // bytes of an element of either: 4 or 8
-  int64_t rows = 0, labels = 0, count = 0;
+/// Sparse targets: row r of [num_rows, num_labels] is 1 at label col_indices[i] - first_label for i
+/// from crow_indices[r] to crow_indices[r + 1], and 0 elsewhere. Labels outside of the columns may
+/// be listed too; they count for nothing.
+struct Csr {
+  const void* crow_indices = nullptr;  // [num_rows + 1], never falling; null: targets are dense
+  const void* col_indices = nullptr;   // [count], ascending within each row
+  int index_size = 0;                  // bytes of an element of either: 4 or 8
+  int64_t num_rows = 0, num_labels = 0, count = 0;
   int64_t first_label = 0;
+  Divider by_num_labels;
 };
 
-/// The iteration space is [sizes[0], ..., sizes[dims - 1]], row-major, walked as one line.
+/// These numbers of a call are in the type of its arithmetic. The host converts them: a GPU may be
+/// slow to.
+template <class T>
+struct CallConstants {
+  T pos_weight, weight;          // where there is no operand of them
+  T keep, shift;                 // of label smoothing e: 1 - e and e / 2
+  T ignore_index;                // NaN ignores NaN targets
+  T parameters[kMaxParameters];  // of the loss
+  T remainders[kMaxParameters];  // what the conversion to T has taken from them
+};
+
+/// The iteration is [sizes[0], ..., sizes[dims - 1]], row-major.
 struct Problem {
-  int dims = 0;
-  int64_t sizes[kMaxDims];
-  int64_t numel = 0;
-  Operand x;         // logits
-  Operand y;         // targets, where positives.crow is null
-  Operand w;         // weight, optional
-  Operand p;         // pos_weight, optional
-  Operand upstream;  // one factor an element, optional: the incoming gradient of an unreduced loss
-  Operand out;       // gradient or unreduced loss; its data is written
-  Positives positives;
-  bool stream = false;  // write `out` past the caches
-
-  double pos_weight = 1;  // where p is absent
-  double label_smoothing = 0;
-  double scale = 1;  // multiplies the gradient before it is rounded
+  Mode mode = Mode::kLoss;
+  Loss loss = Loss::kBce;
   bool ignores = false;
-  double ignore_index = 0;  // NaN ignores NaN targets
+  bool hard_fast_path = false;  // see has_hard_fast_path
+  bool stream = false;          // write `out` past the caches
+
+  int dims = 0;
+  int64_t numel = 0;
+  int64_t sizes[kMaxDims];
+  Divider dividers[kMaxDims];  // by the sizes
+
+  Operand x;            // logits
+  Operand y;            // targets, where csr.crow_indices is null
+  Operand w;            // weight
+  Operand p;            // pos_weight
+  Operand grad_output;  // absent: 1
+  Operand out;          // gradient or unreduced loss; its data is written
+  Csr csr;
+
+  CallConstants<float> narrow{};
+  CallConstants<double> wide{};
+  double divisor = 1;  // of the sum of the losses
 };
+
+inline Form form_of(const Operand& o, const Problem& problem) {
+  bool uniform = true, contiguous = true;
+  int64_t expected = 1;
+  for (int d = problem.dims - 1; d >= 0; --d) {
+    uniform = uniform && o.strides[d] == 0;
+    contiguous = contiguous && o.strides[d] == expected;
+    expected *= problem.sizes[d];
+  }
+  return contiguous ? Form::kContiguous : uniform ? Form::kUniform : Form::kStrided;
+}
+
+/// Tells whether each target of 0 or 1 has coefficients that the whole call shares, but for the
+/// pos_weight of a positive: there is no weight, no smoothing, no grad_output of its own, and none
+/// is ignored. Such targets, hard ones, need only one of the two terms, and no logarithm of their
+/// own.
+inline bool has_hard_fast_path(const Problem& problem) {
+  const float ignored = problem.narrow.ignore_index;
+  const bool ignores_hard = problem.ignores && (ignored == 0 || ignored == 1);
+  return problem.mode != Mode::kUnreduced && problem.w.data == nullptr &&
+         problem.wide.weight == 1 && problem.grad_output.form <= Form::kUniform &&
+         problem.wide.shift == 0 && !ignores_hard;
+}
+
+template <class T>
+WEIGHTED_BCE_INLINE const CallConstants<T>& constants_of(const Problem& problem) {
+  if constexpr (sizeof(T) == 8) {
+    return problem.wide;
+  } else {
+    return problem.narrow;
+  }
+}
 
 }  // namespace weighted_bce

@@ -10,7 +10,7 @@
 #ifdef WEIGHTED_BCE_WITH_CUDA
 #include "cuda/launch.h"
 #endif
-#include "cpu/levels.h"
+#include "cpu/isa.h"
 
 namespace {
 
@@ -23,10 +23,10 @@ std::string compiler() {
 }
 
 std::vector<std::pair<std::string, bool>> simd_levels() {
-  weighted_bce::LevelInfo all[weighted_bce::kMaxLevels];
-  const int n = weighted_bce::levels(all);
+  weighted_bce::IsaInfo all[weighted_bce::kMaxIsas];
+  const int n = weighted_bce::isas(all);
   std::vector<std::pair<std::string, bool>> out;
-  for (int i = 0; i < n; ++i) out.emplace_back(all[i].level->name, all[i].supported);
+  for (int i = 0; i < n; ++i) out.emplace_back(all[i].isa->name, all[i].supported);
   return out;
 }
 
@@ -46,8 +46,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_version") = "";
 #endif
   m.def("simd_levels", &simd_levels, "Each level compiled in, and whether this processor runs it.");
-  m.def("simd_level", [] { return std::string(weighted_bce::level().name); });
-  m.def("set_simd_level", &weighted_bce::set_level, "Chooses a level, for tests.");
+  m.def("simd_level", [] { return std::string(weighted_bce::isa().name); });
+  m.def("set_simd_level", &weighted_bce::set_isa, "Chooses a level, for tests.");
   m.def("kept_bytes", &weighted_bce::kept_bytes);
   m.def("release_kept", &weighted_bce::release_kept);
 }

@@ -1,4 +1,4 @@
-// New tensors on the device of another one, through the stable ABI, and what may be written.
+// Makes new tensors on the device of another one, through the stable ABI.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -7,8 +7,6 @@
 #include "plan.h"
 
 namespace weighted_bce {
-
-using OptionalTensor = std::optional<Tensor>;
 
 /// Throws where a function of torch's C interface has failed: torch's own macro for this is newer
 /// than torch 2.11.
@@ -28,20 +26,16 @@ inline Tensor new_tensor(const Tensor& like, ScalarType dtype, int64_t dims, con
   return Tensor(handle);
 }
 
-/// A tensor for the gradient or the unreduced loss.
+/// Returns a tensor for the gradient or the unreduced loss.
 inline Tensor new_matrix(const Tensor& input) {
   int64_t strides[kMaxDims];
   output_strides(input, strides);
   return new_tensor(input, input.scalar_type(), input.dim(), input.sizes().data(), strides);
 }
 
-/// 0-d, of the dtype of arithmetic.
-inline Tensor new_scalar(const Tensor& input) {
-  return new_tensor(input, compute_type(input), 0, nullptr, nullptr);
-}
-
-inline void check_writable(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(non_overlapping(tensor), name, " must not overlap itself to be written in place");
+/// Returns a 0-d tensor of the dtype of arithmetic.
+inline Tensor new_scalar(const Arguments& a) {
+  return new_tensor(a.input, a.compute_type(), 0, nullptr, nullptr);
 }
 
 }  // namespace weighted_bce

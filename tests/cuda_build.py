@@ -1,4 +1,4 @@
-"""csrc/cuda/build.py and toolkits that only say what they are, for the tests of the CUDA part."""
+"""tools/cuda_build.py and toolkits that only say what they are, for the tests of the CUDA part."""
 
 import os
 from importlib.util import module_from_spec, spec_from_file_location
@@ -21,8 +21,8 @@ esac
 
 
 def load_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """csrc/cuda/build.py on a machine without any toolkit and without variables."""
-    spec = spec_from_file_location("cuda_build", ROOT / "csrc" / "cuda" / "build.py")
+    """tools/cuda_build.py on a machine without any toolkit and without variables."""
+    spec = spec_from_file_location("cuda_build", ROOT / "tools" / "cuda_build.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)

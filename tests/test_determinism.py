@@ -58,6 +58,6 @@ def test_gradient_alone_has_the_bits_of_one_pass(kernel_device: str) -> None:
             args = Case(x, target, None, 7.3).op_args("mean")
             for scale in (1.0, 3.7, 65536.0):
                 upstream = torch.tensor(scale, dtype=compute_dtype(dtype), device=kernel_device)
-                loss, grad, _ = torch.ops.weighted_bce.loss_and_grad(x, *args, upstream)
+                loss, grad, _ = torch.ops.weighted_bce.loss_and_grad(upstream, x, *args)
                 assert torch.equal(grad, torch.ops.weighted_bce.grad(upstream, x, *args))
                 assert torch.equal(loss, torch.ops.weighted_bce.loss(x, *args))

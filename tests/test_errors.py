@@ -237,8 +237,8 @@ def test_ops_check_for_themselves(kernel_device: str) -> None:
     }
     calls: list[Callable[[dict[str, Any]], Any]] = [
         lambda a: ops.loss(*a.values(), SUM),
-        lambda a: ops.loss_and_grad(*a.values(), SUM, one),
-        lambda a: ops.loss_and_grad_(*a.values(), SUM, one),
+        lambda a: ops.loss_and_grad(one, *a.values(), SUM),
+        lambda a: ops.loss_and_grad_(one, *a.values(), SUM),
         lambda a: ops.update_grad_(one, 2 * one, one.clone(), blank, *a.values(), SUM),
         lambda a: ops.grad(one, *a.values(), SUM),
         lambda a: ops.grad_(one, *a.values(), SUM),
@@ -270,9 +270,9 @@ def test_ops_check_for_themselves(kernel_device: str) -> None:
         with pytest.raises(RuntimeError, match="grad_output must be 0-d or have the shape"):
             ops.grad(upstream, *good.values(), SUM)
     with pytest.raises(RuntimeError, match="expected must be 0-d"):
-        ops.loss_and_grad(*good.values(), SUM, one.view(1))
+        ops.loss_and_grad(one.view(1), *good.values(), SUM)
     with pytest.raises(RuntimeError, match="expected must be float32 like the loss of input"):
-        ops.loss_and_grad(*good.values(), SUM, one.double())
+        ops.loss_and_grad(one.double(), *good.values(), SUM)
     scalars = [one, one, one.clone()]
     for wrong_grad in (blank[:, :4], blank.double()):
         with pytest.raises(RuntimeError, match="grad must have the shape and dtype of input"):
@@ -283,9 +283,9 @@ def test_ops_check_for_themselves(kernel_device: str) -> None:
     with pytest.raises(RuntimeError, match="must not overlap itself"):
         ops.grad_(one, *overlapping.values(), SUM)
     with pytest.raises(RuntimeError, match="must not overlap itself"):
-        ops.loss_and_grad_(*overlapping.values(), SUM, one)
+        ops.loss_and_grad_(one, *overlapping.values(), SUM)
     with pytest.raises(RuntimeError, match="expected must be 0-d"):
-        ops.loss_and_grad_(*good.values(), SUM, one.view(1))
+        ops.loss_and_grad_(one.view(1), *good.values(), SUM)
 
 
 def test_backend() -> None:
@@ -319,3 +319,31 @@ def test_backend_variable() -> None:
     assert ran.stdout.split() == ["reference", "auto"]
     words = "the variable WEIGHTED_BCE_BACKEND must be one of auto, fused, reference, got 'fast'"
     assert words in ran.stderr
+
+
+@pytest.mark.skipif(extension is None, reason="no extension")
+def test_ops_refuse_tensors_without_memory() -> None:
+    ops, one = torch.ops.weighted_bce, torch.tensor(1.0)
+    logits = X.clone()
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.clone()
+        tensor.untyped_storage().resize_(0)
+        return tensor
+
+    rest = (1.0, 0.0, None, None, SUM)
+    for weight in (empty(one), empty(torch.ones(1)), empty(torch.ones(5))):
+        for factors in ((weight, None), (None, weight)):
+            with pytest.raises(RuntimeError, match="no memory"):
+                ops.loss(logits, Y, None, *factors, *rest)
+    for weight in (torch.tensor(1j), torch.tensor([1j])):
+        with pytest.raises(RuntimeError, match="a dtype that weighted_bce has no kernel for"):
+            ops.loss(logits, Y, None, weight, None, *rest)
+    with pytest.raises(RuntimeError, match="expected must have memory"):
+        ops.loss_and_grad(empty(one), logits, Y, None, None, None, *rest)
+    for place in range(3):
+        scalars = [one.clone(), 2 * one, one.clone()]
+        scalars[place] = empty(one)
+        with pytest.raises(RuntimeError, match="must have memory"):
+            ops.update_grad_(*scalars, torch.zeros_like(X), logits, Y, None, None, None, *rest)
+    assert torch.equal(logits, X)

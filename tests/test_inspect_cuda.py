@@ -158,24 +158,29 @@ def test_other_code_is_an_error(old: str, new: str, missing: str) -> None:
     ("mangled", "name"),
     [
         (
-            "10on_vectorsINS0_8BFloat16ELi1ELNS0_4ModeE1EEEvNS0_7ProblemE",
+            "10on_vectorsINS_3BceENS_8BFloat16ELNS0_7TargetsE1ELNS_4ModeE1EEEvNS_7ProblemENS0_9WorkspaceE",
             "on_vectors bfloat16, 1-byte targets, loss and gradient",
         ),
         (
-            "10on_vectorsIfLi0ELNS0_4ModeE0EEEvNS0_7ProblemE",
+            "10on_vectorsINS_3BceEfLNS0_7TargetsE2ELNS_4ModeE0EEEvNS_7ProblemENS0_9WorkspaceE",
             "on_vectors float32, larger targets, loss",
         ),
-        ("11on_elementsINS0_4HalfELNS0_4ModeE2EEEvNS0_7ProblemE", "on_elements float16, gradient"),
-        ("11on_elementsIdLNS0_4ModeE3EEEvNS0_7ProblemE", "on_elements float64, unreduced loss"),
         (
-            "17on_sparse_vectorsINS0_4HalfELNS0_4ModeE2EEEvNS0_7ProblemE",
-            "on_sparse_vectors float16, gradient",
+            "11on_elementsINS_5FocalEdLNS0_7TargetsE2ELNS_4ModeE3EEEvNS_7ProblemENS0_9WorkspaceE",
+            "on_elements float64, focal, larger targets, unreduced loss",
         ),
-        ("18on_sparse_elementsIfLNS0_4ModeE0EEEvNS0_7ProblemE", "on_sparse_elements float32, loss"),
-        ("20count_sparse_targetsIdEEvNS0_7ProblemE", "count_sparse_targets float64"),
-        ("13count_targetsIfEEvNS0_7ProblemE", "count_targets float32"),
-        ("6finishIffEEvNS0_7ProblemEi", "finish float32"),
-        ("6finishIdfEEvNS0_7ProblemEi", "finish float64 of float32"),
+        (
+            "10on_vectorsINS_5FocalENS_4HalfELNS0_7TargetsE0ELNS_4ModeE2EEEvNS_7ProblemENS0_9WorkspaceE",
+            "on_vectors float16, focal, sparse labels, gradient",
+        ),
+        ("20count_sparse_targetsIdEEvNS_7ProblemENS0_9WorkspaceE", "count_sparse_targets float64"),
+        ("13count_targetsIfEEvNS_7ProblemENS0_9WorkspaceE", "count_targets float32"),
+        ("6finishIffEEvNS_7ProblemENS0_9WorkspaceEi", "finish float32"),
+        ("6finishIdfEEvNS_7ProblemENS0_9WorkspaceEi", "finish float64 of float32"),
+        (
+            "20remember_grad_outputIfEEvNS_7ProblemENS0_9WorkspaceE",
+            "remember_grad_output float32",
+        ),
         ("5otherIfEEvv", f"{PREFIX}5otherIfEEvv"),
     ],
 )
@@ -198,7 +203,7 @@ def test_prediction() -> None:
 def test_check_tells_whether_a_report_is_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kernel = kernel_of(f"{PREFIX}10on_vectorsIfLi1ELNS0_4ModeE0EEEv")
+    kernel = kernel_of(f"{PREFIX}10on_vectorsINS_3BceEfLNS0_7TargetsE1ELNS_4ModeE0EEEv")
     facts = Facts(60, 80, 0, 0, 0, 3, 0, {1: paths(LOOP)}, "")
     code = Code("13.0.88", ("sm_90",), {"sm_90": {kernel: facts}})
     monkeypatch.setattr(inspect_cuda, "built", lambda: code)
@@ -219,7 +224,7 @@ def test_check_tells_whether_a_report_is_the_same(
 
 
 def test_code_for_one_gpu_is_compared_with_its_part_of_a_report() -> None:
-    vectors = kernel_of(f"{PREFIX}10on_vectorsIfLi1ELNS0_4ModeE0EEEv")
+    vectors = kernel_of(f"{PREFIX}10on_vectorsINS_3BceEfLNS0_7TargetsE1ELNS_4ModeE0EEEv")
     facts = Facts(60, 80, 0, 0, 0, 3, 0, {1: paths(LOOP)}, "")
     kernels = {vectors: facts, kernel_of(f"{PREFIX}13count_targetsIfEEv"): facts._replace(hot={})}
     other = {kernel: facts._replace(registers=70) for kernel, facts in kernels.items()}

@@ -138,7 +138,7 @@ def test_kept_memory_is_bounded() -> None:
     rows = 48 * ROWS  # 96 MiB, 14 of which are more than 1 GiB
     living = [
         torch.ops.weighted_bce.loss_and_grad(
-            one.expand(rows, -1), y.expand(rows, -1), *args, torch.tensor(1.0)
+            torch.tensor(1.0), one.expand(rows, -1), y.expand(rows, -1), *args
         )[1]
         for _ in range(14)
     ]

@@ -26,7 +26,7 @@ def arguments(op: str, case: Case, needs_grad: bool) -> tuple[Any, ...]:
         return (one, x, *case.op_args())
     if op == "update_grad_":
         return (one, one * 2, one.clone(), torch.zeros_like(x), x, *case.op_args())
-    return (x, *case.op_args(), *((one,) if op.startswith("loss_and_grad") else ()))
+    return (*((one,) if op.startswith("loss_and_grad") else ()), x, *case.op_args())
 
 
 @one_at_a_time(op=OPS, dtype=DTYPES)
@@ -58,7 +58,7 @@ def test_results_are_new_tensors(kernel_device: str) -> None:
         args = arguments("loss_and_grad", case, False)
         _, grad, _ = torch.ops.weighted_bce.loss_and_grad(*args)
         if grad.numel():
-            assert grad.data_ptr() not in (args[0].data_ptr(), case.target.data_ptr())
+            assert grad.data_ptr() not in (args[1].data_ptr(), case.target.data_ptr())
 
 
 def test_the_gradient_in_place(kernel_device: str) -> None:
@@ -66,8 +66,9 @@ def test_the_gradient_in_place(kernel_device: str) -> None:
     for case in sample_inputs(kernel_device, (torch.float32, torch.bfloat16, torch.float64)):
         args = arguments("loss_and_grad", case, False)
         loss, grad, _ = ops.loss_and_grad(*args)
-        x = args[0].clone()
-        assert torch.equal(ops.loss_and_grad_(x, *args[1:]), loss), case.name
+        expected, x, *rest = args
+        x = x.clone()
+        assert torch.equal(ops.loss_and_grad_(expected, x, *rest), loss), case.name
         assert torch.equal(x, grad), case.name
 
 
@@ -90,7 +91,7 @@ def test_update_of_a_gradient(kernel_device: str, dtype: torch.dtype) -> None:
     for case in sample_inputs(kernel_device, (dtype,)):
         args = case.op_args()
         expected = torch.ones((), dtype=compute_dtype(dtype), device=kernel_device)
-        _, grad, used = ops.loss_and_grad(case.input, *args, expected)
+        _, grad, used = ops.loss_and_grad(expected, case.input, *args)
         assert torch.equal(used, expected)
         for factor, learned in ((1.0, 1.0), (2.5, 2.5), (1.0, 1.0), (0.0, 1.0), (-4.0, -4.0)):
             upstream = torch.full_like(expected, factor)

@@ -140,7 +140,7 @@ def check_ops(processes: int) -> None:
             assert_whole(changed, expected)
             if reduction != SUM:
                 with pytest.raises(NotImplementedError, match="takes reduction 2"):
-                    ops.loss_and_grad(logits, labels, *arguments, number)
+                    ops.loss_and_grad(number, logits, labels, *arguments)
                 with pytest.raises(NotImplementedError, match="takes reduction 2"):
                     ops.update_grad_(number, number, number, logits, logits, labels, *arguments)
         for way in (lambda t: t.t(), lambda t: t[:1].expand(7, 13)):
@@ -151,8 +151,8 @@ def check_ops(processes: int) -> None:
         assert_whole(ops.unreduced(logits, labels, *rest), ops.unreduced(x, y, *rest))
 
         one = torch.ones(())
-        parts = ops.loss_and_grad(logits, labels, *rest, SUM, one)
-        together = ops.loss_and_grad(x, y, *rest, SUM, one)
+        parts = ops.loss_and_grad(one, logits, labels, *rest, SUM)
+        together = ops.loss_and_grad(one, x, y, *rest, SUM)
         for found, wanted in zip(parts, together, strict=True):
             assert_whole(found, wanted)
         _, grad, used = parts

@@ -78,8 +78,8 @@ def test_wrong_values(wrong: str, dtype: torch.dtype) -> None:
     before = logits.clone()
     calls = (
         lambda *a: ops.loss(logits, *a),
-        lambda *a: ops.loss_and_grad(logits, *a, one),
-        lambda *a: ops.loss_and_grad_(logits, *a, one),
+        lambda *a: ops.loss_and_grad(one, logits, *a),
+        lambda *a: ops.loss_and_grad_(one, logits, *a),
         lambda *a: ops.grad(one, logits, *a),
         lambda *a: ops.grad_(one, logits, *a),
         lambda *a: ops.update_grad_(one, one * 2, one.clone(), logits, before, *a),

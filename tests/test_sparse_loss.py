@@ -257,8 +257,8 @@ def test_a_part_of_the_labels_and_rows(kernel_device: str, index: torch.dtype) -
             listed = (col, crow[rows.start : rows.stop + 1], *rest, columns.start, 1)
             dense = (own, None, *rest, None, 1)
             for found, wanted in zip(
-                ops.loss_and_grad(part, *listed, one),
-                ops.loss_and_grad(part, *dense, one),
+                ops.loss_and_grad(one, part, *listed),
+                ops.loss_and_grad(one, part, *dense),
                 strict=True,
             ):
                 torch.testing.assert_close(found, wanted, equal_nan=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .reference import Options, compute_dtype
+from .reference import Options, compute_dtype, unpacked
 
 ops = torch.ops.weighted_bce
 _Dims = Sequence[int | None]
@@ -69,7 +69,7 @@ def _of_rows(factor: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _unreduced(info: Any, in_dims: _Dims, input: Tensor, *rest: Any) -> tuple[Tensor, int]:
-    x, options = _all_stacked(info.batch_size, in_dims, input, Options(*rest))
+    x, options = _all_stacked(info.batch_size, in_dims, input, unpacked(rest)[0])
     return _samples(ops.unreduced(x, *options), info, options), 0
 
 
@@ -81,8 +81,8 @@ def _samples(result: Tensor, info: Any, options: Options) -> Tensor:
 
 
 def _loss(info: Any, in_dims: _Dims, input: Tensor, *rest: Any) -> tuple[Tensor, int]:
-    *others, reduction = rest
-    x, options = _all_stacked(info.batch_size, in_dims, input, Options(*others))
+    options, reduction = unpacked(rest)
+    x, options = _all_stacked(info.batch_size, in_dims, input, options)
     # In the dtype of arithmetic: elements are not rounded before they are added.
     losses = ops.unreduced(x.to(compute_dtype(x.dtype)), *options)
     losses = _samples(losses, info, options)
@@ -100,10 +100,10 @@ def _divisor(reduction: int, x: Tensor, info: Any, options: Options) -> float | 
 def _grad(
     info: Any, in_dims: _Dims, grad_output: Tensor, input: Tensor, *rest: Any
 ) -> tuple[Tensor, int]:
-    *others, reduction = rest
+    options, reduction = unpacked(rest)
     of_sample = grad_output.dim() - (in_dims[0] is not None)  # its dimensions: none, or input's
     stacked = _stacked(input, in_dims[1], info.batch_size)
-    x, options = _all_stacked(info.batch_size, in_dims[1:], input, Options(*others))
+    x, options = _all_stacked(info.batch_size, in_dims[1:], input, options)
     factor = _stacked(grad_output, in_dims[0], info.batch_size)
     each = (len(stacked), *(1,) * (stacked.dim() - 1))  # a number for each sample
     if of_sample == 0:

@@ -72,7 +72,7 @@ class _Loss:
             loss = reference.loss(logits, options, SUM)
             logits.copy_(reference.grad(upstream, logits, options, SUM))
             return loss
-        return cast(Tensor, self.kernels.loss_and_grad_(logits, *options, SUM, upstream))
+        return cast(Tensor, self.kernels.loss_and_grad_(upstream, logits, *options, SUM))
 
 
 class _Gradients:

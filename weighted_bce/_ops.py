@@ -27,8 +27,10 @@ TARGET_DTYPES = frozenset(
     }
 )
 
-# Of the kernels, like torch's own.
-MOST_DIMENSIONS = 64
+# Of logits. The kernels take 40, of which levels of torch.vmap may add some.
+MOST_DIMENSIONS = 32
+
+REDUCTION = len(Options._fields) - TENSORS  # its place among the arguments that are no tensors
 
 ops = torch.ops.weighted_bce
 
@@ -60,7 +62,9 @@ def _loss_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 
 
 def _unreduced_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    gradient = _gradient(grad_output, *ctx.saved_tensors, *ctx.rest, reference.SUM)
+    # The reduction, which is none, becomes the sum that has this gradient.
+    before, after = ctx.rest[:REDUCTION], ctx.rest[REDUCTION + 1 :]
+    gradient = _gradient(grad_output, *ctx.saved_tensors, *before, reference.SUM, *after)
     return gradient, *(None,) * (len(ctx.needs_input_grad) - 1)
 
 
@@ -72,8 +76,7 @@ def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def grad_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     grad_output, input, *tensors = ctx.saved_tensors
-    *rest, reduction = ctx.rest
-    options = Options(*tensors, *rest)
+    options, reduction = reference.unpacked((*tensors, *ctx.rest))
     both = reference.grad_vjp(upstream, grad_output, input, options, reduction)
     return *both, *(None,) * (len(ctx.needs_input_grad) - 2)
 
@@ -82,8 +85,12 @@ def fake_loss(input: Tensor, *_: Any) -> Tensor:
     return input.new_empty((), dtype=compute_dtype(input.dtype))
 
 
-def _fake_loss_and_grad(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_loss_and_grad(expected: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return fake_loss(input), torch.empty_like(input), fake_loss(input)
+
+
+def _fake_loss_and_grad_in_place(expected: Tensor, input: Tensor, *_: Any) -> Tensor:
+    return fake_loss(input)
 
 
 def _fake_grad(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
@@ -101,7 +108,7 @@ def _fake_unreduced(input: Tensor, *_: Any) -> Tensor:
 _FAKES: dict[str, Callable[..., Any]] = {
     "loss": fake_loss,
     "loss_and_grad": _fake_loss_and_grad,
-    "loss_and_grad_": fake_loss,
+    "loss_and_grad_": _fake_loss_and_grad_in_place,
     "update_grad_": _fake_in_place,
     "grad": _fake_grad,
     "grad_": _fake_in_place,

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 from . import reference
 from ._checks import check_listed
-from .reference import SUM, Options, compute_dtype
+from .reference import SUM, Options, compute_dtype, unpacked
 from .sparse import has_values
 
 
@@ -182,39 +182,38 @@ def _as_logits(shard: Tensor, input: DTensor) -> DTensor:
 
 
 def _loss(op: Any, input: Tensor, *rest: Any) -> Tensor:
-    *others, reduction = rest
-    given = Options(*others)
+    given, reduction = unpacked(rest)
     x, options = _aligned(input, given)
     total = op(*map(_local, (x, *options)), SUM)
     return reference.divided(_as_sum(total, x), reduction, x, given)
 
 
 def _unreduced(op: Any, input: Tensor, *rest: Any) -> Tensor:
-    x, options = _aligned(input, Options(*rest))
+    x, options = _aligned(input, unpacked(rest)[0])
     return _as_logits(op(*map(_local, (x, *options))), x)
 
 
 def _grad(op: Any, grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
-    *others, reduction = rest
-    given = Options(*others)
+    given, reduction = unpacked(rest)
     x, options = _aligned(input, given)
     upstream = _upstream(grad_output, x, given, reduction)
     return _as_logits(op(upstream, *map(_local, (x, *options)), SUM), x)
 
 
 def _grad_in_place(op: Any, grad_output: Tensor, input: Tensor, *rest: Any) -> None:
-    *others, reduction = rest
-    given = Options(*others)
+    given, reduction = unpacked(rest)
     x, options = _aligned(input, given, in_place=True)
     op(_upstream(grad_output, x, given, reduction), *map(_local, (x, *options)), SUM)
 
 
-def _loss_and_grad(op: Any, input: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *others, reduction, expected = rest
+def _loss_and_grad(
+    op: Any, expected: Tensor, input: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    given, reduction = unpacked(rest)
     _only_sum(op, reduction)
-    x, options = _aligned(input, Options(*others))
+    x, options = _aligned(input, given)
     factor = _whole("expected", expected, x)
-    total, grad, used = op(*map(_local, (x, *options)), SUM, _local(factor))
+    total, grad, used = op(*map(_local, (factor, x, *options)), SUM)
     whole = [Replicate()] * x.device_mesh.ndim
     number = DTensor.from_local(used, x.device_mesh, whole, run_check=False)
     return _as_sum(total, x), _as_logits(grad, x), number
@@ -223,9 +222,10 @@ def _loss_and_grad(op: Any, input: Tensor, *rest: Any) -> tuple[Tensor, Tensor, 
 def _update_grad(
     op: Any, grad_output: Tensor, used: Tensor, expected: Tensor, grad: Tensor, *rest: Any
 ) -> None:
-    input, *others, reduction = rest
+    input, *others = rest
+    given, reduction = unpacked(others)
     _only_sum(op, reduction)
-    x, options = _aligned(input, Options(*others))
+    x, options = _aligned(input, given)
     changed = (
         _whole("used", used, x, in_place=True),
         _whole("expected", expected, x, in_place=True),

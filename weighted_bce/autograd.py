@@ -62,7 +62,7 @@ class FusedLoss(Function):
             loss = kernels.loss(input, *options, reduction)
         else:
             expected = expectation(input)
-            loss, grad, ctx.used = kernels.loss_and_grad(input, *options, reduction, expected)
+            loss, grad, ctx.used = kernels.loss_and_grad(expected, input, *options, reduction)
         ctx.save_for_backward(input, *options.tensors, grad)
         ctx.rest, ctx.inplace = (*options[TENSORS:], reduction or SUM), inplace
         return cast(Tensor, loss)

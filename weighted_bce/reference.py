@@ -4,9 +4,9 @@ It is what runs where no kernel does, and what the kernels are tested against.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -50,6 +50,23 @@ class Options(NamedTuple):
 
 
 TENSORS = 4  # of the options, the first ones
+
+
+def unpacked(arguments: Sequence[Any]) -> tuple[Options, int]:
+    """Returns the options and the reduction from what an op takes after the logits.
+
+    Raises:
+        NotImplementedError: if the arguments name another loss than binary cross-entropy.
+    """
+    count = len(Options._fields)
+    reduction = arguments[count] if len(arguments) > count else NONE
+    loss = arguments[count + 1] if len(arguments) > count + 1 else 0
+    if loss:
+        raise NotImplementedError(
+            "of another loss than binary cross-entropy, torch.ops.weighted_bce has the value and "
+            f"the gradient, but neither transforms, nor DTensors, nor derivatives, got loss {loss}"
+        )
+    return Options(*arguments[:count]), reduction
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

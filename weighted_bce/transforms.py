@@ -14,7 +14,7 @@ from torch.autograd import Function, forward_ad
 
 from . import reference
 from ._ops import grad_backward, ops
-from .reference import NONE, SUM, TENSORS, Options, compute_dtype
+from .reference import NONE, SUM, TENSORS, Options, compute_dtype, unpacked
 
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _functorch: Any = torch._C._functorch
@@ -119,8 +119,7 @@ class _Gradient(Function):
     @staticmethod
     def jvp(ctx: Any, to_output: Tensor, to_input: Tensor, *_: Any) -> Tensor:
         grad_output, input, *tensors = ctx.saved_tensors
-        *rest, reduction = ctx.rest
-        options = Options(*tensors, *rest)
+        options, reduction = unpacked((*tensors, *ctx.rest))
         return reference.grad_jvp((to_output, to_input), grad_output, input, options, reduction)
 
 
@@ -133,10 +132,11 @@ def loss(input: Tensor, options: Options, reduction: int) -> Tensor:
 
 def gradient(grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
     """The gradient with respect to `input`, which may itself be differentiated."""
+    unpacked(rest)  # an unsupported loss is an error
     # What torch.autograd maps over many vectors with has no rules for ops like these.
     mapped = any(map(_functorch.is_legacy_batchedtensor, (grad_output, input)))
     if mapped or _unbearable():
-        return reference.grad(grad_output, input, Options(*rest[:-1]), rest[-1])
+        return reference.grad(grad_output, input, *unpacked(rest))
     return _applied(_Gradient, grad_output, input, *rest)
 
 

@@ -1,12 +1,11 @@
-// Between the dtypes in memory and the compute type, in runs of equally spaced elements. Included
-// by level.h inside a level's namespace.
+// Converts between the dtypes in memory and the compute type, in runs of equally spaced elements.
+#pragma once
 
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
+#include "cpu/simd.h"
+
+namespace weighted_bce::WEIGHTED_BCE_ISA {
+namespace {
+
 struct Bool {
   uint8_t byte;
 };
@@ -120,15 +119,16 @@ void store_run<Half, float>(const float* __restrict src, int64_t stride, int64_t
 }
 #endif
 
-/// Groups of vectors of T that lie in memory as S: widened and rounded in registers. kVectors is 0
-/// where there are none. Vector j of a group has the elements j, j + kVectors, j + 2 kVectors, ...
+/// A group of vectors of T whose elements lie in memory as S: it is widened and rounded in
+/// registers. kVectors is 0 where there are none. Vector j has the elements j, j + kVectors, j + 2
+/// kVectors, ...
 template <class T, class S>
-struct Line {
+struct Group {
   static constexpr int kVectors = 0;
 };
 
 template <class T>
-struct Line<T, T> {
+struct Group<T, T> {
   static constexpr int kVectors = 1;
   using V = typename Simd<T>::Value;
   static WEIGHTED_BCE_INLINE void load(const T* from, V (&to)[1]) { to[0] = Simd<T>::load(from); }
@@ -141,7 +141,7 @@ struct Line<T, T> {
 /// Two to a group: a word of 32 bits holds an element of each, and one of them, but for the lower
 /// 16 bits, is that element in float32.
 template <>
-struct Line<float, BFloat16> {
+struct Group<float, BFloat16> {
   static constexpr int kVectors = 2;
   using VecU = Types<float>::Unsigned;
 
@@ -160,7 +160,8 @@ struct Line<float, BFloat16> {
   }
 
  private:
-  /// As narrow(), of what was computed: a NaN is then a quiet one, and stays one without its end.
+  /// Does what narrow() does. A NaN that was computed is a quiet one, and stays one without its
+  /// end.
   static WEIGHTED_BCE_INLINE VecU rounded(VecF v) {
     const VecU b = bits<VecU>(v);
     return v == v ? b + (((b >> 16) & 1u) + 0x7fffu) : b;
@@ -172,7 +173,7 @@ struct Line<float, BFloat16> {
 
 #if defined(WEIGHTED_BCE_AVX2) || defined(WEIGHTED_BCE_AVX512)
 template <>
-struct Line<float, Half> {
+struct Group<float, Half> {
   static constexpr int kVectors = 1;
   using Words = Types<float>::Words;
 
@@ -189,7 +190,7 @@ struct Line<float, Half> {
     const Words words = narrowed(from[0]);
     __builtin_memcpy(to, &words, sizeof(words));
   }
-  /// As Simd::stream; the other half of the cache line follows.
+  /// Does what Simd::stream does; the other half of the cache line follows.
   static WEIGHTED_BCE_INLINE void stream(Half* to, const VecF (&from)[1]) {
 #if defined(WEIGHTED_BCE_AVX512)
     _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits<__m256i>(narrowed(from[0])));
@@ -214,7 +215,7 @@ using Load = void (*)(const void*, int64_t, int64_t, T* __restrict);
 template <class T>
 using Store = void (*)(const T* __restrict, int64_t, int64_t, void*);
 
-/// In the order of enum Dtype.
+/// Returns the function for a dtype.
 template <class T>
 Load<T> loader(Dtype dtype) {
   static constexpr Load<T> kTable[kDtypes] = {
@@ -237,3 +238,6 @@ template <>
 Store<double> storer<double>(Dtype) {
   return store_run<double, double>;
 }
+
+}  // namespace
+}  // namespace weighted_bce::WEIGHTED_BCE_ISA

@@ -1,160 +1,152 @@
-// The CPU kernels, once for each level. Work goes block by block: operands that are not already a
-// line of the compute type are converted into a buffer that stays in the L1 cache, the formula runs
-// on whole vectors, and the result is converted back. So one kernel serves every dtype and layout.
-// Half-precision logits and gradients in a line, which many have, are converted in registers.
-//
-// Included by level.h inside a level's namespace.
+// The CPU kernels. Work goes block by block: operands that do not lie in memory as groups of the
+// compute type are converted into a buffer that stays in the L1 cache, the terms are computed on
+// whole vectors, and the result is converted back. So one kernel serves every dtype and layout.
+// Half-precision logits and gradients that are contiguous, as many are, are converted in registers.
+#pragma once
 
-/// The part of a problem that is the same for every element, in the compute type.
-template <class T>
-struct Uniform {
+#include "cpu/sum.h"
+#include "cpu/targets.h"
+
+namespace weighted_bce::WEIGHTED_BCE_ISA {
+namespace {
+
+/// These are the same for every element of a call, as vectors.
+template <class L, class T>
+struct Constants {
   using S = Simd<T>;
   using V = typename S::Value;
-  using Formula = LossMath<S>;
+  using Terms = typename L::template Terms<S>;
 
-  V pos_weight, keep, shift;
-  V scale, scale_low;     // the scale is their sum
-  V factor_of_positives;  // -pos_weight times the scale
-  bool ignores, ignores_nan;
-  V ignore_index;
-  bool has_hard;         // a target of 0 has the coefficients 0 and 1, and no factor of its own
-  bool positives_alike;  // one of 1 has pos_weight and 0; times a loss, that is never NaN
+  V pos_weight, weight, keep, shift, ignore_index;
+  V scale, scale_low;       // a gradient is multiplied by their sum
+  Coefficients<V> factors;  // of the slopes of hard targets, see Bce::hard
+  typename Terms::Parameters parameters;
+  bool has_weight, ignores, ignores_nan;
+  bool negatives_are_fast, positives_are_fast;  // where hard targets are
 
-  explicit Uniform(const Problem& problem)
-      : pos_weight(S::set(static_cast<T>(problem.pos_weight))),
-        keep(S::set(static_cast<T>(1 - problem.label_smoothing))),
-        shift(S::set(static_cast<T>(problem.label_smoothing / 2))),
-        scale(S::set(static_cast<T>(problem.scale))),
-        scale_low(S::set(remainder_of(problem.scale))),
-        ignores(problem.ignores),
-        ignores_nan(problem.ignore_index != problem.ignore_index),
-        ignore_index(S::set(static_cast<T>(problem.ignore_index))),
-        has_hard(problem.w.data == nullptr && problem.upstream.data == nullptr &&
-                 problem.label_smoothing == 0 && !ignores_hard(problem)),
-        positives_alike(problem.p.data == nullptr && pos_weight[0] > 0 &&
-                        std::isfinite(pos_weight[0])) {
-    factor_of_positives = -Formula::scaled(pos_weight, scale, scale_low);
-  }
-
-  static bool ignores_hard(const Problem& problem) {
-    return problem.ignores && (problem.ignore_index == 0 || problem.ignore_index == 1);
-  }
-
-  /// What the scale loses in T.
-  static T remainder_of(double scale) {
-    const T rounded = static_cast<T>(scale);
-    return std::isfinite(rounded) ? static_cast<T>(scale - static_cast<double>(rounded)) : T(0);
-  }
+  explicit Constants(const Problem& problem) : Constants(problem, constants_of<T>(problem)) {}
 
   WEIGHTED_BCE_INLINE typename S::Mask ignored(V y) const {
     return ignores_nan ? y != y : y == ignore_index;
   }
+
+ private:
+  Constants(const Problem& problem, const CallConstants<T>& c)
+      : pos_weight(S::set(c.pos_weight)),
+        weight(S::set(c.weight)),
+        keep(S::set(c.keep)),
+        shift(S::set(c.shift)),
+        ignore_index(S::set(c.ignore_index)),
+        parameters(c),
+        has_weight(problem.w.data != nullptr || c.weight != 1),
+        ignores(problem.ignores),
+        ignores_nan(c.ignore_index != c.ignore_index),
+        negatives_are_fast(problem.hard_fast_path),
+        positives_are_fast(problem.hard_fast_path && problem.p.data == nullptr &&
+                           multiplies_sums(c.pos_weight)) {
+    const Pair<T> split_scale = split<T>(scale_of(problem));
+    scale = S::set(split_scale.high);
+    scale_low = S::set(split_scale.low);
+    factors = {-scaled<S>(pos_weight, scale, scale_low), scale};
+  }
+
+  /// Returns grad_output, where it is one number, by the divisor. Where nothing counts, that is 0.
+  static double scale_of(const Problem& problem) {
+    double grad_output = 1;
+    if (problem.grad_output.form == Form::kUniform) {
+      loader<double>(problem.grad_output.dtype)(problem.grad_output.data, 1, 1, &grad_output);
+    }
+    return problem.divisor == 0 ? 0 : grad_output / problem.divisor;
+  }
 };
 
-enum class Mode { kLoss, kLossAndGrad, kGrad, kUnreduced };
-
-/// Any element: the coefficients are made anew. Adds its loss to `sum`; returns its loss or its
-/// gradient, as the mode wants. `in` has its factors, as vector j of the group at i.
-template <class T, Mode mode, int kVectors>
-WEIGHTED_BCE_INLINE typename Simd<T>::Value general(typename Simd<T>::Value x,
-                                                    typename Simd<T>::Value y, const Lines<T>& in,
-                                                    const Uniform<T>& u, int64_t i, int j,
-                                                    typename Simd<T>::Mask valid,
-                                                    typename Simd<T>::Value& sum) {
+/// Computes elements with any targets. Their coefficients come from their own targets and factors,
+/// which `in` has as vector j of the group at i. Adds its loss to `sum`; returns its loss or its
+/// gradient, as the mode wants.
+template <class L, class T, Mode mode, int kVectors>
+WEIGHTED_BCE_INLINE typename Simd<T>::Value any_target(typename Simd<T>::Value x,
+                                                       typename Simd<T>::Value y,
+                                                       const Block<T>& in,
+                                                       const Constants<L, T>& constants, int64_t i,
+                                                       int j, typename Simd<T>::Mask valid,
+                                                       typename Simd<T>::Value& sum) {
   using S = Simd<T>;
-  using Formula = LossMath<S>;
-  if (u.ignores) valid &= ~u.ignored(y);
-  const auto p = in.p ? vector_of<kVectors>(in.p, i, j) : u.pos_weight;
-  auto c = Formula::coefficients(y, p, u.keep, u.shift);
-  if (in.w) {
-    const auto w = vector_of<kVectors>(in.w, i, j);
+  if (constants.ignores) valid &= ~constants.ignored(y);
+  const auto p = in.p ? vector_of<kVectors>(in.p, i, j) : constants.pos_weight;
+  auto c = coefficients<S>(y, p, constants.keep, constants.shift);
+  if (constants.has_weight) {
+    const auto w = in.w ? vector_of<kVectors>(in.w, i, j) : constants.weight;
     c = {w * c.positive, w * c.negative};
   }
-  const auto z = S::exp_minus_abs(x);
+  const typename L::template Terms<S> terms(x, constants.parameters);
   typename S::Value result = S::set(0);
-  if (mode != Mode::kGrad) {
-    result = S::select(valid, Formula::loss(x, z, c), S::set(0));
+  if constexpr (mode != Mode::kGrad) {
+    result = S::select(valid, terms.value(c), S::set(0));
     sum += result;
   }
-  if (mode == Mode::kLossAndGrad || mode == Mode::kGrad) {
-    if (in.upstream) {
-      c = Formula::scaled(c, u.scale * vector_of<kVectors>(in.upstream, i, j), S::set(0));
+  if constexpr (kHasGrad<mode>) {
+    if (in.grad_output) {
+      const auto factor = constants.scale * vector_of<kVectors>(in.grad_output, i, j);
+      c = scaled<S>(c, factor, S::set(0));
     } else {
-      c = Formula::scaled(c, u.scale, u.scale_low);
+      c = scaled<S>(c, constants.scale, constants.scale_low);
     }
-    result = S::select(valid, Formula::gradient(x, z, c), S::set(0));
+    result = S::select(valid, terms.slope(c), S::set(0));
   }
   return result;
 }
 
-/// The losses of a range: those of any element and of hard negatives, and those of hard positives,
-/// which have yet to be weighted.
+/// The losses of a range are summed in two: those of hard positives, which pos_weight multiplies at
+/// the end, and all others.
 template <class T>
 struct Sums {
   Sum<T> negatives, positives;
-  double total(const Uniform<T>& u) {
-    const double sum = negatives.total();
-    return u.positives_alike ? sum + static_cast<double>(u.pos_weight[0]) * positives.total() : sum;
+  template <class L>
+  double total(const Constants<L, T>& constants) {
+    const double of_positives = positives.total();
+    if (of_positives == 0) return negatives.total();  // pos_weight may be infinite
+    return negatives.total() + static_cast<double>(constants.pos_weight[0]) * of_positives;
   }
 };
 
-/// A negative. Adds its loss; returns its gradient.
-template <class T, Mode mode>
-WEIGHTED_BCE_INLINE typename Simd<T>::Value negative(typename Simd<T>::Value x, const Uniform<T>& u,
-                                                     typename Sum<T>::Part& negatives) {
-  const auto z = Simd<T>::exp_minus_abs(x);
-  if (mode != Mode::kGrad) negatives.add(x, z);
-  return LossMath<Simd<T>>::gradient_of_hard(x > 0, z, u.scale);
-}
-
-/// A target of 0 or 1. A positive at x is a negative at -x, but for its factor.
-template <class T, Mode mode>
-WEIGHTED_BCE_INLINE typename Simd<T>::Value hard(typename Simd<T>::Value x,
-                                                 typename Simd<T>::Mask positive,
-                                                 const Uniform<T>& u,
-                                                 typename Sum<T>::Part& negatives,
-                                                 typename Sum<T>::Part& positives) {
-  using S = Simd<T>;
-  const auto s = S::select(positive, -x, x), z = S::exp_minus_abs(x);
-  if (mode != Mode::kGrad) {
-    negatives.add_where(~positive, s, z);
-    positives.add_where(positive, s, z);
-  }
-  const auto factor = S::select(positive, u.factor_of_positives, u.scale);
-  return LossMath<S>::gradient_of_hard(s > 0, z, factor);
-}
-
-/// S: as what the logits and the results lie in memory. Where a group is more than a vector, the
-/// block is whole groups.
-template <class T, Mode mode, class S>
-void block(const S* logits, const Lines<T>& in, const Uniform<T>& u, int64_t n, Sums<T>& sums,
-           const Output<T, S>& out) {
+/// Computes a block whose logits and results lie in memory as S. Where a group is more than a
+/// vector, the block is whole groups.
+template <class L, class T, Mode mode, class S>
+void compute_block(const S* logits, const Block<T>& in, const Constants<L, T>& constants, int64_t n,
+                   Sums<T>& sums, const Output<T, S>& out) {
   using V = typename Simd<T>::Value;
   using Mask = typename Simd<T>::Mask;
-  constexpr int kVectors = Line<T, S>::kVectors;
-  constexpr bool kSums = mode == Mode::kLoss || mode == Mode::kLossAndGrad;
+  using Terms = typename L::template Terms<Simd<T>>;
+  constexpr int kVectors = Group<T, S>::kVectors;
   typename Sum<T>::Part negatives, positives;
   bool any_positives = false;
   int64_t i = 0;
   for (; i + kGroup<T, S> <= n; i += kGroup<T, S>) {
     V x[kVectors], result[kVectors];
-    Line<T, S>::load(logits + i, x);
-    const bool short_way = mode != Mode::kUnreduced && u.has_hard;
-    if (short_way && !any_positive<kVectors>(in, i)) {
+    Group<T, S>::load(logits + i, x);
+    constexpr bool kFast = mode != Mode::kUnreduced;
+    if (kFast && constants.negatives_are_fast && !any_positive<kVectors>(in, i)) {
 #pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) result[j] = negative<T, mode>(x[j], u, negatives);
-    } else if (short_way && u.positives_alike && all_hard<kVectors>(in, i)) {
+      for (int j = 0; j < kVectors; ++j) {
+        const auto term = Terms(x[j], constants.parameters).negative(constants.scale);
+        if (kSums<mode>) negatives.add(term);
+        result[j] = term.slope;
+      }
+    } else if (kFast && constants.positives_are_fast && all_hard<kVectors>(in, i)) {
 #pragma GCC unroll 2
       for (int j = 0; j < kVectors; ++j) {
         const Mask positive = targets_of<kVectors>(in, i, j) != 0;
-        result[j] = hard<T, mode>(x[j], positive, u, negatives, positives);
+        const auto term = Terms::hard(x[j], positive, constants.factors, constants.parameters);
+        if (kSums<mode>) negatives.add_where(~positive, term);
+        if (kSums<mode>) positives.add_where(positive, term);
+        result[j] = term.slope;
       }
       any_positives = true;
     } else {
 #pragma GCC unroll 2
       for (int j = 0; j < kVectors; ++j) {
-        result[j] = general<T, mode, kVectors>(x[j], targets_of<kVectors>(in, i, j), in, u, i, j,
-                                               ~Mask{}, negatives.linear);
+        result[j] = any_target<L, T, mode, kVectors>(x[j], targets_of<kVectors>(in, i, j), in,
+                                                     constants, i, j, ~Mask{}, negatives.rest);
       }
     }
     if (mode != Mode::kLoss) out.put(i, result);
@@ -164,89 +156,105 @@ void block(const S* logits, const Lines<T>& in, const Uniform<T>& u, int64_t n, 
       Mask valid{};
       for (int lane = 0; lane < n - i; ++lane) valid[lane] = -1;
       V x[1];
-      Line<T, S>::load(logits + i, x);
-      x[0] = general<T, mode, 1>(x[0], targets_of<1>(in, i, 0, n - i), in, u, i, 0, valid,
-                                 negatives.linear);
+      Group<T, S>::load(logits + i, x);
+      x[0] = any_target<L, T, mode, 1>(x[0], targets_of<1>(in, i, 0, n - i), in, constants, i, 0,
+                                       valid, negatives.rest);
       if (mode != Mode::kLoss) out.put(i, x);
     }
   }
-  if (kSums) sums.negatives.add(negatives);
-  if (kSums && any_positives) sums.positives.add(positives);
+  if (kSums<mode>) sums.negatives.add(negatives);
+  if (kSums<mode> && any_positives) sums.positives.add(positives);
 }
 
-/// S: the dtype of the logits and of the results, where they may go through registers alone.
-template <class T, Mode mode, class S>
-double run_as(const Problem& problem, int64_t begin, int64_t end) {
-  const Uniform<T> u(problem);
-  Buffer<T> x, y, w, p, upstream, out;
+/// Computes a range. S is the dtype of logits and results where they may be converted in registers.
+template <class L, class T, class S, Mode mode>
+double run_mode(const Problem& problem, int64_t begin, int64_t end) {
+  const Constants<L, T> constants(problem);
+  Buffer<T> x, y, w, p, grad_output, out;
   // Bytes are tested as they are, and converted only where there is a positive among them.
   const bool byte_targets = problem.y.dtype == Dtype::kBool || problem.y.dtype == Dtype::kUInt8;
-  const bool tested = mode != Mode::kUnreduced && u.has_hard;
-  const uint8_t most = problem.y.dtype == Dtype::kUInt8 ? 255 : 1;
-  const auto* bytes = byte_targets && tested && problem.y.linear
+  const bool tested = mode != Mode::kUnreduced && problem.hard_fast_path;
+  const uint8_t largest = problem.y.dtype == Dtype::kUInt8 ? 255 : 1;
+  const auto* bytes = byte_targets && tested && problem.y.form == Form::kContiguous
                           ? static_cast<const uint8_t*>(problem.y.data)
                           : nullptr;
-  const bool sparse = problem.positives.crow != nullptr;
-  Marks marks(problem.positives, begin);
+  const bool sparse = problem.csr.crow_indices != nullptr;
+  const bool each_has_grad_output = problem.grad_output.form > Form::kUniform;
+  SparseTargets sparse_targets(problem.csr, begin);
   Sums<T> sums;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t n = std::min(kBlock, end - at);
-    const uint8_t* const y8 = sparse ? marks.next(n) : bytes ? bytes + at : nullptr;
-    const Lines<T> in{y8 ? nullptr : read(problem, problem.y, at, n, y),
-                      y8,
-                      most,
-                      read(problem, problem.w, at, n, w),
-                      read(problem, problem.p, at, n, p),
-                      read(problem, problem.upstream, at, n, upstream)};
+    const uint8_t* const y_bytes = sparse ? sparse_targets.next(n) : bytes ? bytes + at : nullptr;
+    const Block<T> in{
+        y_bytes ? nullptr : read(problem, problem.y, at, n, y),
+        y_bytes,
+        largest,
+        read(problem, problem.w, at, n, w),
+        read(problem, problem.p, at, n, p),
+        each_has_grad_output ? read(problem, problem.grad_output, at, n, grad_output) : nullptr};
     if constexpr (!std::is_same_v<S, T>) {
-      if (is_line<T, S>(problem.x, n) && (mode == Mode::kLoss || is_line<T, S>(problem.out, n))) {
+      if (is_in_groups<T, S>(problem.x, n) &&
+          (mode == Mode::kLoss || is_in_groups<T, S>(problem.out, n))) {
         const S* const logits = static_cast<const S*>(problem.x.data) + at;
         const auto output = mode == Mode::kLoss ? Output<T, S>() : Output<T, S>(problem, at);
-        block<T, mode, S>(logits, in, u, n, sums, output);
+        compute_block<L, T, mode, S>(logits, in, constants, n, sums, output);
         continue;
       }
     }
-    const bool straight = is_line<T, T>(problem.out, n);
-    const auto output = straight ? Output<T, T>(problem, at) : Output<T, T>(out);
-    block<T, mode, T>(read(problem, problem.x, at, n, x), in, u, n, sums, output);
-    if (mode != Mode::kLoss && !straight) write(problem, at, n, out);
+    const bool direct = is_in_groups<T, T>(problem.out, n);
+    const auto output = direct ? Output<T, T>(problem, at) : Output<T, T>(out);
+    compute_block<L, T, mode, T>(read(problem, problem.x, at, n, x), in, constants, n, sums,
+                                 output);
+    if (mode != Mode::kLoss && !direct) write(problem, at, n, out);
   }
 #if defined(__SSE2__)
   if (problem.stream) _mm_sfence();
 #endif
-  return sums.total(u);
-}
-
-template <class T, Mode mode>
-double run(const Problem& problem, int64_t begin, int64_t end) {
-  if constexpr (Line<T, BFloat16>::kVectors > 0) {
-    if (problem.x.dtype == Dtype::kBFloat16) return run_as<T, mode, BFloat16>(problem, begin, end);
-  }
-  if constexpr (Line<T, Half>::kVectors > 0) {
-    if (problem.x.dtype == Dtype::kFloat16) return run_as<T, mode, Half>(problem, begin, end);
-  }
-  return run_as<T, mode, T>(problem, begin, end);
+  return sums.total(constants);
 }
 
 template <class T>
 double count(const Problem& problem, int64_t begin, int64_t end) {
-  const Uniform<T> u(problem);
+  const T ignore_index = constants_of<T>(problem).ignore_index;
+  const bool sparse = problem.csr.crow_indices != nullptr;
   Buffer<T> buffer;
-  const bool sparse = problem.positives.crow != nullptr;
-  Marks marks(problem.positives, begin);
+  SparseTargets sparse_targets(problem.csr, begin);
   int64_t valid = 0;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t n = std::min(kBlock, end - at);
     const T* y = sparse ? buffer.values : read(problem, problem.y, at, n, buffer);
-    if (sparse) load_run<uint8_t>(marks.next(n), 1, n, buffer.values);
-    const T ignore = u.ignore_index[0];
-    for (int64_t i = 0; i < n; ++i) valid += !(u.ignores_nan ? y[i] != y[i] : y[i] == ignore);
+    if (sparse) load_run<uint8_t>(sparse_targets.next(n), 1, n, buffer.values);
+    for (int64_t i = 0; i < n; ++i) valid += !is_ignored(y[i], ignore_index);
   }
   return static_cast<double>(valid);
 }
 
-template <class T>
-constexpr Kernels kernels() {
-  return {run<T, Mode::kLoss>, run<T, Mode::kLossAndGrad>, run<T, Mode::kGrad>,
-          run<T, Mode::kUnreduced>, count<T>};
+template <class L, class T, class S>
+double run_dtype(const Problem& problem, int64_t begin, int64_t end) {
+  switch (problem.mode) {
+    case Mode::kLoss: return run_mode<L, T, S, Mode::kLoss>(problem, begin, end);
+    case Mode::kLossAndGrad: return run_mode<L, T, S, Mode::kLossAndGrad>(problem, begin, end);
+    case Mode::kGrad: return run_mode<L, T, S, Mode::kGrad>(problem, begin, end);
+    case Mode::kUnreduced: return run_mode<L, T, S, Mode::kUnreduced>(problem, begin, end);
+    case Mode::kCount: break;
+  }
+  return count<T>(problem, begin, end);
 }
+
+/// This is the function that an instruction set offers (isa.h).
+double run(const Problem& problem, int64_t begin, int64_t end) {
+  return with_loss(problem.loss, [&](auto loss) {
+    using L = decltype(loss);
+    // Halves go through the buffer where no group of them is converted in registers.
+    using InRegisters = std::conditional_t<(Group<float, Half>::kVectors > 0), Half, float>;
+    switch (problem.x.dtype) {
+      case Dtype::kFloat64: return run_dtype<L, double, double>(problem, begin, end);
+      case Dtype::kBFloat16: return run_dtype<L, float, BFloat16>(problem, begin, end);
+      case Dtype::kFloat16: return run_dtype<L, float, InRegisters>(problem, begin, end);
+      default: return run_dtype<L, float, float>(problem, begin, end);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace weighted_bce::WEIGHTED_BCE_ISA

@@ -18,8 +18,8 @@ struct Range {
   int64_t bytes;
 };
 
-/// From a huge page on, so that the kernel faults in 2 MiB at a time instead of 4 KiB; what does
-/// not fill one at the end stays small pages.
+/// Maps memory from a huge page on, so that the kernel faults in 2 MiB at a time instead of 4 KiB;
+/// what does not fill one at the end stays small pages.
 Range map(int64_t bytes) {
   const int64_t page = sysconf(_SC_PAGESIZE);
   bytes = (bytes + page - 1) / page * page;
@@ -45,13 +45,14 @@ struct Store {
   int64_t kept_bytes = 0;
 };
 
-/// Never destroyed: tensors may outlive everything else in the process.
+/// Returns the one store, which is never destroyed: tensors may outlive everything else in the
+/// process.
 Store& store() {
   static Store* const instance = new Store;
   return *instance;
 }
 
-/// The smallest kept range that fits and is at most a quarter too large.
+/// Returns the smallest kept range that fits and is at most a quarter too large.
 std::list<Range>::iterator best_fit(std::list<Range>& kept, int64_t bytes) {
   auto best = kept.end();
   for (auto it = kept.begin(); it != kept.end(); ++it) {

@@ -7,16 +7,17 @@
 
 namespace weighted_bce {
 
-/// From this size on, a gradient comes from `take`; below, the allocator of torch is as fast.
+/// A gradient of this size or more comes from `take`; below, the allocator of torch is as fast.
 constexpr int64_t kLargeBytes = int64_t{1} << 20;
-/// All that is kept while nobody uses it, at most.
+/// No more than this is kept while nobody uses it.
 constexpr int64_t kKeptBytes = int64_t{1} << 30;
 
-/// At least `bytes`, aligned to 2 MiB, its content unspecified. Throws std::bad_alloc.
+/// Returns at least `bytes`, aligned to 2 MiB, with unspecified content. Throws std::bad_alloc.
 void* take(int64_t bytes);
 /// Gives back what `take` returned. Both may be called from any thread.
 void give(void* memory);
 
+/// Returns how much is kept.
 int64_t kept_bytes();
 /// Returns all kept memory to the operating system.
 void release_kept();

@@ -1,8 +1,14 @@
-// Sums of losses. Included by level.h inside a level's namespace.
+// Sums the losses of a range.
+#pragma once
 
-/// A sum of softplus(s), as losses of hard targets are. The log1p terms are not summed one by one:
-/// `products` holds, lane by lane, prod(1 + z) - 1, whose log1p is the sum of their log1p(z). It
-/// keeps its relative accuracy for tiny z.
+#include "cpu/operands.h"
+
+namespace weighted_bce::WEIGHTED_BCE_ISA {
+namespace {
+
+/// The values of terms are summed here. Their logarithms are not summed one by one: `products_`
+/// holds, lane by lane, prod(1 + z) - 1, whose log1p is the sum of their log1p(z). It keeps its
+/// relative accuracy for tiny z.
 template <class T>
 class Sum {
   using V = typename Simd<T>::Value;
@@ -16,28 +22,28 @@ class Sum {
   int blocks_ = 0;
 
  public:
-  /// What a block adds.
+  /// A block adds this.
   struct Part {
-    V product = V{}, linear = V{};
+    V product = V{}, rest = V{};
 
-    WEIGHTED_BCE_INLINE void add(V s, V z) {
-      product += Simd<T>::fma(z, product, z);
-      linear += Simd<T>::max(s, V{});
+    WEIGHTED_BCE_INLINE void add(const Term<V>& term) {
+      product += Simd<T>::fma(term.logarithm, product, term.logarithm);
+      rest += term.rest;
     }
-    WEIGHTED_BCE_INLINE void add_where(typename Simd<T>::Mask chosen, V s, V z) {
+    WEIGHTED_BCE_INLINE void add_where(typename Simd<T>::Mask chosen, const Term<V>& term) {
       Part more = *this;
-      more.add(s, z);
+      more.add(term);
       product = Simd<T>::select(chosen, more.product, product);
-      linear = Simd<T>::select(chosen, more.linear, linear);
+      rest = Simd<T>::select(chosen, more.rest, rest);
     }
   };
 
   WEIGHTED_BCE_INLINE void add(Part part) {
-    const V product = part.product, linear = part.linear;  // copies: `part` stays in registers
+    const V product = part.product, rest = part.rest;  // copies: `part` stays in registers
     for (int lane = 0; lane < kLanes; ++lane) {
       const double p = static_cast<double>(product[lane]);
       products_[lane] += p + p * products_[lane];
-      sums_[lane] += static_cast<double>(linear[lane]);
+      sums_[lane] += static_cast<double>(rest[lane]);
     }
     if (++blocks_ == kMostBlocks) total();
   }
@@ -51,3 +57,6 @@ class Sum {
     return total_;
   }
 };
+
+}  // namespace
+}  // namespace weighted_bce::WEIGHTED_BCE_ISA

@@ -2,5 +2,5 @@
 #include "cuda/launch.cuh"
 
 namespace weighted_bce::cuda {
-template void launch_dtype<double>(Mode, const Problem&, int, void*);
+template void launch_dtype<double>(Problem, const Workspace&, int, cudaStream_t);
 }  // namespace weighted_bce::cuda

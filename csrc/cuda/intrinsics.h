@@ -13,7 +13,7 @@
 
 namespace weighted_bce::cuda {
 
-constexpr int kMarkBytes = 12288;  // of a block's shared memory, for the targets of sparse labels
+constexpr int kTileBytes = 12288;  // of a block's shared memory, for sparse targets
 
 WEIGHTED_BCE_DEVICE int thread() { return threadIdx.x; }
 WEIGHTED_BCE_DEVICE int block() { return blockIdx.x; }

@@ -1,15 +1,15 @@
-// The CUDA kernels: loss and gradient in one pass over the logits. A thread sums its losses; a
-// block adds up its threads and leaves its part in device memory, where `finish` adds the parts in
-// a fixed order. The work of a thread is in worker.h and vector_worker.h.
+// The CUDA kernels compute loss and gradient in one pass over the logits. A thread sums its losses;
+// a block adds up its threads and stores the sum in device memory, where `finish` adds all in a
+// fixed order. The work of a thread is in thread.h and group_thread.h.
 //
-// Included after intrinsics.h, or after what takes its place on the host.
+// This is included after intrinsics.h, or after what takes its place on the host.
 #pragma once
 
-#include "cuda/vector_worker.h"
+#include "cuda/group_thread.h"
 
 namespace weighted_bce::cuda {
 
-/// The sum over all threads of a block, in thread 0. The same order on each run.
+/// Returns the sum over all threads of a block to thread 0, in the same order on each run.
 WEIGHTED_BCE_DEVICE double sum_of_block(double v) {
   constexpr int kWarps = kThreads / 32;
   WEIGHTED_BCE_SHARED double parts[kWarps];
@@ -23,83 +23,81 @@ WEIGHTED_BCE_DEVICE double sum_of_block(double v) {
   return v;
 }
 
-/// Writes the results of all blocks, the sum as Out. One thread calls it.
-template <class Out, class T>
-WEIGHTED_BCE_DEVICE void write_results(const Problem& problem, double sum, T factor) {
-  *static_cast<Out*>(problem.loss) = static_cast<Out>(divided(problem, sum));
-  if (problem.used != nullptr) *static_cast<T*>(problem.used) = factor;
-}
-
-/// A block's part of the results, or all of them where there is one block.
-template <class Out, class T>
-WEIGHTED_BCE_DEVICE void leave_part(const Problem& problem, double total, const T& factor) {
+/// Stores the sum of a block, or the result where there is one block. All threads call it.
+template <class Out>
+WEIGHTED_BCE_DEVICE void store_block_sum(const Problem& problem, const Workspace& workspace,
+                                         double total) {
   const double sum = sum_of_block(total);
   if (thread() != 0) return;
-  if (blocks() == 1) return write_results<Out>(problem, sum, factor);
-  problem.sums[block()] = sum;
-  static_cast<T*>(problem.factors)[block()] = factor;
+  if (blocks() == 1) {
+    *static_cast<Out*>(workspace.loss) = static_cast<Out>(divided(problem, workspace, sum));
+  } else {
+    workspace.sums[block()] = sum;
+  }
 }
 
-/// What a block finds out before it starts, in shared memory.
+/// Tells whether problem.out was made with this grad_output already, so that nothing is to be done.
 template <class T>
-struct Found {
-  T factor;
-  Scale<T> scale;  // what the gradient is multiplied by
-};
-
-template <class T>
-WEIGHTED_BCE_DEVICE T factor_of(const Problem& problem) {
-  return problem.factor ? read_scalar<T>(problem.factor) : T(1);
+WEIGHTED_BCE_DEVICE bool matches_used(const Problem& problem, const Workspace& workspace) {
+  return workspace.expected != nullptr &&
+         *static_cast<const T*>(workspace.used) == *static_cast<const T*>(problem.grad_output.data);
 }
 
-/// Whether the forward pass has guessed right, so that nothing is to be done.
-template <class T>
-WEIGHTED_BCE_DEVICE bool guessed_right(const Problem& problem) {
-  return problem.guessed != nullptr && read_scalar<T>(problem.guessed) == factor_of<T>(problem);
-}
-
-struct Nothing {
-  template <class... Arguments>
-  WEIGHTED_BCE_DEVICE void operator()(Arguments&&...) const {}
-};
-
-/// Reads the factor, while others prepare what they have in shared memory. False where nothing is
-/// to be done.
-template <class T, Mode kMode, class Prepare = Nothing>
-WEIGHTED_BCE_DEVICE bool start(const Problem& problem, Found<T>& shared,
-                               const Prepare& prepare = {}) {
-  if (kMode == Mode::kGrad && guessed_right<T>(problem)) return false;
-  prepare();
+/// Computes what the threads of a block share, before a barrier. Returns false where nothing is to
+/// be done.
+template <class X, Mode kMode, class T, class Source>
+WEIGHTED_BCE_DEVICE bool start(const Problem& problem, const Workspace& workspace,
+                               BlockConstants<T> (&copies)[kCopies<kMode>], Source& targets,
+                               const Share& share) {
+  if (kMode == Mode::kGrad && matches_used<T>(problem, workspace)) return false;
+  targets.prepare(share);
   if (thread() == 0) {
-    shared.factor = factor_of<T>(problem);
-    shared.scale = kHasSlopes<kMode> ? scale_of(problem, shared.factor) : Scale<T>{1, 0};
+    BlockConstants<T>& shared = copies[0];
+    shared.pos_weight = problem.p.form == Form::kUniform ? factor_at<X, T>(problem, problem.p, 0)
+                                                         : constants_of<T>(problem).pos_weight;
+    shared.hard_fast_path = problem.hard_fast_path;
+    shared.own_p = problem.p.form > Form::kUniform || !multiplies_sums(shared.pos_weight);
+    if constexpr (kHasGrad<kMode>) {
+      T grad_output = 1;
+      if (problem.grad_output.form == Form::kUniform) {
+        grad_output = factor_at<X, T>(problem, problem.grad_output, 0);
+      }
+      const Pair<T> scale = split<T>(divided(problem, workspace, static_cast<double>(grad_output)));
+      shared.scale = scale;
+      shared.positive_factor = -scaled<Scalar<T>>(shared.pos_weight, scale.high, scale.low);
+      if (kMode == Mode::kLossAndGrad && blocks() == 1) {
+        *static_cast<T*>(workspace.used) = grad_output;
+      }
+    }
+    for (int k = 1; k < kCopies<kMode>; ++k) copies[k] = shared;
   }
   barrier();
   return true;
 }
 
-/// Computes `left` groups of this thread, at element i and every `step` from there, with the next
-/// kAhead on their way. All threads of a block call before(group, i, left) ahead of each; a thread
-/// that `idles` has no last group.
-template <class T, class Work, class Before = Nothing>
-WEIGHTED_BCE_DEVICE void compute_groups(Work& work, typename Work::Shared& shared, int64_t i,
-                                        int64_t step, int left, bool idles = false,
-                                        const Before& before = {}) {
-  auto stream = work.stream(shared, i, step);
+/// Computes the groups of this thread, with the next kAhead on their way.
+template <class Work, class Source>
+WEIGHTED_BCE_DEVICE void compute_groups(Work& work, typename Work::Stream stream, Source& targets,
+                                        const Share& share) {
+  // i grows at that place in the loop where the compiler needs no copy of it.
+  constexpr bool kEarly = !Source::kStepIsConstant;
+  int64_t i = kEarly ? share.first - share.step : share.first;
+  int left = share.count;
 #pragma unroll
-  for (int k = 0; k < kAhead; ++k) stream.load(k + idles < left);
+  for (int k = 0; k < kAhead; ++k) stream.load(k + share.missing < left);
   int factors = 0;
-  for (; left > 0; --left, i += step) {
-    stream.load(left - idles > kAhead);
+  for (; left > 0; --left, i += kEarly ? 0 : share.step) {
+    if (kEarly) i += share.step;
+    stream.load(left - share.missing > kAhead);
     typename Work::Group group;
-    before(group, i, left);
+    targets.set(group.targets, i, left);
     stream.wait();
-    if (left > idles) {
+    if (left > share.missing) {
       stream.take(group);
       work.compute(group, i);
     }
     factors += Work::kLanes;
-    if (factors == Product<T>::kFactors) {
+    if (factors == Work::kUncollected) {
       work.collect();
       factors = 0;
     }
@@ -107,107 +105,175 @@ WEIGHTED_BCE_DEVICE void compute_groups(Work& work, typename Work::Shared& share
   work.collect();
 }
 
-/// The blocks of `on_vectors` that a multiprocessor has registers for. One with 100 KiB of shared
-/// memory may hold one less.
-template <class X, Mode kMode>
-constexpr int kResident = kHasSlopes<kMode> && sizeof(X) == 2 ? 3 : 4;
+/// A multiprocessor has registers for so many blocks of `on_vectors`. One with 100 KiB of shared
+/// memory may hold one less. The loss alone gets no more blocks than the loss with its gradient
+/// (see choose_kernel), so that with sparse targets it may have as many registers. A term without a
+/// logarithm of its own is long, and needs more of them.
+template <template <class> class L, class X, Targets kTargets, Mode kMode>
+constexpr int kResident =
+    ((kHasGrad<kMode> || (kTargets == Targets::kSparse && kMode == Mode::kLoss)) && sizeof(X) == 2
+         ? 3
+         : 4) -
+    !L<Scalar<typename Arithmetic<X>::T>>::kHasLogarithm;
 
-/// Logits, targets and output that are lines, aligned as takes_vectors() says.
-template <class X, int kTargetBytes, Mode kMode>
-WEIGHTED_BCE_KERNEL((kResident<X, kMode>))
-on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem) {
+/// Takes logits, targets and output that are contiguous and aligned as takes_vectors() says.
+template <template <class> class L, class X, Targets kTargets, Mode kMode>
+WEIGHTED_BCE_KERNEL((kResident<L, X, kTargets, kMode>))
+on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem,
+           const WEIGHTED_BCE_PARAMETER Workspace workspace) {
   using T = typename Arithmetic<X>::T;
-  using Work = VectorWorker<X, kTargetBytes, kMode>;
+  using Work = GroupThread<L, X, kTargets, kMode>;
   constexpr int kLanes = Work::kLanes;
-  WEIGHTED_BCE_SHARED Found<T> shared;
-  WEIGHTED_BCE_SHARED typename Work::Shared shared_groups;
-  if (!start<T, kMode>(problem, shared)) return;
-  Work work(problem, shared.scale);
+  using Source = TargetsOf<kTargets, kLanes>;
+  WEIGHTED_BCE_SHARED BlockConstants<T> copies[kCopies<kMode>];
+  WEIGHTED_BCE_SHARED typename Work::Stream::Shared shared_groups;
+  WEIGHTED_BCE_SHARED typename Source::Shared shared_targets;
+  Source targets(problem, shared_targets);
+  const int64_t groups = problem.numel / kLanes;
+  const Share share = targets.share_of(groups);
+  if (!start<X, kMode>(problem, workspace, copies, targets, share)) return;
 
-  const int64_t step = int64_t{kThreads} * blocks(), groups = problem.numel / kLanes;
-  const int64_t first = int64_t{kThreads} * block() + thread();
-  // Of this thread: all that a block of kMostBlocks cannot do in 2^31 rounds fits into no memory.
-  const int left = first < groups ? static_cast<int>((groups - first + step - 1) / step) : 0;
-  compute_groups<T>(work, shared_groups, first * kLanes, step * kLanes, left);
-  // What fills no group.
+  Work work(problem, copies[thread() % kCopies<kMode>]);
+  compute_groups(work, {problem, shared_groups, share.first, share.step}, targets, share);
+  // Some elements at the end may fill no group.
   const int64_t rest = groups * kLanes + thread();
   if (block() == 0 && rest < problem.numel) {
-    work.element(rest);
+    work.element(rest, targets.is_positive(rest));
     work.collect();
   }
-  if constexpr (kAddsUp<kMode>) {
-    leave_part<T>(problem, work.total(), shared.factor);
-  }
+  if constexpr (kSums<kMode>) store_block_sum<T>(problem, workspace, work.total());
 }
 
-/// Any layout, an element at a time.
-template <class X, Mode kMode>
+/// Takes any layout, an element at a time.
+template <template <class> class L, class X, Targets kTargets, Mode kMode>
 WEIGHTED_BCE_KERNEL(4)
-on_elements(const WEIGHTED_BCE_PARAMETER Problem problem) {
+on_elements(const WEIGHTED_BCE_PARAMETER Problem problem,
+            const WEIGHTED_BCE_PARAMETER Workspace workspace) {
   using T = typename Arithmetic<X>::T;
-  WEIGHTED_BCE_SHARED Found<T> shared;
-  if (!start<T, kMode>(problem, shared)) return;
-  Worker<X, kMode> work(problem, shared.scale);
-  const int64_t step = int64_t{kThreads} * blocks();
-#pragma unroll 4
-  for (int64_t i = int64_t{kThreads} * block() + thread(); i < problem.numel; i += step) {
-    work.element(i);
+  using Source = TargetsOf<kTargets, 1>;
+  WEIGHTED_BCE_SHARED BlockConstants<T> copies[kCopies<kMode>];
+  WEIGHTED_BCE_SHARED typename Source::Shared shared_targets;
+  Source targets(problem, shared_targets);
+  const Share share = targets.share_of(problem.numel);
+  if (!start<X, kMode>(problem, workspace, copies, targets, share)) return;
+
+  Thread<L, X, kTargets, kMode> work(problem, copies[thread() % kCopies<kMode>]);
+  // Loads that do not wait for one another pay where terms are short.
+  constexpr bool kShort = L<Scalar<T>>::kHasLogarithm;
+  constexpr int kUnrolled = kTargets != Targets::kSparse && kShort ? 4 : 1;
+  int64_t i = share.first;
+#pragma unroll(kUnrolled)
+  for (int left = share.count; left > 0; --left, i += share.step) {
+    Bits<1> target;
+    targets.set(target, i, left);
+    if (left > share.missing) work.element(i, target.words[0] != 0);
     work.collect();
   }
-  if constexpr (kAddsUp<kMode>) {
-    leave_part<T>(problem, work.total(), shared.factor);
-  }
+  if constexpr (kSums<kMode>) store_block_sum<T>(problem, workspace, work.total());
 }
 
-/// The number of targets that are not ignored, as a double: `loss` receives it.
+/// Computes the number of targets that are not ignored, as a double.
 template <class T>
 WEIGHTED_BCE_KERNEL(4)
-count_targets(const WEIGHTED_BCE_PARAMETER Problem problem) {
-  if (guessed_right<T>(problem)) return;
-  const T ignore_index = numbers_of<T>(problem).ignore_index;
+count_targets(const WEIGHTED_BCE_PARAMETER Problem problem,
+              const WEIGHTED_BCE_PARAMETER Workspace workspace) {
+  if (matches_used<T>(problem, workspace)) return;
+  const T ignore_index = constants_of<T>(problem).ignore_index;
   const int64_t step = int64_t{kThreads} * blocks();
-  int64_t kept = 0;
+  int64_t count = 0;
 #pragma unroll 4
   for (int64_t i = int64_t{kThreads} * block() + thread(); i < problem.numel; i += step) {
     const int64_t offset = offset_of(problem, problem.y, i);
     const T y = decoded<T>(load_element(problem.y, offset), problem.y.dtype);
-    kept += !is_mark(y, ignore_index);
+    count += !is_ignored(y, ignore_index);
   }
-  leave_part<double>(problem, static_cast<double>(kept), T(1));
+  store_block_sum<double>(problem, workspace, static_cast<double>(count));
 }
 
-/// Adds up what the blocks of another kernel left. One block.
+/// Computes the same for sparse targets, where ignore_index is 0 or 1.
+template <class T>
+WEIGHTED_BCE_KERNEL(4)
+count_sparse_targets(const WEIGHTED_BCE_PARAMETER Problem problem,
+                     const WEIGHTED_BCE_PARAMETER Workspace workspace) {
+  if (matches_used<T>(problem, workspace)) return;
+  const Csr& csr = problem.csr;
+  const bool counts_positives = constants_of<T>(problem).ignore_index == 0;
+  const int64_t step = int64_t{kThreads} * blocks();
+  int64_t count = 0;
+  for (int64_t row = int64_t{kThreads} * block() + thread(); row < csr.num_rows; row += step) {
+    const int64_t begin = start_of_row(csr, row), end = start_of_row(csr, row + 1);
+    const int64_t first = lower_bound(csr, begin, end, csr.first_label);
+    const int64_t positives =
+        lower_bound(csr, first, end, csr.first_label + csr.num_labels) - first;
+    count += counts_positives ? positives : csr.num_labels - positives;
+  }
+  store_block_sum<double>(problem, workspace, static_cast<double>(count));
+}
+
+/// Adds up what the blocks of another kernel have stored. It is one block.
 template <class Out, class T>
 WEIGHTED_BCE_KERNEL(1)
-finish(const WEIGHTED_BCE_PARAMETER Problem problem, int parts) {
-  if (guessed_right<T>(problem)) return;
-  const T* const factors = static_cast<const T*>(problem.factors);
-  double sum = 0, differ = 0;
-  for (int k = thread(); k < parts; k += kThreads) {
-    sum += problem.sums[k];
-    differ += !(factors[k] == factors[0]);
-  }
-  sum = sum_of_block(sum);
-  barrier();  // before the shared memory is used again
-  differ = sum_of_block(differ);
-  if (thread() != 0) return;
-  // A learned factor that another stream changes meanwhile is no guess of a right gradient.
-  const T nan = from_bits(static_cast<typename Scalar<T>::Bits>(~typename Scalar<T>::Bits{0}));
-  const T found = parts > 0 ? factors[0] : factor_of<T>(problem);
-  write_results<Out>(problem, sum, differ > 0 ? nan : found);
+finish(const WEIGHTED_BCE_PARAMETER Problem problem,
+       const WEIGHTED_BCE_PARAMETER Workspace workspace, int parts) {
+  if (matches_used<T>(problem, workspace)) return;
+  double sum = 0;
+  for (int k = thread(); k < parts; k += kThreads) sum += workspace.sums[k];
+  store_block_sum<Out>(problem, workspace, sum);
 }
 
-/// After the backward pass that follows a guess: the gradient carries the factor now, and the next
-/// forward pass guesses it. A kernel of its own, since each block of that pass compares with the
-/// guess. One thread is enough.
+/// Ends a backward pass with an expected grad_output: problem.out is made with grad_output now, and
+/// the next forward pass expects it. It is a kernel of its own, of one thread, since each block of
+/// that pass compares with `used`.
 template <class T>
 WEIGHTED_BCE_KERNEL(1)
-learn(const WEIGHTED_BCE_PARAMETER Problem problem) {
+remember_grad_output(const WEIGHTED_BCE_PARAMETER Problem problem,
+                     const WEIGHTED_BCE_PARAMETER Workspace workspace) {
   if (thread() != 0) return;
-  const T factor = factor_of<T>(problem);
-  *static_cast<T*>(problem.guessed) = factor;
+  const T grad_output = *static_cast<const T*>(problem.grad_output.data);
+  *static_cast<T*>(workspace.used) = grad_output;
   // 0 has two signs, and needs no gradient in advance.
-  if (factor != 0) *static_cast<T*>(problem.learned) = factor;
+  if (grad_output != 0) *static_cast<T*>(workspace.expected) = grad_output;
+}
+
+/// Tells whether logits, targets and output are contiguous and start where a vector of 16 bytes of
+/// logits may. Wider vectors bring nothing to float64, whose elements fill whole sectors of memory.
+inline bool takes_vectors(const Problem& problem) {
+  const auto aligned = [](const Operand& o, int64_t bytes) {
+    return o.form == Form::kAbsent ||
+           (o.form == Form::kContiguous && reinterpret_cast<uintptr_t>(o.data) % bytes == 0);
+  };
+  const int64_t size = problem.x.element_size, targets = 16 / size * problem.y.element_size;
+  return size < 8 && aligned(problem.x, 16) && aligned(problem.out, 16) &&
+         aligned(problem.y, targets < 16 ? targets : 16);
+}
+
+/// Calls start.run<kernel, sized_by>(elements): `elements` is what a block takes at a time, and
+/// `kernel` gets as many blocks as `sized_by` could have. So the loss alone is summed by as many
+/// blocks as the loss with its gradient, and has the same bits.
+template <template <class> class L, class X, Mode kMode, class Start>
+void choose_kernel(const Problem& problem, bool vectors, const Start& start) {
+  constexpr Mode kSizedBy = kMode == Mode::kLoss ? Mode::kLossAndGrad : kMode;
+  const auto run = [&](auto targets) {
+    constexpr Targets kTargets = decltype(targets)::value;
+    if constexpr (sizeof(X) < 8) {
+      if (vectors) {
+        return start
+            .template run<on_vectors<L, X, kTargets, kMode>, on_vectors<L, X, kTargets, kSizedBy>>(
+                kThreads * 16 / sizeof(X));
+      }
+    }
+    if constexpr (kTargets != Targets::kBytes) {
+      start.template run<on_elements<L, X, kTargets, kMode>, on_elements<L, X, kTargets, kSizedBy>>(
+          kThreads);
+    }
+  };
+  if (problem.csr.crow_indices != nullptr) {
+    run(std::integral_constant<Targets, Targets::kSparse>());
+  } else if (vectors && problem.y.element_size == 1) {
+    run(std::integral_constant<Targets, Targets::kBytes>());
+  } else {
+    run(std::integral_constant<Targets, Targets::kAnySize>());
+  }
 }
 
 }  // namespace weighted_bce::cuda

@@ -1,21 +1,14 @@
-// A few elements at a time, between memory and a thread's arithmetic.
+// Moves a few elements at a time between memory and a thread's arithmetic.
 #pragma once
 
 #include <type_traits>
 
-#include "cuda/parameters.h"
+#include "cuda/launch.h"
 #include "cuda/scalar.h"
 
 namespace weighted_bce::cuda {
 
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-/// The type of arithmetic on logits of type X.
+/// T is the type of arithmetic on logits of type X.
 template <class X>
 struct Arithmetic {
   using T = float;
@@ -25,12 +18,12 @@ struct Arithmetic<double> {
   using T = double;
 };
 
-/// The bits of a run of elements.
+/// Bits holds those of a run of elements.
 template <int kBytes>
 struct Bits {
   uint32_t words[(kBytes + 3) / 4] = {};
 
-  /// Those of element j, of kSize bytes.
+  /// Returns the bits of element j, of kSize bytes.
   template <int kSize>
   WEIGHTED_BCE_DEVICE uint64_t element(int j) const {
     if constexpr (kSize == 8) {
@@ -86,8 +79,8 @@ WEIGHTED_BCE_DEVICE Bits<kLanes * sizeof(X)> narrowed(const T (&values)[kLanes])
   return run;
 }
 
-/// The number that the bits of an element of this dtype stand for. kSize, where it is known, is the
-/// size of the dtype.
+/// Returns the number that the bits of an element of this dtype stand for. kSize, where it is
+/// known, is the size of the dtype.
 template <class T, int kSize = 0>
 WEIGHTED_BCE_DEVICE T decoded(uint64_t bits, Dtype dtype) {
   const auto low = static_cast<uint32_t>(bits);
@@ -112,7 +105,7 @@ WEIGHTED_BCE_DEVICE T decoded(uint64_t bits, Dtype dtype) {
   return static_cast<T>(low);  // unsigned, of 4 bytes at most
 }
 
-/// The bits of the number 1 in this dtype.
+/// Returns the bits of the number 1 in this dtype.
 WEIGHTED_BCE_DEVICE uint64_t bits_of_one(Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat16: return 0x3c00;
@@ -123,11 +116,11 @@ WEIGHTED_BCE_DEVICE uint64_t bits_of_one(Dtype dtype) {
   }
 }
 
-/// An element whose size is known at run time only.
+/// Loads an element whose size is known at run time only.
 WEIGHTED_BCE_DEVICE uint64_t load_element(const Operand& o, int64_t offset) {
-  const char* const at = static_cast<const char*>(o.data) + offset * o.size;
+  const char* const at = static_cast<const char*>(o.data) + offset * o.element_size;
   uint32_t words[2] = {0, 0};
-  switch (o.size) {
+  switch (o.element_size) {
     case 1: load<1, false>(at, words); break;
     case 2: load<2, false>(at, words); break;
     case 4: load<4, false>(at, words); break;
@@ -154,15 +147,16 @@ WEIGHTED_BCE_DEVICE void for_each_coordinate(const Problem& problem, int64_t i, 
   add(0, i);
 }
 
-/// Where element i of the iteration lies, in elements of the operand.
+/// Returns where element i of the iteration lies, in elements of the operand.
 WEIGHTED_BCE_DEVICE int64_t offset_of(const Problem& problem, const Operand& o, int64_t i) {
-  if (o.form == Form::kLinear) return i;
+  if (o.form == Form::kContiguous) return i;
+  if (o.form == Form::kUniform) return 0;
   int64_t offset = 0;
   for_each_coordinate(problem, i, [&](int d, int64_t at) { offset += at * o.strides[d]; });
   return offset;
 }
 
-/// Elements [0, kLanes) at `offset` and every `stride` from there, of S.
+/// Reads elements [0, kLanes) of type S at `offset` and every `stride` from there.
 template <class S, int kLanes, class T>
 WEIGHTED_BCE_DEVICE void read_run(const void* data, int64_t offset, int64_t stride,
                                   T (&values)[kLanes]) {
@@ -182,14 +176,16 @@ WEIGHTED_BCE_DEVICE void read_run(const void* data, int64_t offset, int64_t stri
   }
 }
 
-/// Elements [i, i + kLanes) of a factor, which is of dtype T or X; none lies beyond the end of a
-/// row of the innermost dimension.
+/// Reads elements [i, i + kLanes) of a factor, which is of dtype T or X; none lies beyond the end
+/// of a row of the innermost dimension.
 template <class X, int kLanes, class T>
 WEIGHTED_BCE_DEVICE void read_factors(const Problem& problem, const Operand& o, int64_t i,
                                       T (&values)[kLanes]) {
   const int64_t offset = offset_of(problem, o, i);
-  const int64_t stride = o.form == Form::kLinear ? 1 : o.strides[problem.dims - 1];
-  if (o.size == sizeof(T)) return read_run<T>(o.data, offset, stride, values);
+  int64_t stride = 0;
+  if (o.form == Form::kContiguous) stride = 1;
+  if (o.form == Form::kStrided) stride = o.strides[problem.dims - 1];
+  if (o.element_size == sizeof(T)) return read_run<T>(o.data, offset, stride, values);
   read_run<X>(o.data, offset, stride, values);
 }
 

@@ -3,10 +3,10 @@
 
 namespace weighted_bce::cuda {
 
-extern template void launch_dtype<Half>(Mode, const Problem&, int, void*);
-extern template void launch_dtype<BFloat16>(Mode, const Problem&, int, void*);
-extern template void launch_dtype<float>(Mode, const Problem&, int, void*);
-extern template void launch_dtype<double>(Mode, const Problem&, int, void*);
+extern template void launch_dtype<Half>(Problem, const Workspace&, int, cudaStream_t);
+extern template void launch_dtype<BFloat16>(Problem, const Workspace&, int, cudaStream_t);
+extern template void launch_dtype<float>(Problem, const Workspace&, int, cudaStream_t);
+extern template void launch_dtype<double>(Problem, const Workspace&, int, cudaStream_t);
 
 namespace {
 
@@ -19,32 +19,32 @@ void use(int device) {
 }
 
 template <class T>
-void count(const Problem& problem, int device, cudaStream_t stream) {
-  constexpr int64_t kElements = kThreads * 4;  // for a block at a time
-  const Start start{problem, finish<double, T>, device, stream};
-  if (problem.positives.crow != nullptr) {
-    start.run<count_sparse_targets<T>>(kElements);
+void launch_count(const Problem& problem, const Workspace& workspace, int device,
+                  cudaStream_t stream) {
+  const Start start{problem, workspace, finish<double, T>, device, stream};
+  if (problem.csr.crow_indices != nullptr) {
+    start.run<count_sparse_targets<T>>(kThreads * problem.csr.num_labels);
   } else {
-    start.run<count_targets<T>>(kElements);
+    start.run<count_targets<T>>(kThreads * 4);
   }
 }
 
 }  // namespace
 
-void launch(Mode mode, const Problem& problem, int device, void* stream) {
-  use(device);
-  switch (problem.x.dtype) {
-    case Dtype::kFloat16: return launch_dtype<Half>(mode, problem, device, stream);
-    case Dtype::kBFloat16: return launch_dtype<BFloat16>(mode, problem, device, stream);
-    case Dtype::kFloat64: return launch_dtype<double>(mode, problem, device, stream);
-    default: return launch_dtype<float>(mode, problem, device, stream);
-  }
-}
-
-void launch_count(const Problem& problem, bool wide, int device, void* stream) {
+void launch(const Problem& problem, const Workspace& workspace, int device, void* stream) {
   use(device);
   const auto on = static_cast<cudaStream_t>(stream);
-  wide ? count<double>(problem, device, on) : count<float>(problem, device, on);
+  const bool wide = problem.x.dtype == Dtype::kFloat64;
+  if (problem.mode == Mode::kCount) {
+    const auto count = wide ? launch_count<double> : launch_count<float>;
+    return count(problem, workspace, device, on);
+  }
+  switch (problem.x.dtype) {
+    case Dtype::kFloat16: return launch_dtype<Half>(problem, workspace, device, on);
+    case Dtype::kBFloat16: return launch_dtype<BFloat16>(problem, workspace, device, on);
+    case Dtype::kFloat64: return launch_dtype<double>(problem, workspace, device, on);
+    default: return launch_dtype<float>(problem, workspace, device, on);
+  }
 }
 
 int driver_version() {

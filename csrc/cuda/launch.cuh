@@ -1,5 +1,5 @@
-// How many blocks a kernel gets, and its start. Included by the .cu files, one for each dtype of
-// the logits so that they compile side by side.
+// Says how many blocks a kernel gets, and starts it. The .cu files include this, one for each dtype
+// of the logits so that they compile side by side.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +9,7 @@
 
 #include "cuda/intrinsics.h"
 
-#include "cuda/choice.h"
-#include "cuda/launch.h"
-#include "cuda/pack.h"
+#include "cuda/kernel.h"
 
 namespace weighted_bce::cuda {
 
@@ -20,10 +18,10 @@ inline void check(cudaError_t error) {
   throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
-using Kernel = void (*)(Problem);
-using Finish = void (*)(Problem, int);
+using Kernel = void (*)(Problem, Workspace);
+using Finish = void (*)(Problem, Workspace, int);
 
-/// The blocks that run on a device at the same time; asked for once.
+/// Returns how many blocks run on a device at the same time, which is asked for once.
 template <Kernel kernel>
 int resident_blocks(int device) {
   constexpr int kDevices = 64;
@@ -32,14 +30,15 @@ int resident_blocks(int device) {
   int per_processor = 0, processors = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, 0));
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  const int blocks = std::clamp(per_processor * processors, 1, kMostBlocks);
+  const int blocks = std::clamp(per_processor * processors, 1, kMaxBlocks);
   if (device < kDevices) known[device] = blocks;
   return blocks;
 }
 
-/// Starts a kernel, and where several blocks leave parts of a sum, the one that adds them up.
+/// Starts a kernel, and where several blocks store sums, the one that adds them up.
 struct Start {
   const Problem& problem;
+  const Workspace& workspace;
   Finish finish;  // null: nothing is summed
   int device;
   cudaStream_t stream;
@@ -51,35 +50,46 @@ struct Start {
       const int64_t wanted =
           problem.numel <= kOneBlock ? 1 : (problem.numel + elements - 1) / elements;
       blocks = static_cast<int>(std::min<int64_t>(wanted, resident_blocks<sized_by>(device)));
-      kernel<<<blocks, kThreads, 0, stream>>>(problem);
+      kernel<<<blocks, kThreads, 0, stream>>>(problem, workspace);
       check(cudaGetLastError());
     }
     if (finish != nullptr && blocks != 1) {
-      finish<<<1, kThreads, 0, stream>>>(problem, blocks);
+      finish<<<1, kThreads, 0, stream>>>(problem, workspace, blocks);
       check(cudaGetLastError());
     }
   }
 };
 
-template <class X, Mode kMode>
-void launch_mode(const Problem& problem, int device, cudaStream_t stream) {
-  using T = typename Arithmetic<X>::T;
-  const Finish last = kAddsUp<kMode> ? finish<T, T> : nullptr;
-  choose_kernel<X, kMode>(problem, takes_vectors(problem), Start{problem, last, device, stream});
-  if (kMode == Mode::kGrad && problem.guessed != nullptr) {
-    learn<T><<<1, 1, 0, stream>>>(problem);
-    check(cudaGetLastError());
+template <template <class> class L, class X>
+void launch_loss(const Problem& problem, const Start& start) {
+  const bool vectors = takes_vectors(problem);
+  switch (problem.mode) {
+    case Mode::kLoss: return choose_kernel<L, X, Mode::kLoss>(problem, vectors, start);
+    case Mode::kLossAndGrad:
+      return choose_kernel<L, X, Mode::kLossAndGrad>(problem, vectors, start);
+    case Mode::kGrad: return choose_kernel<L, X, Mode::kGrad>(problem, vectors, start);
+    case Mode::kUnreduced: return choose_kernel<L, X, Mode::kUnreduced>(problem, vectors, start);
+    case Mode::kCount: return;
   }
 }
 
+/// Starts the kernels of all modes but kCount, for logits of type X.
 template <class X>
-void launch_dtype(Mode mode, const Problem& problem, int device, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  switch (mode) {
-    case Mode::kLoss: return launch_mode<X, Mode::kLoss>(problem, device, on);
-    case Mode::kLossAndGrad: return launch_mode<X, Mode::kLossAndGrad>(problem, device, on);
-    case Mode::kGrad: return launch_mode<X, Mode::kGrad>(problem, device, on);
-    case Mode::kUnreduced: return launch_mode<X, Mode::kUnreduced>(problem, device, on);
+void launch_dtype(Problem problem, const Workspace& workspace, int device, cudaStream_t stream) {
+  using T = typename Arithmetic<X>::T;
+  // `expected` may change while the blocks run: so they read a copy. One block makes it itself.
+  if (problem.mode == Mode::kLossAndGrad && (problem.numel == 0 || problem.numel > kOneBlock)) {
+    check(cudaMemcpyAsync(workspace.used, problem.grad_output.data, sizeof(T),
+                          cudaMemcpyDeviceToDevice, stream));
+    problem.grad_output.data = workspace.used;
+  }
+  const bool sums = problem.mode == Mode::kLoss || problem.mode == Mode::kLossAndGrad;
+  const Start start{problem, workspace, sums ? finish<T, T> : nullptr, device, stream};
+  with_loss(problem.loss,
+            [&](auto loss) { launch_loss<decltype(loss)::template Terms, X>(problem, start); });
+  if (workspace.expected != nullptr) {
+    remember_grad_output<T><<<1, 1, 0, stream>>>(problem, workspace);
+    check(cudaGetLastError());
   }
 }
 

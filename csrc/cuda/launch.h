@@ -1,22 +1,35 @@
-// Starts the kernels, from code that knows no CUDA. All throw std::runtime_error with CUDA's words.
+// Starts the kernels, from code that knows no CUDA. All functions throw std::runtime_error with
+// CUDA's words.
 #pragma once
 
-#include "cuda/parameters.h"
+#include "problem.h"
 
 namespace weighted_bce::cuda {
 
-/// Up to here one block does all, and the sums and factors of the blocks are not needed.
+constexpr int kThreads = 256;  // of a block
+constexpr int kMaxBlocks = 4096;
+/// Up to here one block does all, and Workspace::sums is not needed.
 constexpr int64_t kOneBlock = 1024;
 
-/// Computes what the mode says on a stream of the device, with as many blocks as fit at once. Where
-/// there is a sum, its last addition is a kernel of its own.
-void launch(Mode mode, const Problem& problem, int device, void* stream);
+/// A call needs this device memory besides its operands. T is double for float64 logits, and float
+/// for others.
+struct Workspace {
+  const double* count = nullptr;  // the divisor; null: problem.divisor
+  double* sums = nullptr;         // [kMaxBlocks]
+  void* loss = nullptr;           // T; double for Mode::kCount
+  // T. With Mode::kLossAndGrad, `used` receives the grad_output that the gradient is made with.
+  // With Mode::kGrad and `expected`, problem.out is that gradient: it is written again only where
+  // grad_output differs from `used`, and both then become grad_output, but for an expected 0.
+  void* used = nullptr;
+  void* expected = nullptr;
+};
+static_assert(sizeof(Problem) + sizeof(Workspace) <= 4096, "the arguments of a kernel");
 
-/// problem.loss, a double, receives how many targets are not ignored. `wide`: targets are compared
-/// in float64, otherwise in float32.
-void launch_count(const Problem& problem, bool wide, int device, void* stream);
+/// Computes what problem.mode says on a stream of the device, with as many blocks as fit at once.
+/// Where there is a sum, its last addition is a kernel of its own.
+void launch(const Problem& problem, const Workspace& workspace, int device, void* stream);
 
-/// The newest CUDA that the driver serves, as 1000 major + 10 minor; 0 without a driver.
+/// Returns the newest CUDA that the driver serves, as 1000 major + 10 minor; 0 without a driver.
 int driver_version();
 
 }  // namespace weighted_bce::cuda

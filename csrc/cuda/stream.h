@@ -1,4 +1,4 @@
-// The groups of elements that a thread computes, on their way from memory before their turn comes.
+// Groups of elements that a thread computes are on their way from memory before their turn comes.
 //
 // They go to shared memory, where each thread has places of its own. Registers would not do: when a
 // thread needs one load, the compiler has it wait for all that it has started since.
@@ -8,15 +8,13 @@
 
 namespace weighted_bce::cuda {
 
-constexpr int kSparse = -1;  // in place of the bytes of a target
-constexpr int kAhead = 3;    // groups on their way while one is computed
+constexpr int kAhead = 3;  // groups on their way while one is computed
 
-/// It loads 16 bytes of logits at a time, and their targets if kTargetBytes is 1.
-template <class X, int kTargetBytes>
+/// A Stream loads 16 bytes of logits at a time and, with kTargets, their targets of 1 byte.
+template <class X, bool kTargets>
 class Stream {
   static constexpr int kLanes = 16 / sizeof(X);
   static constexpr unsigned kSlots = kAhead + 1;  // the group to be computed, and those ahead
-  static constexpr bool kTargets = kTargetBytes == 1;
 
   const char *x_, *y_ = nullptr;
   const int64_t step_;  // elements
@@ -29,13 +27,13 @@ class Stream {
     Bits<kLanes> targets;
   };
 
-  /// What a block needs.
+  /// A block needs this shared memory.
   struct alignas(16) Shared {
     uint32_t logits[kSlots][kThreads][4];
     uint32_t targets[kSlots][kTargets ? kThreads : 1][kLanes / 4];
   };
 
-  /// The groups at element i of the iteration and every `step` from there.
+  /// Starts with the group at element i of the iteration; others follow at every `step`.
   WEIGHTED_BCE_DEVICE Stream(const Problem& problem, Shared& shared, int64_t i, int64_t step)
       : x_(static_cast<const char*>(problem.x.data) + i * sizeof(X)),
         step_(step),

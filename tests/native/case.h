@@ -3,9 +3,9 @@
 
 #include <memory>
 
-#include "formula.h"
-#include "listed.h"
 #include "operand.h"
+#include "planned.h"
+#include "sparse_labels.h"
 
 namespace native {
 
@@ -14,7 +14,7 @@ const Dtype kFloats[] = {Dtype::kFloat16, Dtype::kBFloat16, Dtype::kFloat32, Dty
 /// What a case may consist of.
 struct Choices {
   std::vector<Layout> layouts, factor_layouts;
-  std::vector<Dtype> factors, upstreams;
+  std::vector<Dtype> factors, grad_outputs;
   int64_t most_elements;
 };
 
@@ -47,10 +47,11 @@ class Case {
   const Shape shape;
   const bool plain;  // dense and aligned
   Tensor x, y;
-  std::unique_ptr<Listed> listed;  // the targets once more, where the problem takes them so
-  std::unique_ptr<Tensor> w, p, upstream;
-  Problem problem;  // without the upstream gradient
-  std::vector<Expected> losses, slopes, grads;
+  std::unique_ptr<SparseLabels> labels;  // the targets once more, where they are sparse
+  std::unique_ptr<Tensor> w, p, grad_output;
+  Numbers numbers;
+  Problem problem;                              // the operands, without grad_output
+  std::vector<Expected> losses, slopes, grads;  // slopes are without grad_output
   Expected sum;
   double count = 0;
 
@@ -66,9 +67,7 @@ class Case {
     problem.dims = static_cast<int>(shape.size());
     problem.numel = 1;
     for (int d = 0; d < problem.dims; ++d) problem.numel *= problem.sizes[d] = shape[d];
-    if (draw(4) == 0) problem.label_smoothing = 0.125;
-    problem.pos_weight = 0.5 * static_cast<double>(draw(9));
-    problem.scale = draw(2) ? 1 : -2.5;
+    draw_numbers();
     draw_logits();
     if (index_size) {
       draw_labels(index_size);
@@ -77,9 +76,9 @@ class Case {
     }
     if (draw(4) == 0) w = draw_factor(draw_of(choices.factors), choices, 0, 1.5);
     if (draw(3) == 0) p = draw_factor(draw_of(choices.factors), choices, 0, 4);
-    if (draw(2) == 0) upstream = draw_factor(draw_of(choices.upstreams), choices, -2, 2);
+    if (draw(2) == 0) grad_output = draw_factor(draw_of(choices.grad_outputs), choices, -2, 2);
     problem.x = x.operand;
-    if (!listed) problem.y = y.operand;
+    if (!labels) problem.y = y.operand;
     if (w) problem.w = w->operand;
     if (p) problem.p = p->operand;
     long double value = 0, terms = 0;  // in double, the errors of long sums would be seen
@@ -116,17 +115,31 @@ class Case {
   void describe(const char* of) const {
     std::printf("%s, shape", of);
     for (const int64_t n : shape) std::printf(" %lld", (long long)n);
-    std::printf(", pos_weight %g, label_smoothing %g, scale %g, ignores %d: %g\n",
-                problem.pos_weight, problem.label_smoothing, problem.scale, problem.ignores,
-                problem.ignore_index);
+    std::printf(", loss %d of %g and %g, pos_weight %g, weight %g, label_smoothing %g, ",
+                static_cast<int>(numbers.loss), numbers.parameters[0], numbers.parameters[1],
+                numbers.pos_weight, numbers.weight, numbers.label_smoothing);
+    std::printf("ignores %d: %g\n", numbers.ignores, numbers.ignore_index);
     x.describe("logits");
-    listed ? listed->describe() : y.describe("targets");
+    if (labels) labels->describe();
+    if (!labels) y.describe("targets");
     if (w) w->describe("weight");
     if (p) p->describe("pos_weight");
-    if (upstream) upstream->describe("upstream");
+    if (grad_output) grad_output->describe("grad_output");
   }
 
  private:
+  void draw_numbers() {
+    if (draw(2)) {
+      const double gammas[] = {0, 0.5, 1, 2, 2.7, 4}, alphas[] = {-1, 0, 0.25, 1};
+      numbers.loss = Loss::kFocal;
+      numbers.parameters[0] = gammas[draw(6)];
+      numbers.parameters[1] = alphas[draw(4)];
+    }
+    if (draw(4) == 0) numbers.label_smoothing = 0.125;
+    if (draw(8) == 0) numbers.weight = 0.75;
+    numbers.pos_weight = 0.5 * static_cast<double>(draw(9));
+  }
+
   void draw_logits() {
     const double wild[] = {HUGE_VAL, -HUGE_VAL, std::nan(""), 5e3, -5e3, 1e30, -1e30, 103.5, -0.0};
     const bool has_wild = draw(4) == 0;
@@ -151,23 +164,23 @@ class Case {
       const double value = draw(rarity) ? 0 : positive;
       y.set(i, marked && draw(5) == 0 ? marks[kind] : value);
     }
-    problem.ignores = kind < 3;
-    if (problem.ignores) problem.ignore_index = y.as_held(marks[kind]);
+    numbers.ignores = kind < 3;
+    if (numbers.ignores) numbers.ignore_index = y.as_held(marks[kind]);
   }
 
   /// Rows with few positives, with none, and with nothing else.
   void draw_labels(int index_size) {
-    const int64_t rows = shape[0], labels = shape[1], rarity = draw(3) ? 50 : 2;
+    const int64_t rows = shape[0], columns = shape[1], rarity = draw(3) ? 50 : 2;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t kind = draw(4);
-      for (int64_t i = row * labels; i < (row + 1) * labels; ++i) {
+      for (int64_t i = row * columns; i < (row + 1) * columns; ++i) {
         y.set(i, kind == 0 ? 0 : kind == 1 ? draw(8) > 0 || rarity > 2 : draw(rarity) == 0);
       }
     }
-    problem.ignores = draw(4) == 0;
-    if (problem.ignores) problem.ignore_index = static_cast<double>(draw(2));
-    listed = Listed::of(y, rows, labels, index_size);
-    problem.positives = listed->positives;
+    numbers.ignores = draw(4) == 0;
+    if (numbers.ignores) numbers.ignore_index = static_cast<double>(draw(2));
+    labels = SparseLabels::of(y, rows, columns, index_size);
+    problem.csr = labels->csr;
   }
 
   std::unique_ptr<Tensor> draw_factor(Dtype dtype, const Choices& choices, double low,
@@ -181,13 +194,13 @@ class Case {
   }
 
   void expect(int64_t i) {
-    const double weight = w ? w->get(i) : 1, positive = p ? p->get(i) : problem.pos_weight;
-    auto [loss, slope] = formula(problem, x.get(i), y.get(i), weight, positive);
-    slope = scaled(slope, problem.scale);
+    const double weight = w ? w->get(i) : numbers.weight;
+    const double pos_weight = p ? p->get(i) : numbers.pos_weight;
+    const auto [loss, slope] = formula(numbers, x.get(i), y.get(i), weight, pos_weight);
     losses.push_back(loss);
     slopes.push_back(slope);
-    grads.push_back(scaled(slope, upstream ? upstream->get(i) : 1));
-    count += counts(problem, y.get(i));
+    grads.push_back(scaled(slope, grad_output ? grad_output->get(i) : 1));
+    count += counts(numbers, y.get(i));
   }
 };
 

@@ -16,11 +16,11 @@ bool same(T a, T b) {
 template <class T>
 struct Left {
   std::vector<uint64_t> out;  // the bits of each element
-  T loss, used, learned, guessed;
+  T loss, used, expected;
 
   bool is_that_of(const Left& other) const {
     return out == other.out && same(loss, other.loss) && same(used, other.used) &&
-           same(learned, other.learned) && same(guessed, other.guessed);
+           same(expected, other.expected);
   }
 };
 
@@ -32,8 +32,7 @@ class CudaCase {
   const Case& of_;
   const int blocks_;
   const bool collapses_;
-  const double weight_;
-  T factor_;
+  T grad_output_;
   double divisor_;
   const double* count_ = nullptr;
   bool vectors_ = false;
@@ -44,8 +43,7 @@ class CudaCase {
       : of_(of),
         blocks_(draw_of<int>({1, 2, 3, 5})),
         collapses_(draw(4) > 0),
-        weight_(of.w || draw(8) ? 1 : 0.75),
-        factor_(static_cast<T>(of.problem.scale * (draw(2) ? 1 : 1024))),
+        grad_output_(static_cast<T>((draw(2) ? 1 : -2.5) * (draw(2) ? 1 : 1024))),
         divisor_(draw(2) ? static_cast<double>(of.problem.numel) : 1.5) {
     approximate_error = static_cast<Error>(draw(4));
     last_words = [this] { describe(); };
@@ -63,9 +61,9 @@ class CudaCase {
 
  private:
   void describe() const {
-    std::printf("%s, %d blocks, weight %g, factor %g, divisor %g, errors %d\n",
-                vectors_ ? "on_vectors" : "on_elements", blocks_, weight_,
-                static_cast<double>(factor_), divisor(), static_cast<int>(approximate_error));
+    std::printf("%s, %d blocks, grad_output %g, divisor %g, errors %d\n",
+                vectors_ ? "on_vectors" : "on_elements", blocks_, static_cast<double>(grad_output_),
+                divisor(), static_cast<int>(approximate_error));
     of_.describe(kNames[static_cast<int>(of_.dtype())]);
   }
 
@@ -76,30 +74,30 @@ class CudaCase {
 
   bool passes_kernel() {
     Tensor out = make_out();
-    Problem plan = planned(out, false);
+    const Problem plan = with_out(out);
     if (!takes(plan)) return true;
-    const double share = divisor() == 0 ? 0 : weight_ / divisor();
+    const double share = divisor() == 0 ? 0 : 1 / divisor();
     const auto loss = run(Mode::kLoss, plan, nullptr);
     const auto both = run(Mode::kLossAndGrad, plan, &out);
-    bool passed = of_.sum_is("loss", loss.loss, scaled(of_.sum, share)) &&
-                  of_.elements_are("loss_and_grad", out, of_.slopes, by_factor(share)) &&
-                  is(same(loss.loss, both.loss), "the loss depends on the gradient") &&
-                  is(loss.used == kNever && both.used == factor_, "not the factor that was used");
+    bool passed =
+        of_.sum_is("loss", loss.loss, scaled(of_.sum, share)) &&
+        of_.elements_are("loss_and_grad", out, of_.slopes, share * grad_output()) &&
+        is(same(loss.loss, both.loss), "the loss depends on the gradient") &&
+        is(loss.used == kNever && both.used == grad_output_, "not the grad_output that was used");
     passed = passed && agrees(both.out);
     const auto grad = run(Mode::kGrad, plan, &out);
     passed = passed && is(grad.out == both.out, "grad is not that of loss_and_grad") &&
              is(grad.loss == kNever && grad.used == kNever, "grad writes results") &&
-             guesses(plan, out, grad.out) && notices_changes(plan, out) && counts_none(plan, out);
+             updates(plan, out, grad.out) && ignores_changes(plan, out, both) &&
+             counts_none(plan, out);
     run(Mode::kUnreduced, plan, &out);
-    passed = passed && of_.elements_are("unreduced", out, of_.losses, weight_) &&
+    passed = passed && of_.elements_are("unreduced", out, of_.losses) &&
              is(out.surroundings_untouched(plan.numel), "wrote where no element lies");
-    return passed && in_place(both) && with_upstream(share);
+    return passed && in_place(both) && with_own_grad_output(share);
   }
 
   double divisor() const { return count_ ? *count_ : divisor_; }
-  double by_factor(double share) const {
-    return share * static_cast<double>(factor_) / of_.problem.scale;
-  }
+  double grad_output() const { return static_cast<double>(grad_output_); }
 
   Tensor make_out() const {
     const bool dense = of_.plain || draw(2);
@@ -107,44 +105,51 @@ class CudaCase {
                   of_.plain ? 0 : draw_shift());
   }
 
-  Problem planned(const Tensor& out, bool with_upstream) const {
+  Problem with_out(const Tensor& out) const {
     Problem plan = of_.problem;
     plan.out = out.operand;
-    if (with_upstream) plan.upstream = of_.upstream->operand;
     if (collapses_) collapse(plan);
     return plan;
   }
   bool takes(const Problem& plan) const {
-    return !vectors_ || cuda::takes_vectors(cuda::packed(plan));
+    return !vectors_ || cuda::takes_vectors(planned(plan, Mode::kGrad, of_.numbers));
   }
 
   /// Runs twice, with threads in different orders.
   Left<T> run(Mode mode, const Problem& plan, Tensor* out, const Tensor* logits = nullptr,
-              const T* guessed = nullptr) const {
+              const T* used = nullptr) const {
     const int64_t first = draw(4), second = (first + 1 + draw(3)) % 4;
-    const auto one = run_once(mode, plan, out, logits, guessed, static_cast<Order>(first));
-    const auto two = run_once(mode, plan, out, logits, guessed, static_cast<Order>(second));
+    const auto one = run_once(mode, plan, out, logits, used, static_cast<Order>(first));
+    const auto two = run_once(mode, plan, out, logits, used, static_cast<Order>(second));
     if (!one.is_that_of(two)) die("other bits in another order of the threads");
     return two;
   }
-  Left<T> run_once(Mode mode, const Problem& plan, Tensor* out, const Tensor* logits,
-                   const T* guessed, Order order,
-                   const std::function<void()>& between = nullptr) const {
+  /// `used`: what the gradient in `out` was made with.
+  Left<T> run_once(Mode mode, const Problem& plan, Tensor* out, const Tensor* logits, const T* used,
+                   Order order, const std::function<void()>& between = nullptr) const {
     if (out) refill(*out, logits);
-    Left<T> left{{}, kNever, kNever, kNever, guessed ? *guessed : kNever};
+    Left<T> left{{}, kNever, used ? *used : kNever, kNever};
     std::vector<double> sums(blocks_, std::nan(""));
-    std::vector<T> factors(blocks_, kNever);
-    cuda::Problem problem = cuda::packed(plan);
-    problem.narrow.weight = static_cast<float>(problem.wide.weight = weight_);
+    cuda::Workspace workspace;
+    workspace.count = count_;
+    workspace.sums = sums.data();
+    workspace.loss = &left.loss;
+    if (used || mode == Mode::kLossAndGrad) workspace.used = &left.used;
+    if (used) workspace.expected = &left.expected;
+    char narrow[8];
+    encode(dtype_of<X>(), grad_output(), narrow);
+    Problem problem = plan;
+    if (problem.grad_output.data == nullptr &&
+        (mode == Mode::kGrad || mode == Mode::kLossAndGrad)) {
+      problem.grad_output = uniform(&grad_output_, dtype_of<T>(), sizeof(T));
+      if (mode == Mode::kGrad && !used) {
+        if (draw(2)) problem.grad_output = uniform(narrow, dtype_of<X>(), sizeof(X));
+        if (grad_output_ == 1) problem.grad_output = {};
+      }
+    }
+    problem = planned(problem, mode, of_.numbers);
     problem.divisor = divisor_;
-    problem.count = count_;
-    problem.factor = factor_ == 1 && guessed == nullptr && !between ? nullptr : &factor_;
-    if (guessed) problem.guessed = &left.guessed, problem.learned = &left.learned;
-    problem.sums = sums.data();
-    problem.factors = factors.data();
-    problem.loss = &left.loss;
-    if (mode == Mode::kLossAndGrad) problem.used = &left.used;
-    start<X>(mode, problem, vectors_, {blocks_, order, between});
+    start<X>(problem, workspace, vectors_, {blocks_, order, between});
     if (out) {
       for (int64_t i = 0; i < plan.numel; ++i) left.out.push_back(out->bits(i));
     }
@@ -170,63 +175,63 @@ class CudaCase {
 
   /// From here on the divisor is the count, where targets may be ignored.
   bool counts() {
-    if (!of_.problem.ignores) return true;
+    if (!of_.numbers.ignores) return true;
     Problem plan = of_.problem;
     if (collapses_) collapse(plan);
     const double first = counted(plan, nullptr), again = counted(plan, nullptr);
-    T right = factor_, wrong = factor_ + 1;
+    T right = grad_output_, wrong = grad_output_ + 1;
     if (draw(2)) count_ = &of_.count;
     return is(first == of_.count && again == first, "a wrong count") &&
-           is(counted(plan, &right) == kNever, "counts after a right guess") &&
-           is(counted(plan, &wrong) == first, "no count after a wrong guess");
+           is(counted(plan, &right) == kNever, "counts where grad_output is the one used") &&
+           is(counted(plan, &wrong) == first, "no count where grad_output is another one");
   }
-  double counted(const Problem& plan, T* guessed) const {
+  double counted(const Problem& plan, T* used) const {
     std::vector<double> sums(blocks_, std::nan(""));
-    std::vector<T> factors(blocks_, kNever);
     double count = kNever;
-    cuda::Problem problem = cuda::packed(plan);
-    problem.factor = &factor_;
-    problem.guessed = guessed;
-    problem.sums = sums.data();
-    problem.factors = factors.data();
-    problem.loss = &count;
-    start_count<T>(problem, {blocks_, static_cast<Order>(draw(4))});
+    T expected = kNever;
+    Problem problem = planned(plan, Mode::kCount, of_.numbers);
+    problem.grad_output = uniform(&grad_output_, dtype_of<T>(), sizeof(T));
+    cuda::Workspace workspace;
+    workspace.sums = sums.data();
+    workspace.loss = &count;
+    workspace.used = used ? used : &expected;
+    workspace.expected = used ? &expected : nullptr;
+    start_count<T>(problem, workspace, {blocks_, static_cast<Order>(draw(4))});
     return count;
   }
 
-  /// A gradient that has been guessed is left as it is, any other is written again; either way the
-  /// factor is learned, unless it is 0.
-  bool guesses(const Problem& plan, Tensor& out, const std::vector<uint64_t>& wanted) {
+  /// A gradient that was made with this grad_output is left as it is, any other is written again;
+  /// either way that grad_output is expected next, unless it is 0.
+  bool updates(const Problem& plan, Tensor& out, const std::vector<uint64_t>& wanted) {
     uint64_t untouched = 0;
     std::memset(&untouched, 0x5a, sizeof(X));
-    T guess = factor_;
-    const auto right = run(Mode::kGrad, plan, &out, nullptr, &guess);
-    guess = draw(2) ? static_cast<T>(std::nan("")) : 2 * factor_;
-    const auto wrong = run(Mode::kGrad, plan, &out, nullptr, &guess);
-    const T factor = factor_;
-    factor_ = 0;
-    const auto zero = run(Mode::kGrad, plan, &out, nullptr, &guess);
+    T used = grad_output_;
+    const auto right = run(Mode::kGrad, plan, &out, nullptr, &used);
+    used = draw(2) ? static_cast<T>(std::nan("")) : 2 * grad_output_;
+    const auto wrong = run(Mode::kGrad, plan, &out, nullptr, &used);
+    const T other = grad_output_;
+    grad_output_ = 0;
+    const auto zero = run(Mode::kGrad, plan, &out, nullptr, &used);
     const bool vanishes = of_.elements_are("grad times 0", out, of_.slopes, 0);
-    factor_ = factor;
+    grad_output_ = other;
     return vanishes &&
            is(std::count(right.out.begin(), right.out.end(), untouched) == plan.numel,
-              "a right guess is overwritten") &&
-           is(wrong.out == wanted, "a wrong guess is not made good") &&
-           is(right.learned == factor_ && wrong.learned == factor_, "no factor is learned") &&
-           is(zero.learned == kNever, "0 is learned") &&
-           is(right.guessed == factor_ && wrong.guessed == factor_ && zero.guessed == 0,
-              "the gradient carries another factor");
+              "a right gradient is overwritten") &&
+           is(wrong.out == wanted, "a wrong gradient is not made good") &&
+           is(right.expected == other && wrong.expected == other, "grad_output is not expected") &&
+           is(zero.expected == kNever, "0 is expected") &&
+           is(right.used == other && wrong.used == other && zero.used == 0,
+              "the gradient was made with another grad_output");
   }
 
-  /// A factor that changes while the blocks run is not the one that all have used.
-  bool notices_changes(const Problem& plan, Tensor& out) {
-    if (blocks_ == 1) return true;
-    const T factor = factor_;
-    const auto change = [&] { factor_ = 2 * factor; };
+  /// A value that is expected may change while the blocks run: they all use the first one.
+  bool ignores_changes(const Problem& plan, Tensor& out, const Left<T>& wanted) {
+    const T first = grad_output_;
+    const auto change = [&] { grad_output_ = 2 * first; };
     const auto left =
         run_once(Mode::kLossAndGrad, plan, &out, nullptr, nullptr, Order::kForward, change);
-    factor_ = factor;
-    return is(std::isnan(left.used), "blocks with different factors");
+    grad_output_ = first;
+    return is(left.out == wanted.out && left.used == first, "blocks with another grad_output");
   }
 
   /// Nothing that counts gives 0 instead of 0 / 0.
@@ -243,7 +248,8 @@ class CudaCase {
   bool in_place(const Left<T>& wanted) const {
     Tensor both = make_out();
     Problem plan = of_.problem;
-    plan.x = plan.out = both.operand;
+    plan.x = both.operand;
+    plan.out = both.operand;
     if (collapses_) collapse(plan);
     if (!takes(plan)) return true;
     const auto grad = run(Mode::kGrad, plan, &both, &of_.x);
@@ -253,13 +259,16 @@ class CudaCase {
            is(both.surroundings_untouched(plan.numel), "wrote where no element lies");
   }
 
-  bool with_upstream(double share) const {
-    if (!of_.upstream) return true;
+  bool with_own_grad_output(double share) const {
+    if (!of_.grad_output) return true;
     Tensor out = make_out();
-    const Problem plan = planned(out, true);
+    Problem plan = of_.problem;
+    plan.out = out.operand;
+    plan.grad_output = of_.grad_output->operand;
+    if (collapses_) collapse(plan);
     if (!takes(plan)) return true;
     run(Mode::kGrad, plan, &out);
-    return of_.elements_are("grad with upstream", out, of_.grads, by_factor(share)) &&
+    return of_.elements_are("grad with its own grad_output", out, of_.grads, share) &&
            is(out.surroundings_untouched(plan.numel), "wrote where no element lies");
   }
 };

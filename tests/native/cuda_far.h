@@ -5,8 +5,7 @@
 #include <sys/mman.h>
 
 #include "cuda_run.h"
-#include "formula.h"
-#include "listed.h"
+#include "sparse_labels.h"
 
 namespace native {
 
@@ -40,7 +39,7 @@ class Far {
   const Pages<uint8_t> y_{kElements};
   const Pages<T> p_{kLabels}, w_{kRows};
 
-  weighted_bce::Problem plan_;
+  Problem plan_;
   bool vectors_, sparse_;
   int64_t padding_, per_block_, tiles_;
   int blocks_;
@@ -60,12 +59,13 @@ class Far {
   }
 
  private:
-  static weighted_bce::Operand operand(const void* data, Dtype dtype, int64_t of_row,
-                                       int64_t of_label) {
-    weighted_bce::Operand o;
-    o.data = data, o.dtype = dtype, o.element_size = kBytesOf[static_cast<int>(dtype)];
-    o.strides[0] = of_row, o.strides[1] = of_label;
-    o.linear = of_row == kLabels && of_label == 1;
+  static Operand operand(const void* data, Dtype dtype, int64_t of_row, int64_t of_label) {
+    Operand o;
+    o.data = data;
+    o.dtype = dtype;
+    o.element_size = kBytesOf[static_cast<int>(dtype)];
+    o.strides[0] = of_row;
+    o.strides[1] = of_label;
     return o;
   }
 
@@ -73,12 +73,17 @@ class Far {
   /// between.
   bool passes(bool vectors, bool has_weight, int64_t padding, int index_size) {
     const Dtype of_factors = sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
-    vectors_ = vectors, padding_ = padding, sparse_ = index_size > 0;
+    vectors_ = vectors;
+    padding_ = padding;
+    sparse_ = index_size > 0;
     per_block_ = 256 * (vectors ? 16 / static_cast<int64_t>(sizeof(X)) : 1);
     tiles_ = (kElements + per_block_ - 1) / per_block_;
     blocks_ = static_cast<int>(tiles_ / 2 + 1);
     plan_ = {};
-    plan_.dims = 2, plan_.numel = kElements, plan_.sizes[0] = kRows, plan_.sizes[1] = kLabels;
+    plan_.dims = 2;
+    plan_.numel = kElements;
+    plan_.sizes[0] = kRows;
+    plan_.sizes[1] = kLabels;
     plan_.x = operand(x_.data(), dtype_of<X>(), kLabels + padding, 1);
     if (!sparse_) plan_.y = operand(y_.data(), Dtype::kBool, kLabels, 1);
     plan_.p = operand(p_.data(), of_factors, 0, 1);
@@ -86,7 +91,6 @@ class Far {
     plan_.out = operand(out_.data(), dtype_of<X>(), kLabels, 1);
 
     const Pages<double> sums(blocks_);
-    const Pages<T> factors(blocks_);
     const Grid grid{
         blocks_,
         Order::kForward,
@@ -100,23 +104,26 @@ class Far {
         std::memset(out_.data() + i, 0xff, sizeof(X));
       });
     }
-    std::unique_ptr<Listed> listed;
+    std::unique_ptr<SparseLabels> labels;
     if (sparse_) {
-      listed = list(grid, index_size);
-      plan_.positives = listed->positives;
+      labels = list(grid, index_size);
+      plan_.csr = labels->csr;
     }
-    cuda::Problem problem = cuda::packed(plan_);
+    T one = 1, used = 0;
+    plan_.grad_output = uniform(&one, of_factors, sizeof(T));
+    const Problem problem = planned(plan_, Mode::kLossAndGrad, {});
     if (vectors && !cuda::takes_vectors(problem)) die("mapped memory is not aligned");
-    problem.sums = sums.data();
-    problem.factors = factors.data();
-    start<X>(Mode::kLossAndGrad, problem, vectors, grid);
+    cuda::Workspace workspace;
+    workspace.sums = sums.data();
+    workspace.used = &used;
+    start<X>(problem, workspace, vectors, grid);
     bool passed = true;
     for (const int block : grid.only) passed = passed && wrote(block, sums[block]);
-    return passed && counts(grid, problem);
+    return passed && counts(grid, workspace);
   }
 
   /// The positives of the blocks that run.
-  std::unique_ptr<Listed> list(const Grid& grid, int index_size) const {
+  std::unique_ptr<SparseLabels> list(const Grid& grid, int index_size) const {
     std::vector<int64_t> elements, crow, col;
     for (const int block : grid.only) {
       each_of(block, [&](int64_t i) {
@@ -129,7 +136,7 @@ class Far {
       col.push_back(i % kLabels);
     }
     crow.resize(kRows + 1, static_cast<int64_t>(col.size()));
-    return std::make_unique<Listed>(index_size, kLabels, 0, crow, col);
+    return std::make_unique<SparseLabels>(index_size, kLabels, 0, crow, col);
   }
 
   template <class Do>
@@ -151,7 +158,7 @@ class Far {
       const int64_t row = i / kLabels, label = i % kLabels;
       const double x =
           decode(dtype_of<X>(), reinterpret_cast<const char*>(x_.data() + i + row * padding_));
-      const auto [loss, slope] = formula(plan_, x, y_[i], plan_.w.data ? w_[row] : 1, p_[label]);
+      const auto [loss, slope] = formula({}, x, y_[i], plan_.w.data ? w_[row] : 1, p_[label]);
       const double grad = decode(dtype_of<X>(), reinterpret_cast<const char*>(out_.data() + i));
       if (error_of(grad, slope, dtype_of<X>(), sizeof(X) == 8) > 1) wrong = i;
       sum = {sum.value + loss.value, sum.size + loss.size};
@@ -162,20 +169,37 @@ class Far {
     return false;
   }
 
-  /// As many targets as differ from 1.
-  bool counts(const Grid& grid, cuda::Problem problem) {
+  /// As many targets as differ from 1; with sparse labels of a row for each thread.
+  bool counts(const Grid& grid, const cuda::Workspace& workspace) {
     if (vectors_) return true;
-    problem.ignores = true, problem.narrow.ignore_index = problem.wide.ignore_index = 1;
-    start_count<T>(problem, grid);
+    Numbers numbers;
+    numbers.ignores = true;
+    numbers.ignore_index = 1;
+    start_count<T>(planned(plan_, Mode::kCount, numbers), workspace, grid);
     for (const int block : grid.only) {
       double wanted = 0;
-      each_of(block, [&](int64_t i) { wanted += y_[i] != 1; });
-      if (problem.sums[block] != wanted) {
-        std::printf("block %d counts %g, expected %g\n", block, problem.sums[block], wanted);
+      if (sparse_) {
+        wanted = without_positives(grid, int64_t{256} * block);
+      } else {
+        each_of(block, [&](int64_t i) { wanted += y_[i] != 1; });
+      }
+      if (workspace.sums[block] != wanted) {
+        std::printf("block %d counts %g, expected %g\n", block, workspace.sums[block], wanted);
         return false;
       }
     }
     return true;
+  }
+
+  /// The targets of 256 rows that are 0.
+  double without_positives(const Grid& grid, int64_t first) const {
+    const int64_t end = std::min(first + 256, kRows);
+    double count = end > first ? static_cast<double>((end - first) * kLabels) : 0;
+    for (const int block : grid.only) {
+      each_of(block,
+              [&](int64_t i) { count -= y_[i] && i / kLabels >= first && i / kLabels < end; });
+    }
+    return count;
   }
 };
 

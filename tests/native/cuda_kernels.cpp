@@ -14,7 +14,7 @@ const int64_t kSizes[] = {1,  2,  3,   4,   5,   7,    8,    9,    15,
                           17, 33, 255, 256, 257, 1023, 1025, 2049, 4099};
 
 // With sparse labels: around the tiles too, which hold 1024, 2048 or 4096 targets here.
-const int64_t kSparseSizes[] = {1, 5, 17, 255, 1023, 1024, 1024, 2048, 4099, 6145};
+const int64_t kSparseSizes[] = {1, 5, 7, 13, 29, 17, 255, 1023, 1024, 1024, 2048, 4099, 6145};
 
 Choices choices() {
   const bool wide = sizeof(X) == 8;
@@ -30,16 +30,14 @@ Choices choices() {
 /// Where no block has anything to do.
 bool sums_nothing() {
   using T = cuda::Arithmetic<X>::T;
-  T loss = 1, used = 1, factor = 3;
-  cuda::Problem problem{};
+  T loss = 1;
+  Problem problem;
   problem.divisor = 4;
-  problem.loss = &loss;
-  problem.used = &used;
-  problem.factor = &factor;
-  Grid{1, Order::kForward}.run([&] { cuda::finish<T, T>(problem, 0); });
-  const bool passed = loss == 0 && used == 3;
-  if (!passed) std::printf("no elements: loss %g\n", static_cast<double>(loss));
-  return passed;
+  cuda::Workspace workspace;
+  workspace.loss = &loss;
+  Grid{1, Order::kForward}.run([&] { cuda::finish<T, T>(problem, workspace, 0); });
+  if (loss != 0) std::printf("no elements: loss %g\n", static_cast<double>(loss));
+  return loss == 0;
 }
 
 /// More elements than the product of a thread may hold, or more blocks than `finish` has threads.
@@ -53,21 +51,22 @@ bool sums_many(int64_t per_thread, int blocks) {
     y.set(i, i % 8 > 2);
   }
   std::vector<double> sums(blocks);
-  std::vector<T> factors(blocks);
-  T loss = 0, used = 0;
-  Problem plan;
-  plan.dims = 1, plan.numel = plan.sizes[0] = count;
-  plan.x = x.operand, plan.y = y.operand;
-  cuda::Problem problem = cuda::packed(plan);
-  problem.sums = sums.data();
-  problem.factors = factors.data();
-  problem.loss = &loss;
-  problem.used = &used;
+  T loss = 0;
+  Problem problem;
+  problem.dims = 1;
+  problem.numel = count;
+  problem.sizes[0] = count;
+  problem.x = x.operand;
+  problem.y = y.operand;
+  problem = planned(problem, Mode::kLoss, {});
+  cuda::Workspace workspace;
+  workspace.sums = sums.data();
+  workspace.loss = &loss;
   bool passed = true;
   for (const bool vectors : {false, cuda::takes_vectors(problem)}) {
-    start<X>(Mode::kLoss, problem, vectors, {blocks, Order::kBackward});
+    start<X>(problem, workspace, vectors, {blocks, Order::kBackward});
     const double wanted = static_cast<double>(count) * std::log(2.0);
-    passed = passed && used == 1 && error_of(loss, {wanted, wanted}, dtype_of<T>(), false) <= 1;
+    passed = passed && error_of(loss, {wanted, wanted}, dtype_of<T>(), false) <= 1;
   }
   if (!passed) std::printf("%lld elements: loss %g\n", (long long)count, static_cast<double>(loss));
   return passed;
@@ -76,32 +75,39 @@ bool sums_many(int64_t per_thread, int blocks) {
 /// Sparse labels that mean nothing: no other memory is touched, and all blocks come to an end.
 bool survives(int index_size) {
   using T = cuda::Arithmetic<X>::T;
-  const int64_t rows = 1 + draw(4) * draw(300), labels = 1 + draw(12000 / rows);
+  const int64_t rows = 1 + draw(4) * draw(300), columns = 1 + draw(12000 / rows);
   const int blocks = static_cast<int>(1 + draw(3));
-  const auto listed = Listed::malformed(rows, labels, index_size);
-  const Tensor x({rows, labels}, dtype_of<X>(), Layout::kDense, 0);
-  Tensor out({rows, labels}, dtype_of<X>(), Layout::kDense, 0);
+  const auto labels = SparseLabels::malformed(rows, columns, index_size);
+  const Tensor x({rows, columns}, dtype_of<X>(), Layout::kDense, 0);
+  Tensor out({rows, columns}, dtype_of<X>(), Layout::kDense, 0);
   std::vector<double> sums(blocks);
-  std::vector<T> factors(blocks);
-  T loss = 0;
+  T loss = 0, used = 0, grad_output = 1;
   double count = 0;
   Problem plan;
-  plan.dims = 2, plan.numel = rows * labels, plan.sizes[0] = rows, plan.sizes[1] = labels;
-  plan.x = x.operand, plan.out = out.operand, plan.positives = listed->positives;
+  plan.dims = 2;
+  plan.numel = rows * columns;
+  plan.sizes[0] = rows;
+  plan.sizes[1] = columns;
+  plan.x = x.operand;
+  plan.out = out.operand;
+  plan.csr = labels->csr;
+  plan.grad_output = uniform(&grad_output, dtype_of<T>(), sizeof(T));
   for (int64_t i = 0; i < plan.numel; ++i) encode(dtype_of<X>(), 0, x.at(i));
-  cuda::Problem problem = cuda::packed(plan);
-  problem.sums = sums.data();
-  problem.factors = factors.data();
-  last_words = [&] { listed->describe(); };
+  cuda::Workspace workspace;
+  workspace.sums = sums.data();
+  workspace.used = &used;
+  last_words = [&] { labels->describe(); };
+  const Problem problem = planned(plan, Mode::kLossAndGrad, {});
   for (const bool vectors : {false, cuda::takes_vectors(problem)}) {
-    problem.loss = &loss;
-    start<X>(Mode::kLossAndGrad, problem, vectors, {blocks, static_cast<Order>(draw(4))});
+    workspace.loss = &loss;
+    start<X>(problem, workspace, vectors, {blocks, static_cast<Order>(draw(4))});
   }
-  problem.loss = &count;
-  start_count<T>(problem, {blocks, Order::kForward});
-  const bool passed = out.surroundings_untouched(plan.numel);
-  if (!passed) std::printf("wrote where no element lies\n"), listed->describe();
-  return passed;
+  workspace.loss = &count;
+  start_count<T>(planned(plan, Mode::kCount, {}), workspace, {blocks, Order::kForward});
+  if (out.surroundings_untouched(plan.numel)) return true;
+  std::printf("wrote where no element lies\n");
+  labels->describe();
+  return false;
 }
 
 }  // namespace

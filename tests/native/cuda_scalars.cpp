@@ -49,6 +49,40 @@ bool functions(int draws) {
   return log.passes() && passed && (specials || !exact);
 }
 
+/// Value and slope of both terms, where they are normal numbers.
+template <class T>
+bool focal(int draws, double gamma, Worst& worst) {
+  using Terms = weighted_bce::Focal<cuda::Scalar<T>>;
+  Numbers numbers;
+  numbers.loss = Loss::kFocal;
+  numbers.parameters[0] = gamma;
+  numbers.parameters[1] = -1;
+  const typename Terms::Parameters parameters(constants<T>(numbers));
+  const double most = (sizeof(T) == 4 ? 80 : 600) / (1 + gamma);
+  for (int i = 0; i < draws; ++i) {
+    const double share = static_cast<double>(draw(2000001) - 1000000) / 1000000;
+    const auto x = static_cast<T>(share * (i % 2 ? 3 : most));
+    const auto got = Terms(x, parameters).negative(1);
+    const Term wanted = term(numbers, x);
+    worst.take(x, ulps(got.rest, wanted.value));
+    worst.take(x, ulps(got.slope, wanted.slope));
+    const auto mirrored = Terms::hard(-x, true, {T(1), T(1)}, parameters);
+    if (mirrored.rest != got.rest || mirrored.slope != got.slope) worst.take(x, HUGE_VAL);
+  }
+  return worst.passes();
+}
+template <class T>
+bool focal(int draws) {
+  bool passed = true;
+  for (const double gamma : {0.0, 0.5, 1.0, 2.0, 2.7, 4.0}) {
+    char what[32];
+    std::snprintf(what, sizeof(what), "focal of %g", gamma);
+    Worst worst{what, sizeof(T) == 4 ? 16.0 : 6.0};
+    passed = focal<T>(draws, gamma, worst) && passed;
+  }
+  return passed;
+}
+
 int64_t any_below(int bits) { return draw(int64_t{1} << (1 + draw(bits))); }
 
 bool divisions(int draws) {
@@ -57,7 +91,7 @@ bool divisions(int draws) {
     const int64_t d = std::clamp<int64_t>(draw(2) ? near : any_below(62), 1, int64_t{1} << 62);
     const int64_t most = INT64_MAX / d * d;
     for (const int64_t n : {any_below(62), most, most - 1, draw(INT64_MAX / d) * d, INT64_MAX}) {
-      if (cuda::quotient(n, cuda::divider(d)) != n / d) {
+      if (cuda::quotient(n, weighted_bce::divider(d)) != n / d) {
         std::printf("%lld / %lld\n", (long long)n, (long long)d);
         return false;
       }
@@ -68,19 +102,20 @@ bool divisions(int draws) {
 
 bool offsets(int draws) {
   for (int i = 0; i < draws; ++i) {
-    weighted_bce::Problem plan;
-    plan.dims = 1 + static_cast<int>(draw(6));
-    plan.numel = 1;
-    plan.x.data = &plan;
-    for (int d = 0; d < plan.dims; ++d) {
-      plan.numel *= plan.sizes[d] = 1 + any_below(9);
-      plan.x.strides[d] = draw(3) * draw(1000);
+    Problem problem;
+    problem.dims = 1 + static_cast<int>(draw(6));
+    problem.numel = 1;
+    problem.x.data = &problem;
+    for (int d = 0; d < problem.dims; ++d) {
+      problem.sizes[d] = 1 + any_below(9);
+      problem.numel *= problem.sizes[d];
+      problem.x.strides[d] = draw(3) * draw(1000);
     }
-    const cuda::Problem problem = cuda::packed(plan);
-    const int64_t element = draw(plan.numel);
+    problem = planned(problem, Mode::kLoss, {});
+    const int64_t element = draw(problem.numel);
     int64_t offset = 0, rest = element;
-    for (int d = plan.dims - 1; d >= 0; rest /= plan.sizes[d--]) {
-      offset += rest % plan.sizes[d] * plan.x.strides[d];
+    for (int d = problem.dims - 1; d >= 0; rest /= problem.sizes[d--]) {
+      offset += rest % problem.sizes[d] * problem.x.strides[d];
     }
     if (cuda::offset_of(problem, problem.x, element) != offset) return false;
   }
@@ -96,7 +131,10 @@ int main(int argc, char** argv) {
   for (const Error error : {Error::kNone, Error::kHigh, Error::kLow, Error::kAny}) {
     approximate_error = error;
     passed = functions<float>(400000 / share) && passed;
+    passed = focal<float>(40000 / share) && passed;
   }
+  approximate_error = Error::kNone;
   passed = functions<double>(400000 / share) && passed;
+  passed = focal<double>(40000 / share) && passed;
   return passed ? 0 : 1;
 }

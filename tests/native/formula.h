@@ -1,4 +1,4 @@
-// The formula for one element, in double precision, and how close a result must come to it.
+// The formula for one element, and how close a result must come to it.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,17 @@
 namespace native {
 
 using weighted_bce::Dtype;
+using weighted_bce::Loss;
 using weighted_bce::Problem;
+
+/// What a call consists of besides its operands.
+struct Numbers {
+  Loss loss = Loss::kBce;
+  double parameters[weighted_bce::kMaxParameters] = {};  // gamma and alpha
+  double pos_weight = 1, weight = 1, label_smoothing = 0;
+  bool ignores = false;
+  double ignore_index = 0;
+};
 
 /// What an element or a sum should be, and what its rounding errors are relative to.
 struct Expected {
@@ -21,25 +31,51 @@ struct LossAndSlope {
   Expected loss, slope;
 };
 
-inline double softplus(double v) {
+template <class T>
+T softplus(T v) {
   return v > 0 ? v + std::log1p(std::exp(-v)) : std::log1p(std::exp(v));
 }
-inline double sigmoid(double v) { return 1 / (1 + std::exp(-v)); }
-inline double product(double factor, double v) {
+template <class T>
+T sigmoid(T v) {
+  return 1 / (1 + std::exp(-v));
+}
+template <class T>
+T product(T factor, T v) {
   return factor == 0 && !std::isnan(v) ? 0 : factor * v;
 }
 
-inline bool counts(const Problem& problem, double y) {
-  if (!problem.ignores) return true;
-  return std::isnan(problem.ignore_index) ? !std::isnan(y) : y != problem.ignore_index;
+inline bool counts(const Numbers& numbers, double y) {
+  if (!numbers.ignores) return true;
+  return std::isnan(numbers.ignore_index) ? !std::isnan(y) : y != numbers.ignore_index;
 }
 
-inline LossAndSlope formula(const Problem& problem, double x, double y, double w, double p) {
-  if (!counts(problem, y)) return {};
-  const double smoothed = y * (1 - problem.label_smoothing) + problem.label_smoothing / 2;
-  const double a = w * p * smoothed, b = w * (1 - smoothed);
-  const double loss = product(a, softplus(-x)) + product(b, softplus(x));
-  const double up = product(b, sigmoid(x)), down = product(a, sigmoid(-x));
+/// The term of a negative and its slope. That of a positive is this one at -x, its slope with the
+/// opposite sign; but for alpha.
+struct Term {
+  long double value, slope;
+};
+inline Term term(const Numbers& numbers, long double x) {
+  const long double u = sigmoid(x), v = sigmoid(-x), s = softplus(x);
+  if (numbers.loss == Loss::kBce) return {s, u};
+  const long double gamma = numbers.parameters[0];
+  const long double power = std::exp(-product(gamma, softplus(-x)));  // u^gamma
+  return {product(power, s), product(power, u + gamma * product(v, s))};
+}
+inline double alpha(const Numbers& numbers, bool positive) {
+  const double given = numbers.parameters[1];
+  if (numbers.loss == Loss::kBce || given < 0) return 1;
+  return positive ? given : 1 - given;
+}
+
+inline LossAndSlope formula(const Numbers& numbers, double x, double y, double w, double p) {
+  if (!counts(numbers, y)) return {};
+  const long double smoothed = y * (1 - numbers.label_smoothing) + numbers.label_smoothing / 2;
+  const long double a = product<long double>(w * smoothed, p) * alpha(numbers, true);
+  const long double b = w * (1 - smoothed) * alpha(numbers, false);
+  const Term positive = term(numbers, -x), negative = term(numbers, x);
+  const auto loss = static_cast<double>(product(a, positive.value) + product(b, negative.value));
+  const auto up = static_cast<double>(product(b, negative.slope));
+  const auto down = static_cast<double>(product(a, positive.slope));
   return {{loss, loss}, {up - down, up + down}};
 }
 

@@ -92,7 +92,7 @@ inline uint16_t nearest16(float v, int mantissa) {
 
 namespace weighted_bce::cuda {
 
-constexpr int kMarkBytes = 4096;  // fewer, so that small cases have several tiles
+constexpr int kTileBytes = 4096;  // fewer, so that small cases have several tiles
 
 inline int thread() { return native::Block::instance().thread(); }
 inline int block() { return native::Block::instance().number; }

@@ -1,17 +1,17 @@
-// Every kernel of every level against the formula, element by element in double precision. What is
-// looked for is a wrong element, mask or stride and, by the sanitizers, a wrong access; so the
-// tolerance is wide.
+// Every kernel of every instruction set against the formula, element by element in double
+// precision. What is looked for is a wrong element, mask or stride and, by the sanitizers, a wrong
+// access; so the tolerance is wide.
 #include "case.h"
-#include "cpu/levels.h"
+#include "cpu/isa.h"
 #include "options.h"
 
 namespace {
 
 using namespace native;
-using weighted_bce::Kernel;
-using weighted_bce::Level;
+using weighted_bce::Isa;
+using weighted_bce::IsaInfo;
 
-// Around the vectors (2 to 16 elements) and the blocks (384 or 768) of all levels.
+// Around the vectors (2 to 16 elements) and the blocks (384 or 768) of all instruction sets.
 const int64_t kSizes[] = {1,   2,   3,   4,   5,   7,   8,   9,   15,   16,   17,   127,
                           128, 129, 383, 384, 385, 767, 768, 769, 1535, 1536, 1537, 3077};
 
@@ -24,19 +24,19 @@ Choices choices() {
 }
 
 /// Two chunks in either order: what one writes past its end then stays to be seen.
-double in_chunks(Kernel kernel, const Problem& problem) {
+double in_chunks(const Isa& isa, const Problem& problem) {
   const int64_t ends[] = {0, draw(problem.numel + 1), problem.numel};
   const int64_t first = draw(2);
   double sum = 0;
   for (const int64_t k : {first, 1 - first}) {
-    if (ends[k] < ends[k + 1]) sum += kernel(problem, ends[k], ends[k + 1]);
+    if (ends[k] < ends[k + 1]) sum += isa.run(problem, ends[k], ends[k + 1]);
   }
   return sum;
 }
 
-/// Runs a kernel that writes, to memory of its own or over the logits.
-bool writes(const Case& of, const char* what, Kernel kernel, Problem problem,
-            const std::vector<Expected>& all, const Expected& sum) {
+/// Computes a mode that writes, to memory of its own or over the logits.
+bool writes(const Case& of, const char* what, const Isa& isa, Mode mode, Problem problem,
+            const std::vector<Expected>& all, const Expected& sum, double scale = 1) {
   const Layout layout = draw(2) ? Layout::kDense : Layout::kStrided;
   Tensor out(of.shape, of.dtype(), layout, draw(2));
   problem.out = out.operand;
@@ -45,26 +45,34 @@ bool writes(const Case& of, const char* what, Kernel kernel, Problem problem,
     for (int64_t i = 0; i < problem.numel; ++i) out.set(i, of.x.get(i));
     problem.x = out.operand;
   }
-  if (!of.sum_is(what, in_chunks(kernel, problem), sum)) return false;
-  if (!of.elements_are(what, out, all)) return false;
+  if (!of.sum_is(what, in_chunks(isa, planned(problem, mode, of.numbers)), sum)) return false;
+  if (!of.elements_are(what, out, all, scale)) return false;
   if (out.surroundings_untouched(problem.numel)) return true;
   std::printf("%s: wrote where no element lies\n", what);
   return false;
 }
 
-bool passes(const Case& of, const Level& level) {
-  const auto& kernels = of.wide() ? level.for_double : level.for_float;
-  const Problem& problem = of.problem;
-  Problem with_upstream = problem;
-  if (of.upstream) with_upstream.upstream = of.upstream->operand;
-  const double count = problem.ignores ? in_chunks(kernels.count, problem) : of.count;
-  const bool passed =
-      of.sum_is("loss", in_chunks(kernels.loss, problem), of.sum) &&
-      of.sum_is("count", count, {of.count, 0}) &&
-      writes(of, "loss_and_grad", kernels.loss_and_grad, problem, of.slopes, of.sum) &&
-      writes(of, "grad", kernels.grad, with_upstream, of.grads, {}) &&
-      writes(of, "unreduced", kernels.unreduced, problem, of.losses, {});
-  if (!passed) of.describe(level.name);
+bool passes(const Case& of, const Isa& isa) {
+  const double grad_output = draw(2) ? 1 : -2.5;
+  const auto narrow = static_cast<float>(grad_output);
+  Problem problem = of.problem;
+  problem.divisor = draw(2) ? 1 : 1.5;
+  const double share = 1 / problem.divisor;
+  Problem uniformly = problem, each = problem;
+  uniformly.grad_output =
+      of.wide() ? uniform(&grad_output, Dtype::kFloat64, 8) : uniform(&narrow, Dtype::kFloat32, 4);
+  if (grad_output == 1 && draw(2)) uniformly.grad_output = {};
+  if (of.grad_output) each.grad_output = of.grad_output->operand;
+
+  const auto sum_of = [&](Mode mode) { return in_chunks(isa, planned(problem, mode, of.numbers)); };
+  const double count = of.numbers.ignores ? sum_of(Mode::kCount) : of.count;
+  const bool passed = of.sum_is("loss", sum_of(Mode::kLoss), of.sum) &&
+                      of.sum_is("count", count, {of.count, 0}) &&
+                      writes(of, "loss_and_grad", isa, Mode::kLossAndGrad, uniformly, of.slopes,
+                             of.sum, share * grad_output) &&
+                      writes(of, "grad", isa, Mode::kGrad, each, of.grads, {}, share) &&
+                      writes(of, "unreduced", isa, Mode::kUnreduced, problem, of.losses, {});
+  if (!passed) of.describe(isa.name);
   return passed;
 }
 
@@ -72,12 +80,12 @@ bool passes(const Case& of, const Level& level) {
 
 int main(int argc, char** argv) {
   const int draws = all_draws(argc, argv) ? 8 : 1;
-  weighted_bce::LevelInfo levels[weighted_bce::kMaxLevels];
-  const int count = weighted_bce::levels(levels);
+  IsaInfo isas[weighted_bce::kMaxIsas];
+  const int count = weighted_bce::isas(isas);
   const Choices from = choices();
   const auto all_pass = [&](const Case& one) {
-    return std::all_of(levels, levels + count, [&](const weighted_bce::LevelInfo& info) {
-      return !info.supported || passes(one, *info.level);
+    return std::all_of(isas, isas + count, [&](const IsaInfo& info) {
+      return !info.supported || passes(one, *info.isa);
     });
   };
   for (const Dtype logits : kFloats) {
@@ -93,7 +101,6 @@ int main(int argc, char** argv) {
     }
   }
   for (int k = 0; k < count; ++k) {
-    std::printf("%s: %s\n", levels[k].level->name,
-                levels[k].supported ? "passed" : "not supported");
+    std::printf("%s: %s\n", isas[k].isa->name, isas[k].supported ? "passed" : "not supported");
   }
 }

@@ -167,7 +167,7 @@ class Tensor {
   void describe(const char* name) const {
     std::printf("  %s: %s, strides", name, kNames[static_cast<int>(operand.dtype)]);
     for (size_t d = 0; d < shape_.size(); ++d) std::printf(" %lld", (long long)operand.strides[d]);
-    std::printf("%s\n", operand.linear ? ", linear" : "");
+    std::printf("\n");
   }
 
  private:
@@ -185,16 +185,12 @@ class Tensor {
              (layout == Layout::kPerLabel && d < dims - 1) || (layout == Layout::kPerRow && d > 0);
     };
     if (strided) std::swap(order[draw(dims)], order[draw(dims)]);
-    int64_t step = strided ? 1 + draw(2) : 1, expected = 1, last = 0;
+    int64_t step = strided ? 1 + draw(2) : 1, last = 0;
     for (int k = dims - 1; k >= 0; --k) {
       const int d = order[k];
       operand.strides[d] = repeats(d) ? 0 : step;
       last += (shape_[d] - 1) * operand.strides[d];
       step = (last + 1) + (strided ? draw(3) : 0);
-    }
-    operand.linear = true;
-    for (int d = dims - 1; d >= 0; expected *= shape_[d--]) {
-      operand.linear = operand.linear && operand.strides[d] == expected;
     }
     return last + 1;
   }

@@ -99,10 +99,8 @@ def _summed_up(counted: dict[str, str | float]) -> Row:
 
 def expected(kernel: str, path: Path = EXPECTED) -> dict[str, str]:
     """What the tables of the machine code say of a kernel."""
-    dtype, targets, mode = kernel.split(", ")
-    sparse = targets == "sparse labels"
-    name = f"on_sparse_vectors {dtype}, {mode}" if sparse else f"on_vectors {kernel}"
-    resources, prediction = _row(path, "registers", name), _row(path, "first limit", kernel)
+    resources = _row(path, "registers", f"on_vectors {kernel}")
+    prediction = _row(path, "first limit", kernel)
     wanted = ("issue", "MUFU rate", "first limit", "of a copy")
     return {key: prediction[key] for key in wanted if key in prediction} | {
         key: resources[key] for key in ("registers",) if key in resources

@@ -1,6 +1,6 @@
 // The kernels for x86-64 with AVX-512 (F, BW, DQ, VL).
 #if defined(__x86_64__)
-#include "cpu/level_headers.h"
+#include "cpu/before_isa.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                         \
@@ -12,9 +12,9 @@
 #endif
 
 #define WEIGHTED_BCE_AVX512
-#define WEIGHTED_BCE_LEVEL avx512
+#define WEIGHTED_BCE_ISA avx512
 #define WEIGHTED_BCE_VECTOR_BYTES 64
-#include "cpu/level.h"
+#include "cpu/kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -23,7 +23,7 @@
 #endif
 
 namespace weighted_bce {
-extern const Level kAvx512;
-const Level kAvx512{"avx512", avx512::kernels<float>(), avx512::kernels<double>()};
+extern const Isa kAvx512;
+const Isa kAvx512{"avx512", avx512::run};
 }  // namespace weighted_bce
 #endif

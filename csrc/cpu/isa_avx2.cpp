@@ -1,6 +1,6 @@
 // The kernels for x86-64 with AVX2.
 #if defined(__x86_64__)
-#include "cpu/level_headers.h"
+#include "cpu/before_isa.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,f16c"))), apply_to = function)
@@ -10,9 +10,9 @@
 #endif
 
 #define WEIGHTED_BCE_AVX2
-#define WEIGHTED_BCE_LEVEL avx2
+#define WEIGHTED_BCE_ISA avx2
 #define WEIGHTED_BCE_VECTOR_BYTES 32
-#include "cpu/level.h"
+#include "cpu/kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -21,7 +21,7 @@
 #endif
 
 namespace weighted_bce {
-extern const Level kAvx2;
-const Level kAvx2{"avx2", avx2::kernels<float>(), avx2::kernels<double>()};
+extern const Isa kAvx2;
+const Isa kAvx2{"avx2", avx2::run};
 }  // namespace weighted_bce
 #endif

@@ -1,19 +1,19 @@
-// exp(t) and the series of log1p as polynomials, for the arithmetic of any backend (loss_math.h).
+// exp and log1p for the arithmetic of any backend, with their errors.
 //
-// Chebyshev fits. float: (exp(f) - 1 - f) / f^2 on |f| <= log(2) / 2, off by 6.5e-8, and
-// (atanh(s) / s - 1) / s^2 on s^2 <= 1/9 as a polynomial in s^2, off by 9e-11. double: the same,
-// off by 1.4e-18 and 2.5e-23.
+// The arithmetic is a parameter: a scalar, a SIMD vector, or a CUDA thread's float supplies
+// Math::Value, made of Math::Element, with the operators + - * > ==, and set, fma, select, max,
+// abs, divide, exp_minus_abs and product_remainder.
+//
+// The polynomials are Chebyshev fits. float: (exp(f) - 1 - f) / f^2 on |f| <= log(2) / 2, off by
+// 6.5e-8, and (atanh(s) / s - 1) / s^2 on s^2 <= 1/9 as a polynomial in s^2, off by 9e-11. double:
+// the same, off by 1.4e-18 and 2.5e-23.
 #pragma once
 
-#if defined(__CUDACC__)
-#define WEIGHTED_BCE_INLINE __device__ __forceinline__
-#else
-#define WEIGHTED_BCE_INLINE inline __attribute__((always_inline))
-#endif
+#include "problem.h"
 
 namespace weighted_bce {
 
-/// What Math::Element is made of.
+/// These constants belong to Math::Element.
 template <class T>
 struct Floating;
 template <>
@@ -29,7 +29,7 @@ struct Floating<double> {
   static constexpr double kLog2High = 6.93145751953125e-1, kLog2Low = 1.42860682030941723e-6;
 };
 
-/// The polynomial in v of these coefficients, the highest power first.
+/// Returns the polynomial in v of these coefficients, the highest power first.
 template <class Math, class... T>
 WEIGHTED_BCE_INLINE typename Math::Value polynomial(typename Math::Value v,
                                                     typename Math::Element highest, T... others) {
@@ -38,7 +38,7 @@ WEIGHTED_BCE_INLINE typename Math::Value polynomial(typename Math::Value v,
   return sum;
 }
 
-/// (atanh(s) / s - 1) / s^2 for square = s^2 in [0, 1/9].
+/// Returns (atanh(s) / s - 1) / s^2 for square = s^2 in [0, 1/9].
 template <class Math>
 WEIGHTED_BCE_INLINE typename Math::Value log1p_series(typename Math::Value square) {
   if constexpr (sizeof(typename Math::Element) == 4) {
@@ -53,7 +53,7 @@ WEIGHTED_BCE_INLINE typename Math::Value log1p_series(typename Math::Value squar
   }
 }
 
-/// exp(f) for |f| <= log(2) / 2.
+/// Returns exp(f) for |f| <= log(2) / 2.
 template <class Math>
 WEIGHTED_BCE_INLINE typename Math::Value exp_series(typename Math::Value f) {
   if constexpr (sizeof(typename Math::Element) == 4) {
@@ -67,8 +67,8 @@ WEIGHTED_BCE_INLINE typename Math::Value exp_series(typename Math::Value f) {
   }
 }
 
-/// exp(t) for t from Floating::kLowest to 0, at most 1 ulp off, denormal results included. A NaN
-/// gives NaN.
+/// Returns exp(t) for t from Floating::kLowest to 0, at most 1 ulp off, denormal results included.
+/// A NaN gives NaN.
 template <class Math>
 WEIGHTED_BCE_INLINE typename Math::Value exp_of_negative(typename Math::Value t) {
   using E = typename Math::Element;
@@ -78,6 +78,50 @@ WEIGHTED_BCE_INLINE typename Math::Value exp_of_negative(typename Math::Value t)
   V f = Math::fma(n, Math::set(-Floating<E>::kLog2High), t);
   f = Math::fma(n, Math::set(-Floating<E>::kLog2Low), f);
   return Math::times_power_of_two(exp_series<Math>(f), n);
+}
+
+/// Returns log(1 + z) for z in [0, 1], by log1p(z) = 2 atanh(s) with s = z / (2 + z) in [0, 1/3].
+/// It is at most 2 ulp off, also for denormal z. A NaN gives NaN.
+template <class Math>
+WEIGHTED_BCE_INLINE typename Math::Value log1p_unit(typename Math::Value z) {
+  using V = typename Math::Value;
+  const V s = Math::divide(z, Math::set(2) + z);
+  const V twice = s + s;
+  const V square = s * s;
+  return Math::fma(twice * square, log1p_series<Math>(square), twice);
+}
+
+/// A number is the sum of both; the second is what the rounding of the first has taken.
+template <class V>
+struct Pair {
+  V high, low;
+};
+
+/// Returns a number as T, and what that rounding has taken where the result is finite.
+template <class T>
+WEIGHTED_BCE_INLINE Pair<T> split(double exact) {
+  const T high = static_cast<T>(exact);
+  const bool finite = high - high == 0;
+  return {high, finite ? static_cast<T>(exact - static_cast<double>(high)) : T(0)};
+}
+
+/// Returns log1p_unit with a remainder: their sum is off by at most 1/8 ulp of `high`.
+template <class Math>
+WEIGHTED_BCE_INLINE Pair<typename Math::Value> log1p_unit_pair(typename Math::Value z) {
+  using V = typename Math::Value;
+  using E = typename Math::Element;
+  const V denominator = Math::set(2) + z;
+  const V s = Math::divide(z, denominator);
+  // The division left z - s (2 + z), and 1 / (2 + z) is 1 / 2 - z / 6 to a few bits.
+  const V product = s * denominator;
+  const V left = (z - product) - Math::product_remainder(s, denominator, product) -
+                 s * (z - (denominator - Math::set(2)));
+  const V s_low = left * (Math::set(E(0.5)) - z * Math::set(E(1.0 / 6)));
+  const V twice = s + s;
+  const V square = s * s;
+  const V rest = Math::fma(twice * square, log1p_series<Math>(square), s_low + s_low);
+  const V high = twice + rest;
+  return {high, rest - (high - twice)};
 }
 
 }  // namespace weighted_bce

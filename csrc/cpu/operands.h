@@ -1,9 +1,14 @@
-// From operands to lines of a block's elements in the compute type, and back. Included by level.h
-// inside a level's namespace.
+// Reads blocks of operands in the compute type, and writes them.
+#pragma once
+
+#include "cpu/convert.h"
+
+namespace weighted_bce::WEIGHTED_BCE_ISA {
+namespace {
 
 constexpr int64_t kBlock = 16 * kBytes;  // elements; 64 vectors of floats
 
-/// Where element `row * sizes[last]` of the iteration lies, in elements of the operand.
+/// Returns where element `row * sizes[last]` of the iteration lies, in elements of the operand.
 inline int64_t row_offset(const Problem& problem, const Operand& o, int64_t row) {
   int64_t offset = 0;
   for (int d = problem.dims - 2; d > 0; --d) {
@@ -19,7 +24,8 @@ template <class Run>
 inline void for_each_run(const Problem& problem, const Operand& o, int64_t begin, int64_t n,
                          const Run& run) {
   const auto* base = static_cast<const char*>(o.data);
-  if (o.linear) return run(base + begin * o.element_size, int64_t{1}, n, int64_t{0});
+  if (o.form == Form::kContiguous)
+    return run(base + begin * o.element_size, int64_t{1}, n, int64_t{0});
   const int64_t inner = problem.sizes[problem.dims - 1];
   const int64_t stride = o.strides[problem.dims - 1];
   int64_t row = begin / inner, column = begin % inner;
@@ -36,24 +42,25 @@ struct Buffer {
   alignas(64) T values[kBlock];
 };
 
-/// Elements of a group of Line<T, S>.
+/// A Group<T, S> has so many elements.
 template <class T, class S>
-constexpr int64_t kGroup = Line<T, S>::kVectors * Simd<T>::kLanes;
+constexpr int64_t kGroup = Group<T, S>::kVectors * Simd<T>::kLanes;
 
-/// Whether n elements of an operand are whole groups that lie in memory as S, one after the other.
+/// Tells whether n elements of an operand are whole groups that lie in memory as S, one after the
+/// other.
 template <class T, class S>
-bool is_line(const Operand& o, int64_t n) {
-  return o.linear && o.dtype == kDtypeOf<S> && n % kGroup<T, S> == 0;
+bool is_in_groups(const Operand& o, int64_t n) {
+  return o.form == Form::kContiguous && o.dtype == kDtypeOf<S> && n % kGroup<T, S> == 0;
 }
 
-/// Elements [begin, begin + n) as a line of T that may be read up to a whole vector: in place where
-/// memory has it so, otherwise in the buffer, the rest of its last vector filled with zeros.
+/// Returns elements [begin, begin + n) in T, to be read up to a whole vector: in place where memory
+/// has them so, otherwise in the buffer, the rest of its last vector filled with zeros.
 template <class T>
 const T* read(const Problem& problem, const Operand& o, int64_t begin, int64_t n,
               Buffer<T>& buffer) {
   if (o.data == nullptr) return nullptr;
   constexpr int64_t kLanes = Simd<T>::kLanes;
-  if (is_line<T, T>(o, n)) return static_cast<const T*>(o.data) + begin;
+  if (is_in_groups<T, T>(o, n)) return static_cast<const T*>(o.data) + begin;
   const Load<T> load = loader<T>(o.dtype);
   for_each_run(problem, o, begin, n,
                [&](const char* from, int64_t stride, int64_t count, int64_t position) {
@@ -63,23 +70,27 @@ const T* read(const Problem& problem, const Operand& o, int64_t begin, int64_t n
   return buffer.values;
 }
 
-/// Where the results of a block go: straight to memory where that is a line of S, otherwise into
-/// the buffer.
+/// The results of a block go straight to memory where that is in groups of S, otherwise into the
+/// buffer.
 template <class T, class S>
 struct Output {
-  S* line = nullptr;    // null: there are none
+  S* begin = nullptr;   // null: there are none
   bool stream = false;  // past the caches
 
   Output() = default;
-  explicit Output(Buffer<S>& buffer) : line(buffer.values) {}
-  Output(const Problem& problem, int64_t begin)
-      : line(static_cast<S*>(const_cast<void*>(problem.out.data)) + begin),
+  explicit Output(Buffer<S>& buffer) : begin(buffer.values) {}
+  Output(const Problem& problem, int64_t at)
+      : begin(static_cast<S*>(const_cast<void*>(problem.out.data)) + at),
         stream(problem.stream &&
-               reinterpret_cast<uintptr_t>(line) % (kGroup<T, S> * sizeof(S)) == 0) {}
+               reinterpret_cast<uintptr_t>(begin) % (kGroup<T, S> * sizeof(S)) == 0) {}
 
   template <int n>
   WEIGHTED_BCE_INLINE void put(int64_t i, const typename Simd<T>::Value (&group)[n]) const {
-    stream ? Line<T, S>::stream(line + i, group) : Line<T, S>::store(line + i, group);
+    if (stream) {
+      Group<T, S>::stream(begin + i, group);
+    } else {
+      Group<T, S>::store(begin + i, group);
+    }
   }
 };
 
@@ -93,3 +104,6 @@ void write(const Problem& problem, int64_t begin, int64_t n, const Buffer<T>& bu
                  store(buffer.values + position, stride, count, const_cast<char*>(at));
                });
 }
+
+}  // namespace
+}  // namespace weighted_bce::WEIGHTED_BCE_ISA

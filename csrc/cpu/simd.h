@@ -1,9 +1,26 @@
-// SIMD arithmetic for one level. No include guard against the level's namespace: each level_*.cpp
-// includes this once, inside its own namespace, with kBytes defined and the instruction set on.
+// SIMD arithmetic for one instruction set.
+//
+// Each isa_*.cpp includes the kernels once, with its instruction set switched on and named by
+// WEIGHTED_BCE_ISA, the namespace of all that is compiled for it. Without a name it is the
+// baseline: four floats at a time, lowered by the compiler for any processor.
 //
 // Vectors are the compiler's own (GCC and Clang); intrinsics appear only where the compiler cannot
 // be told. larger(a, b) gives b where one of them is NaN, as x86 has it.
+#pragma once
 
+#include "cpu/before_isa.h"
+
+#ifndef WEIGHTED_BCE_ISA
+#define WEIGHTED_BCE_ISA baseline
+#define WEIGHTED_BCE_VECTOR_BYTES 16
+#endif
+
+#include "terms.h"
+
+namespace weighted_bce::WEIGHTED_BCE_ISA {
+namespace {
+
+constexpr int kBytes = WEIGHTED_BCE_VECTOR_BYTES;
 typedef float VecF __attribute__((vector_size(kBytes)));
 typedef double VecD __attribute__((vector_size(kBytes)));
 typedef int32_t VecI __attribute__((vector_size(kBytes)));
@@ -56,8 +73,8 @@ WEIGHTED_BCE_INLINE VecF scaled_by_power_of_two(VecF v, VecF n) {
 WEIGHTED_BCE_INLINE VecD scaled_by_power_of_two(VecD v, VecD n) {
   return _mm512_maskz_scalef_pd(0xff, v, n);
 }
-/// As exp_of_negative. A register holds a table of 2^(k/16), so that what is left for the
-/// polynomial is at most log(2) / 32, where three powers do; another holds what the table's
+/// Does what exp_of_negative does. A register holds a table of 2^(k/16), so that what is left for
+/// the polynomial is at most log(2) / 32, where three powers do; another holds what the table's
 /// rounding took.
 WEIGHTED_BCE_INLINE VecF exp_by_table(VecF t) {
   constexpr VecF kPowers = {1.0f,        1.04427373f, 1.09050775f, 1.13878858f,
@@ -120,8 +137,8 @@ WEIGHTED_BCE_INLINE V larger(V a, V b) {
   return a > b ? a : b;
 }
 #endif
-/// v 2^n for n from -2^7 to 0 (float) or -2^10 to 0 (double). Two factors, each a normal number, so
-/// that a denormal result is rounded once.
+/// Returns v 2^n for n from -2^7 to 0 (float) or -2^10 to 0 (double). Two factors, each a normal
+/// number, so that a denormal result is rounded once.
 template <class V>
 WEIGHTED_BCE_INLINE V scaled_by_power_of_two(V v, V n) {
   using T = typename std::remove_reference<decltype(v[0])>::type;
@@ -136,7 +153,7 @@ WEIGHTED_BCE_INLINE V scaled_by_power_of_two(V v, V n) {
 }
 #endif
 
-/// Bytes as integers of as many lanes.
+/// Returns bytes as integers of as many lanes.
 template <class Ints, class Bytes>
 WEIGHTED_BCE_INLINE Ints widened(Bytes bytes) {
 #if defined(WEIGHTED_BCE_AVX512)  // GCC 12 would take the bytes one by one, or in two halves
@@ -156,7 +173,7 @@ WEIGHTED_BCE_INLINE Ints widened(Bytes bytes) {
   return __builtin_convertvector(__builtin_convertvector(bytes, Words), Ints);
 }
 
-/// The arithmetic that loss_math.h asks for, on whole vectors.
+/// This is the arithmetic that elementary.h asks for, on whole vectors.
 template <class T>
 struct Simd {
   using Value = typename Types<T>::V;
@@ -173,6 +190,20 @@ struct Simd {
   static WEIGHTED_BCE_INLINE Value times_power_of_two(Value v, Value n) {
     return scaled_by_power_of_two(v, n);
   }
+  /// Returns a b - product, where product is a b rounded.
+  static WEIGHTED_BCE_INLINE Value product_remainder(Value a, Value b, Value product) {
+#if defined(WEIGHTED_BCE_AVX2) || defined(WEIGHTED_BCE_AVX512)
+    return fused(a, b, -product);
+#else  // Dekker (1971): halves of the digits have exact products
+    const Value a_high = upper_digits(a), b_high = upper_digits(b);
+    const Value a_low = a - a_high, b_low = b - b_high;
+    return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+#endif
+  }
+  static WEIGHTED_BCE_INLINE Value upper_digits(Value v) {
+    const Value shifted = v * static_cast<T>(sizeof(T) == 4 ? 4097 : 134217729);  // 2^12, 2^27 + 1
+    return shifted - (shifted - v);
+  }
   static WEIGHTED_BCE_INLINE Value abs(Value v) {
     return bits<Value>(bits<Mask>(v) & std::numeric_limits<Int>::max());
   }
@@ -182,7 +213,7 @@ struct Simd {
     return v;
   }
   static WEIGHTED_BCE_INLINE void store(T* to, Value v) { __builtin_memcpy(to, &v, sizeof(v)); }
-  /// Past the caches, to an aligned place whose whole cache line is about to be written.
+  /// Stores past the caches, to an aligned place whose whole cache line is about to be written.
   static WEIGHTED_BCE_INLINE void stream(T* to, Value v) {
 #if defined(WEIGHTED_BCE_AVX512)
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bits<__m512i>(v));
@@ -195,7 +226,7 @@ struct Simd {
 #endif
   }
 
-  /// exp(-|x|), at most 1 ulp off, denormal results included. NaN gives NaN, infinity 0.
+  /// Returns exp(-|x|), at most 1 ulp off, denormal results included. NaN gives NaN, infinity 0.
   static WEIGHTED_BCE_INLINE Value exp_minus_abs(Value x) {
     const Value minus = bits<Value>(bits<Mask>(x) | std::numeric_limits<Int>::min());
     const Value t = larger(set(Floating<T>::kLowest), minus);
@@ -205,3 +236,6 @@ struct Simd {
     return exp_of_negative<Simd>(t);
   }
 };
+
+}  // namespace
+}  // namespace weighted_bce::WEIGHTED_BCE_ISA

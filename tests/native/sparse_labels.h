@@ -1,4 +1,4 @@
-// Sparse labels for the native tests: the positives of dense targets, as a problem lists them.
+// Sparse labels for the native tests: the positives of dense targets as a Csr.
 #pragma once
 
 #include <memory>
@@ -8,9 +8,9 @@
 namespace native {
 
 /// Indices in memory that ends where they end; what lies around is poisoned.
-class Listed {
+class SparseLabels {
   const Dtype dtype_;
-  std::unique_ptr<Tensor> crow_, col_;
+  std::unique_ptr<Tensor> crow_indices_, col_indices_;
 
   std::unique_ptr<Tensor> stored(const std::vector<int64_t>& values) const {
     const auto count = static_cast<int64_t>(values.size());
@@ -22,24 +22,26 @@ class Listed {
   }
 
  public:
-  weighted_bce::Positives positives;
+  weighted_bce::Csr csr;
 
-  Listed(int index_size, int64_t labels, int64_t first_label, const std::vector<int64_t>& crow,
-         const std::vector<int64_t>& col)
+  SparseLabels(int index_size, int64_t labels, int64_t first_label,
+               const std::vector<int64_t>& crow, const std::vector<int64_t>& col)
       : dtype_(index_size == 4 ? Dtype::kInt32 : Dtype::kInt64),
-        crow_(stored(crow)),
-        col_(stored(col)) {
-    positives.crow = crow_->operand.data;
-    positives.col = col_->operand.data;
-    positives.index_size = index_size;
-    positives.rows = static_cast<int64_t>(crow.size()) - 1;
-    positives.labels = labels;
-    positives.count = static_cast<int64_t>(col.size());
-    positives.first_label = first_label;
+        crow_indices_(stored(crow)),
+        col_indices_(stored(col)) {
+    csr.crow_indices = crow_indices_->operand.data;
+    csr.col_indices = col_indices_->operand.data;
+    csr.index_size = index_size;
+    csr.num_rows = static_cast<int64_t>(crow.size()) - 1;
+    csr.num_labels = labels;
+    csr.count = static_cast<int64_t>(col.size());
+    csr.first_label = first_label;
+    csr.by_num_labels = weighted_bce::divider(labels);
   }
 
   /// Those of y, [rows, labels]; sometimes among labels, and rows, that y has no part of.
-  static std::unique_ptr<Listed> of(const Tensor& y, int64_t rows, int64_t labels, int index_size) {
+  static std::unique_ptr<SparseLabels> of(const Tensor& y, int64_t rows, int64_t labels,
+                                          int index_size) {
     const bool windowed = draw(2);
     const int64_t far = index_size == 4 ? 1000000000 : int64_t{1} << 60;
     const int64_t first_label = windowed ? (draw(4) ? 1 + draw(3) : far + draw(9)) : 0;
@@ -60,11 +62,11 @@ class Listed {
     }
     crow.push_back(static_cast<int64_t>(col.size()));
     others(first_label, first_label + 5);
-    return std::make_unique<Listed>(index_size, labels, first_label, crow, col);
+    return std::make_unique<SparseLabels>(index_size, labels, first_label, crow, col);
   }
 
-  /// What nobody should list: places and labels in no order, below 0 and beyond the end.
-  static std::unique_ptr<Listed> malformed(int64_t rows, int64_t labels, int index_size) {
+  /// What nobody should give: entries and labels in no order, below 0 and beyond the end.
+  static std::unique_ptr<SparseLabels> malformed(int64_t rows, int64_t labels, int index_size) {
     const int64_t least = index_size == 4 ? INT32_MIN : INT64_MIN, most = ~least;
     const int64_t count = draw(3) * draw(2 * rows + 300), first_label = draw(2) * 3;
     const auto any = [&](int64_t below) {
@@ -76,15 +78,15 @@ class Listed {
     for (int64_t row = 0; row <= rows; ++row) {
       crow.push_back(kind == 0 ? row * count / rows : kind == 1 ? any(count) : row % 2 * most);
     }
-    for (int64_t place = 0; place < count; ++place) col.push_back(any(first_label + labels));
+    for (int64_t entry = 0; entry < count; ++entry) col.push_back(any(first_label + labels));
     if (draw(2)) std::sort(col.begin(), col.end());
-    return std::make_unique<Listed>(index_size, labels, first_label, crow, col);
+    return std::make_unique<SparseLabels>(index_size, labels, first_label, crow, col);
   }
 
   void describe() const {
-    std::printf("  sparse labels: %lld rows of %lld labels from %lld, %lld places of %d bytes\n",
-                (long long)positives.rows, (long long)positives.labels,
-                (long long)positives.first_label, (long long)positives.count, positives.index_size);
+    std::printf("  sparse labels: %lld rows of %lld labels from %lld, %lld entries of %d bytes\n",
+                (long long)csr.num_rows, (long long)csr.num_labels, (long long)csr.first_label,
+                (long long)csr.count, csr.index_size);
   }
 };
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from setuptools import Extension
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 DEFAULT = ("80", "90", "100", "120")  # and PTX of the last one, for GPUs to come
 OLDEST = 80

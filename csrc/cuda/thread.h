@@ -1,0 +1,113 @@
+// Computes the elements of one thread, one at a time.
+#pragma once
+
+#include "cuda/targets.h"
+
+namespace weighted_bce::cuda {
+
+/// The threads of a block share these. One of them computes them, and shared memory brings them to
+/// the registers of all: the compiler would load an argument of the kernel anew for each use.
+template <class T>
+struct BlockConstants {
+  Pair<T> scale;  // what a gradient is multiplied by
+  T pos_weight;
+  T positive_factor;  // of the slope of a hard positive: -pos_weight times the scale
+  bool hard_fast_path;
+  bool own_p;  // whether hard positives are computed one by one, each with its pos_weight
+};
+
+/// Where there are sums, shared memory holds copies, and each thread takes one by its number. The
+/// compiler would keep what it knows to be the same for all threads in a register that arithmetic
+/// cannot read, and there are too few others to copy it to.
+template <Mode kMode>
+constexpr int kCopies = kSums<kMode> ? 2 : 1;
+
+/// Returns v / divisor, or 0 instead of 0 / 0 where nothing counts although there are elements.
+WEIGHTED_BCE_DEVICE double divided(const Problem& problem, const Workspace& workspace, double v) {
+  const double divisor = workspace.count ? *workspace.count : problem.divisor;
+  return divisor == 0 && problem.numel > 0 ? 0 : v / divisor;
+}
+
+/// A Thread computes elements one by one, and the sum of their losses.
+template <template <class> class L, class X, Targets kTargets, Mode kMode>
+class Thread {
+ protected:
+  using T = typename Arithmetic<X>::T;
+  using S = Scalar<T>;
+  using Terms = L<S>;
+
+  const Problem& problem_;
+  const CallConstants<T>& constants_;
+  const typename Terms::Parameters parameters_;
+  const BlockConstants<T> shared_;
+  T sum_ = 0;  // of a few losses
+  double total_ = 0;
+
+ public:
+  WEIGHTED_BCE_DEVICE Thread(const Problem& problem, const BlockConstants<T>& shared)
+      : problem_(problem),
+        constants_(constants_of<T>(problem)),
+        parameters_(constants_),
+        shared_(shared) {}
+
+  /// Callers do this after some elements, so that few are summed in T.
+  WEIGHTED_BCE_DEVICE void collect() {
+    total_ += static_cast<double>(sum_);
+    sum_ = 0;
+  }
+  WEIGHTED_BCE_DEVICE double total() const { return total_; }
+
+  /// Computes an element with any target and these factors. Returns what the mode writes.
+  WEIGHTED_BCE_DEVICE T general(T x, T y, T w, T p, T grad_output) {
+    if (problem_.ignores && is_ignored(y, constants_.ignore_index)) return 0;
+    Coefficients<T> c = coefficients<S>(y, p, constants_.keep, constants_.shift);
+    c = {w * c.positive, w * c.negative};
+    const Terms terms(x, parameters_);
+    T out = 0;
+    if constexpr (kMode != Mode::kGrad) {
+      const T loss = terms.value(c);
+      if constexpr (kSums<kMode>) sum_ += loss;
+      if constexpr (kMode == Mode::kUnreduced) out = loss;
+    }
+    if constexpr (kHasGrad<kMode>) {
+      c = has_own_grad_output() ? scaled<S>(c, shared_.scale.high * grad_output, T(0))
+                                : scaled<S>(c, shared_.scale.high, shared_.scale.low);
+      out = terms.slope(c);
+    }
+    return out;
+  }
+
+  /// Computes element i of the iteration, from memory to memory. `positive` is its target, where
+  /// targets are sparse.
+  WEIGHTED_BCE_DEVICE void element(int64_t i, bool positive) {
+    int64_t of_x = 0, of_y = 0, of_out = 0;
+    for_each_coordinate(problem_, i, [&](int d, int64_t at) {
+      of_x += at * problem_.x.strides[d];
+      if constexpr (kTargets != Targets::kSparse) of_y += at * problem_.y.strides[d];
+      if constexpr (kMode != Mode::kLoss) of_out += at * problem_.out.strides[d];
+    });
+    Bits<sizeof(X)> x;
+    load<sizeof(X), false>(static_cast<const X*>(problem_.x.data) + of_x, x.words);
+    T y = positive ? 1 : 0;
+    if constexpr (kTargets != Targets::kSparse) {
+      y = decoded<T>(load_element(problem_.y, of_y), problem_.y.dtype);
+    }
+    T w = constants_.weight, p = shared_.pos_weight, grad_output = 1;
+    if (problem_.w.data != nullptr) w = factor_at<X, T>(problem_, problem_.w, i);
+    if (problem_.p.form > Form::kUniform) p = factor_at<X, T>(problem_, problem_.p, i);
+    if (has_own_grad_output()) grad_output = factor_at<X, T>(problem_, problem_.grad_output, i);
+    const T result[1] = {general(widened<X>(x, 0), y, w, p, grad_output)};
+    if constexpr (kMode != Mode::kLoss) {
+      X* const out = static_cast<X*>(const_cast<void*>(problem_.out.data));
+      store<sizeof(X)>(out + of_out, narrowed<X>(result).words);
+    }
+  }
+
+ protected:
+  /// Tells whether each element has a grad_output of its own. The scale contains that of all.
+  WEIGHTED_BCE_DEVICE bool has_own_grad_output() const {
+    return kMode == Mode::kGrad && problem_.grad_output.form >= Form::kContiguous;
+  }
+};
+
+}  // namespace weighted_bce::cuda

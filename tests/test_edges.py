@@ -8,7 +8,7 @@ from torch import Tensor
 
 from weighted_bce import backend, weighted_bce_with_logits
 
-from .truth import INPUT_DTYPES, TARGET_DTYPES, Case, backends, check, compute_dtype
+from .truth import INPUT_DTYPES, TARGET_DTYPES, Case, backends, check, compute_dtype, labels, logits
 
 INF, NAN = math.inf, math.nan
 
@@ -204,3 +204,22 @@ def test_large_integers_are_not_truncated(device: str) -> None:
         x = torch.tensor([1.0, 2.0, 3.0], device=device)
         for chosen in backends(device):
             check(Case(x, y, ignore_index=mark), chosen)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ignore_index"),
+    [(torch.float32, 1e-50), (torch.bfloat16, 1.001), (torch.float16, 0.9999)],
+)
+def test_ignore_index_that_the_targets_dtype_rounds(
+    kernel_device: str, dtype: torch.dtype, ignore_index: float
+) -> None:
+    """Targets equal to what their dtype makes of it do not count, be they hard."""
+    x = logits(40, 50, device=kernel_device)
+    y = labels(40, 50, device=kernel_device).to(dtype)
+    rounded = torch.tensor(ignore_index, dtype=dtype).item()
+    assert rounded in (0, 1)
+    given, expected = (
+        weighted_bce_with_logits(x, y, pos_weight=3.0, ignore_index=index)
+        for index in (ignore_index, rounded)
+    )
+    assert torch.equal(given, expected)

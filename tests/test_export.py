@@ -86,3 +86,21 @@ def test_compiled_ahead_of_time_by_inductor(kernel_device: str, tmp_path: Path) 
         for rows in (6, 17):
             args = example(rows, kernel_device)
             torch.testing.assert_close(package(*args), module(*args))
+
+
+@pytest.mark.parametrize(
+    ("op", "first", "last"),
+    [
+        ("loss", "Tensor input", ", int reduction"),
+        ("unreduced", "Tensor input", ""),
+        ("grad", "Tensor grad_output, Tensor input", ", int reduction"),
+    ],
+)
+def test_programs_of_version_0_6_fit_the_schemas(op: str, first: str, last: str) -> None:
+    shared = (
+        "Tensor target, Tensor? crow_indices, Tensor? weight, Tensor? pos_weight, "
+        "float pos_weight_value, float label_smoothing, float? ignore_index, int? first_label"
+    )
+    old = torch._C.parse_schema(f"weighted_bce::{op}({first}, {shared}{last}) -> Tensor")
+    new = getattr(torch.ops.weighted_bce, op).default._schema
+    assert new.is_backward_compatible_with(old)

@@ -40,7 +40,7 @@ def test_negated_views(kernel_device: str, reduction: str) -> None:
     check(Case(x, negated(y.float()), negated(w), negated(w[0]), reduction), "fused")
 
 
-@pytest.mark.parametrize("dims", [64, 65, 100])
+@pytest.mark.parametrize("dims", [32, 33, 40, 41, 64, 65, 100])
 def test_many_dimensions(device: str, dims: int) -> None:
     shape = [1] * (dims - 1) + [7]
     x, y = logits(7, device=device), labels(7, device=device)
@@ -51,6 +51,14 @@ def test_many_dimensions(device: str, dims: int) -> None:
     torch.testing.assert_close(loss, expected)
     assert leaf.grad is not None
     assert leaf.grad.shape == leaf.shape
+
+
+@pytest.mark.parametrize("dims", [31, 32, 39, 40, 41])
+def test_many_dimensions_under_vmap(dims: int) -> None:
+    x, y = logits(3, 7), labels(3, 7)
+    shape = [3, *[1] * (dims - 1), 7]
+    losses = torch.vmap(weighted_bce_with_logits)(x.view(shape), y.view(shape))
+    torch.testing.assert_close(losses, torch.vmap(weighted_bce_with_logits)(x, y))
 
 
 def test_subclass_beside_plain_logits() -> None:

@@ -104,7 +104,6 @@ Csr csr_of(const Arguments& a) {
   csr.num_labels = a.input.size(1);
   csr.count = a.target.numel();
   csr.first_label = a.first_label.value_or(0);
-  csr.by_num_labels = divider(csr.num_labels);
   return csr;
 }
 
@@ -136,7 +135,6 @@ void collapse(Problem& problem, const Tensor& input) {
     for (int k = 0; k < count; ++k) strides[k][0] = 1;
   }
   problem.dims = dims;
-  for (int d = 1; d < dims; ++d) problem.dividers[d] = divider(problem.sizes[d]);
   for (int k = 0; k < count; ++k) {
     std::copy(strides[k], strides[k] + dims, operands[k]->strides);
     operands[k]->form = form_of(*operands[k], problem);

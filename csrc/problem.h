@@ -44,8 +44,9 @@ enum class Mode : uint8_t {
   kUnreduced,    // `out` = losses
   kCount,        // the number of targets that are not ignored
 };
+constexpr bool sums(Mode mode) { return mode == Mode::kLoss || mode == Mode::kLossAndGrad; }
 template <Mode kMode>
-constexpr bool kSums = kMode == Mode::kLoss || kMode == Mode::kLossAndGrad;
+constexpr bool kSums = sums(kMode);
 template <Mode kMode>
 constexpr bool kHasGrad = kMode == Mode::kGrad || kMode == Mode::kLossAndGrad;
 
@@ -62,8 +63,8 @@ constexpr int kMaxDims = 40;
 /// and shift = l - 1, exact since n (m d - 2^(63 + l)) < 2^(63 + l)
 /// (Granlund and Montgomery, Division by Invariant Integers using Multiplication, 1994).
 struct Divider {
-  uint64_t multiplier = 0;
-  int32_t shift = -1;  // -1: the number is 1
+  uint64_t multiplier;
+  int32_t shift;  // -1: the number is 1
 };
 inline Divider divider(int64_t number) {
   if (number <= 1) return {0, -1};
@@ -99,7 +100,7 @@ struct Csr {
   int index_size = 0;                  // bytes of an element of either: 4 or 8
   int64_t num_rows = 0, num_labels = 0, count = 0;
   int64_t first_label = 0;
-  Divider by_num_labels;
+  Divider by_num_labels;  // see set_dividers
 };
 
 /// These numbers of a call are in the type of its arithmetic. The host converts them: a GPU may be
@@ -124,7 +125,7 @@ struct Problem {
   int dims = 0;
   int64_t numel = 0;
   int64_t sizes[kMaxDims];
-  Divider dividers[kMaxDims];  // by the sizes
+  Divider dividers[kMaxDims];  // by the sizes, see set_dividers
 
   Operand x;            // logits
   Operand y;            // targets, where csr.crow_indices is null
@@ -148,6 +149,12 @@ inline Form form_of(const Operand& o, const Problem& problem) {
     expected *= problem.sizes[d];
   }
   return contiguous ? Form::kContiguous : uniform ? Form::kUniform : Form::kStrided;
+}
+
+/// Prepares the divisions of a GPU. A CPU divides as it is, and need not pay for them.
+inline void set_dividers(Problem& problem) {
+  for (int d = 0; d < problem.dims; ++d) problem.dividers[d] = divider(problem.sizes[d]);
+  problem.csr.by_num_labels = divider(problem.csr.num_labels);
 }
 
 /// Tells whether each target of 0 or 1 has coefficients that the whole call shares, but for the

@@ -18,8 +18,8 @@
 // any x. The errors stated below are those of an arithmetic that rounds quotients correctly and
 // whose exp(-|x|) is at most 1 ulp off, as on the CPU; cuda/scalar.h says by how much a GPU's are.
 //
-// A loss is added here, with its line in with_loss(); its number, and how many parameters it has,
-// are in problem.h.
+// A loss is added here, with its line in with_loss(); its number, kLosses and kMaxParameters are in
+// problem.h.
 #pragma once
 
 #include "elementary.h"

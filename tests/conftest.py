@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from weighted_bce import _config, autograd, backend, weighted_bce_with_logits
+from weighted_bce._extension import extension
 
 from . import selection
 from .processes import Processes
@@ -58,6 +59,20 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return str(request.param)
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The SIMD level that the kernels use during the test."""
+    levels = dict(extension.simd_levels()) if extension is not None else {}
+    if not levels.get(request.param):
+        pytest.skip(f"{request.param} is not compiled in, or not for this processor: {levels}")
+    assert extension is not None
+    before = extension.simd_level()
+    extension.set_simd_level(request.param)
+    assert extension.simd_level() == request.param
+    yield request.param
+    extension.set_simd_level(before)
 
 
 @pytest.fixture

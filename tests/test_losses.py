@@ -1,7 +1,6 @@
 """The kernels of other losses than binary cross-entropy, as torch.ops has them: the focal loss."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from weighted_bce._extension import extension
 
-from .test_simd_levels import LEVELS
 from .truth import INPUT_DTYPES, labels, logits, positives_of, ulp
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
@@ -21,18 +19,6 @@ NONE, MEAN, SUM, BATCHMEAN = range(4)
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 2.7, 4.0)
 INF = math.inf
 ops = torch.ops.weighted_bce
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The SIMD level that the kernels use during the test."""
-    if not LEVELS.get(request.param):
-        pytest.skip(f"{request.param} is not compiled in, or not for this processor: {LEVELS}")
-    assert extension is not None
-    before = extension.simd_level()
-    extension.set_simd_level(request.param)
-    yield request.param
-    extension.set_simd_level(before)
 
 
 def focal(x: Tensor, gamma: float, alpha: float) -> tuple[Tensor, ...]:

@@ -27,17 +27,6 @@ def _same_level_afterwards() -> Iterator[None]:
     extension.set_simd_level(before)
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def level(request: pytest.FixtureRequest) -> str:
-    """The level that the kernels use during the test."""
-    if not LEVELS.get(request.param):
-        pytest.skip(f"{request.param} is not compiled in, or not for this processor: {LEVELS}")
-    assert extension is not None
-    extension.set_simd_level(request.param)
-    assert extension.simd_level() == request.param
-    return str(request.param)
-
-
 def test_samples(level: str) -> None:
     for case in sample_inputs("cpu"):
         check(case, "fused")

@@ -132,11 +132,11 @@ def loss(input: Tensor, options: Options, reduction: int) -> Tensor:
 
 def gradient(grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
     """The gradient with respect to `input`, which may itself be differentiated."""
-    unpacked(rest)  # an unsupported loss is an error
+    options, reduction = unpacked(rest)
     # What torch.autograd maps over many vectors with has no rules for ops like these.
     mapped = any(map(_functorch.is_legacy_batchedtensor, (grad_output, input)))
     if mapped or _unbearable():
-        return reference.grad(grad_output, input, *unpacked(rest))
+        return reference.grad(grad_output, input, options, reduction)
     return _applied(_Gradient, grad_output, input, *rest)
 
 

@@ -83,8 +83,8 @@ void launch_dtype(Problem problem, const Workspace& workspace, int device, cudaS
                           cudaMemcpyDeviceToDevice, stream));
     problem.grad_output.data = workspace.used;
   }
-  const bool sums = problem.mode == Mode::kLoss || problem.mode == Mode::kLossAndGrad;
-  const Start start{problem, workspace, sums ? finish<T, T> : nullptr, device, stream};
+  const Finish last = sums(problem.mode) ? finish<T, T> : nullptr;
+  const Start start{problem, workspace, last, device, stream};
   with_loss(problem.loss,
             [&](auto loss) { launch_loss<decltype(loss)::template Terms, X>(problem, start); });
   if (workspace.expected != nullptr) {

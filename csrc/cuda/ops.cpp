@@ -60,14 +60,15 @@ class Call {
       : guard_(a.input.get_device_index()),
         a_(readable(a)),
         grad_output_(grad_output ? OptionalTensor(readable(*grad_output, a)) : std::nullopt),
-        problem_(plan(mode, a_, grad_output_ ? &*grad_output_ : nullptr, out)) {}
+        problem_(plan(mode, a_, grad_output_ ? &*grad_output_ : nullptr, out)) {
+    set_dividers(problem_);
+  }
 
   void run() {
     const int device = a_.input.get_device_index();
     void* const stream = current_stream(device);
     const std::optional<double> divisor = a_.divisor();
-    const bool sums = problem_.mode == Mode::kLoss || problem_.mode == Mode::kLossAndGrad;
-    if (problem_.numel > kOneBlock && (sums || !divisor)) {
+    if (problem_.numel > kOneBlock && (sums(problem_.mode) || !divisor)) {
       const int64_t size = kMaxBlocks, stride = 1;
       sums_ = new_tensor(a_.input, ScalarType::Double, 1, &size, &stride);
       workspace.sums = static_cast<double*>(sums_->mutable_data_ptr());
@@ -103,7 +104,7 @@ struct Cuda {
     return result;
   }
 
-  /// Returns the loss, and the value found in `expected`.
+  /// Returns the loss and a copy of `expected`, for which the gradient is.
   static std::pair<Tensor, Tensor> loss_and_grad(const Arguments& a, const Tensor& expected,
                                                  const Tensor& grad) {
     Tensor result = new_scalar(a), used = new_scalar(a);

@@ -66,9 +66,7 @@ inline Problem planned(Problem problem, Mode mode, const Numbers& numbers) {
   problem.ignores = numbers.ignores;
   problem.narrow = constants<float>(numbers);
   problem.wide = constants<double>(numbers);
-  for (int d = 0; d < problem.dims; ++d) {
-    problem.dividers[d] = weighted_bce::divider(problem.sizes[d]);
-  }
+  weighted_bce::set_dividers(problem);
   const bool own_grad_output = problem.grad_output.form != Form::kUniform;
   for (Operand* o : operands_of(problem)) {
     if (own_grad_output || o != &problem.grad_output) o->form = form_of(*o, problem);

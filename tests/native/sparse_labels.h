@@ -36,7 +36,6 @@ class SparseLabels {
     csr.num_labels = labels;
     csr.count = static_cast<int64_t>(col.size());
     csr.first_label = first_label;
-    csr.by_num_labels = weighted_bce::divider(labels);
   }
 
   /// Those of y, [rows, labels]; sometimes among labels, and rows, that y has no part of.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from weighted_bce import _config, autograd, backend, weighted_bce_with_logits
+from weighted_bce import _config, _eager, backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
 
 from . import selection
@@ -100,7 +100,7 @@ def _seed(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
     """No test sees the backend, the expectations or the threads that another one left."""
-    autograd._expected.clear()
+    _eager._expected.clear()
     chosen, threads = _config.current_backend, torch.get_num_threads()
     yield
     _config.current_backend = chosen

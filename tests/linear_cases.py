@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weighted_bce import linear_weighted_bce_with_logits
-from weighted_bce.reference import REDUCTIONS as NUMBERS
+from weighted_bce._options import REDUCTIONS as NUMBERS
 
 from .truth import TOLERANCES, Case, compute_dtype, divisor, truth
 

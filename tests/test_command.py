@@ -9,7 +9,7 @@ import pytest
 
 import bench.__main__
 from examples import command, extreme_labels, sparse_labels
-from weighted_bce import _choice
+from weighted_bce import _dispatch
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [bench.__main__, sparse_labels, extreme_labels]
@@ -18,10 +18,10 @@ REMEDY = "To build them, run: this"
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_choice, "on_cpu", None)
-    monkeypatch.setattr(_choice, "extension", None)
-    monkeypatch.setattr(_choice, "why_missing", "it is gone")
-    monkeypatch.setattr(_choice, "remedy", REMEDY)
+    monkeypatch.setattr(_dispatch, "on_cpu", None)
+    monkeypatch.setattr(_dispatch, "extension", None)
+    monkeypatch.setattr(_dispatch, "why_missing", "it is gone")
+    monkeypatch.setattr(_dispatch, "remedy", REMEDY)
 
 
 def refusal(program: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -19,7 +19,7 @@ from weighted_bce import (
     weighted_bce_with_logits,
 )
 from weighted_bce._extension import extension
-from weighted_bce._ops import runs_on, why_not_on_cuda
+from weighted_bce._kernels import runs_on, why_not_on_cuda
 
 from .grids import one_at_a_time
 from .truth import REDUCTIONS, Case, labels, logits, sample_inputs

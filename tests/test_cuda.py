@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weighted_bce import WeightedBCEWithLogitsLoss, autograd, backend, weighted_bce_with_logits
-from weighted_bce._ops import why_not_on_cuda
+from weighted_bce import WeightedBCEWithLogitsLoss, _eager, backend, weighted_bce_with_logits
+from weighted_bce._kernels import why_not_on_cuda
 
 from .truth import Case, assert_close, check, divisor, labels, logits, truth
 
@@ -257,8 +257,8 @@ def test_kept_expectations_survive_many_kinds() -> None:
     """A graph may hold an expectation: none is dropped, however many kinds there are."""
     first = torch.zeros(2, 3, device="cuda", requires_grad=True)
     weighted_bce_with_logits(first, first.detach()).backward()
-    kept = dict(autograd._expected)
+    kept = dict(_eager._expected)
     for n in range(4, 400):
         x = torch.zeros(2, n, device="cuda", requires_grad=True)
         weighted_bce_with_logits(x, x.detach()).backward()
-    assert all(autograd._expected[kind] is tensor for kind, tensor in kept.items())
+    assert all(_eager._expected[kind] is tensor for kind, tensor in kept.items())

@@ -19,7 +19,7 @@ from weighted_bce import (
     weighted_bce_with_logits,
 )
 from weighted_bce._extension import extension
-from weighted_bce.reference import BATCHMEAN, SUM
+from weighted_bce._options import BATCHMEAN, SUM
 
 X = torch.full((8, 5), 0.5)
 Y = torch.zeros(8, 5, dtype=torch.bool)

@@ -11,10 +11,10 @@ from torch import nn
 from weighted_bce import (
     LinearWeightedBCEWithLogitsLoss,
     SparseLabels,
-    _chunks,
     backend,
     linear_weighted_bce_with_logits,
 )
+from weighted_bce.linear import _chunks
 
 from .linear_cases import (
     DTYPES,
@@ -144,8 +144,8 @@ def test_products_of_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = _chunks.Chunks.__init__
     monkeypatch.setattr(_chunks.Chunks, "__init__", half_operands)
-    monkeypatch.setattr("weighted_bce._chunks.product", wide_product)
-    monkeypatch.setattr("weighted_bce._linear_passes.product", wide_product)
+    monkeypatch.setattr("weighted_bce.linear._chunks.product", wide_product)
+    monkeypatch.setattr("weighted_bce.linear._passes.product", wide_product)
     for dtype in (torch.bfloat16, torch.float16):
         rounding = 2.0 ** -(8 if dtype == torch.bfloat16 else 11)
         for case in cases("cpu", dtype):

@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from weighted_bce import (
     LinearWeightedBCEWithLogitsLoss,
     SparseLabels,
-    _linear_passes,
     backend,
     linear_weighted_bce_with_logits,
     weighted_bce_with_logits,
 )
+from weighted_bce.linear import _passes
 
 from .linear_cases import (
     DTYPES,
@@ -44,13 +44,13 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     def counted(name: str, what: str) -> None:
-        function = getattr(_linear_passes, name)
+        function = getattr(_passes, name)
 
         def call(*args: Any) -> Any:
             seen.append(what)
             return function(*args)
 
-        monkeypatch.setattr(_linear_passes, name, call)
+        monkeypatch.setattr(_passes, name, call)
 
     counted("loss", "loss")
     counted("loss_and_gradients", "gradients")
@@ -119,13 +119,13 @@ def test_only_what_is_needed(device: str) -> None:
 
 def test_products_that_nobody_needs_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[tuple[int, ...]] = []
-    original = _linear_passes.product
+    original = _passes.product
 
     def product(a: Tensor, b: Tensor, out: Tensor) -> None:
         counted.append(tuple(out.shape))
         original(a, b, out)
 
-    monkeypatch.setattr(_linear_passes, "product", product)
+    monkeypatch.setattr(_passes, "product", product)
     case = base()
     x, weight, bias = case.leaves()
     case((x, weight.detach(), bias.detach())).backward()

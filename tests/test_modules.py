@@ -22,7 +22,7 @@ from weighted_bce import (
     weighted_bce_with_logits,
 )
 from weighted_bce._extension import extension
-from weighted_bce._ops import why_not_on_cuda
+from weighted_bce._kernels import why_not_on_cuda
 
 from .truth import REDUCTIONS, TARGET_DTYPES, labels, logits
 

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from weighted_bce import backend, weighted_bce_with_logits
-from weighted_bce._dtensors import prepare_for_dtensors
+from weighted_bce._dtensor_import import prepare_for_dtensors
 from weighted_bce._extension import extension
-from weighted_bce.reference import BATCHMEAN, MEAN, SUM
+from weighted_bce._options import BATCHMEAN, MEAN, SUM
 
 from .processes import Processes, mesh_of
 

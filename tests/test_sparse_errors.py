@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weighted_bce import SparseLabels, backend, weighted_bce, weighted_bce_with_logits
 from weighted_bce._extension import extension
-from weighted_bce._ops import why_not_on_cuda
+from weighted_bce._kernels import why_not_on_cuda
 
 from .truth import backends
 

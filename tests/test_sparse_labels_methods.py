@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from weighted_bce import SparseLabels, _positives
+from weighted_bce import SparseLabels, _csr
 
 from .draws import drawn
 from .test_sparse_labels import ROWS, dense_of, rows_of_labels, same
@@ -67,7 +67,7 @@ def test_where_nobody_may_look_at_values() -> None:
 def test_too_many_for_int32() -> None:
     many = torch.empty(2**31, dtype=torch.int32, device="meta")
     for count, dtype in ((2**31, torch.int64), (2**31 - 1, torch.int32)):
-        crow, col = _positives.csr(torch.empty(3, device="meta"), many[:count])
+        crow, col = _csr.csr(torch.empty(3, device="meta"), many[:count])
         assert (crow.dtype, col.dtype, crow.shape) == (dtype, dtype, (4,))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from weighted_bce import WeightedBCEWithLogitsLoss, autograd, weighted_bce_with_logits
+from weighted_bce import WeightedBCEWithLogitsLoss, _eager, weighted_bce_with_logits
 
 from .truth import INPUT_DTYPES, Case, compute_dtype, labels, logits
 
@@ -74,7 +74,7 @@ def test_the_loss_does_not_depend_on_what_is_expected(kernel_device: str) -> Non
 def test_expected_gradients_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first step may guess wrong; from the second on the forward pass did the work."""
     recomputations = []
-    real = autograd.ops.update_grad_.default
+    real = _eager.ops.update_grad_.default
 
     def counted(*args: object) -> None:
         recomputations.append(args)
@@ -83,7 +83,7 @@ def test_expected_gradients_are_not_computed_again(monkeypatch: pytest.MonkeyPat
     class Ops:
         update_grad_ = type("update_grad_", (), {"default": staticmethod(counted)})
 
-    monkeypatch.setattr(autograd, "ops", Ops)
+    monkeypatch.setattr(_eager, "ops", Ops)
     x, y = logits(50, 60).requires_grad_(), labels(50, 60)
     for scale, wrong in ((1.0, 0), (1.0, 0), (1024.0, 1), (1024.0, 1), (1024.0, 1), (512.0, 2)):
         weighted_bce_with_logits(x, y).backward(torch.tensor(scale))
@@ -122,7 +122,7 @@ def test_expectations_are_bounded() -> None:
     for n in range(1, 600):
         x = torch.zeros(2, n, requires_grad=True)
         weighted_bce_with_logits(x, x.detach().bool()).backward(torch.tensor(2.0))
-    assert len(autograd._expected) == autograd._MOST_KINDS + 1  # which all others share
+    assert len(_eager._expected) == _eager._MOST_KINDS + 1  # which all others share
 
 
 def test_grad_scaler_is_learned(kernel_device: str) -> None:

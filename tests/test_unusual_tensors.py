@@ -18,7 +18,7 @@ from weighted_bce import (
     weighted_bce,
     weighted_bce_with_logits,
 )
-from weighted_bce.reference import SUM
+from weighted_bce._options import SUM
 
 from .truth import INPUT_DTYPES, REDUCTIONS, Case, backends, check, labels, logits, sample_inputs
 

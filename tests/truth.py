@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weighted_bce import backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
-from weighted_bce.reference import REDUCTIONS as NUMBERS
+from weighted_bce._options import REDUCTIONS as NUMBERS
 from weighted_bce.sparse import SparseLabels
 
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -4,11 +4,11 @@ from ._config import backend, empty_cache, show_config
 from ._version import __version__
 from .collation import collate
 from .functional import weighted_bce, weighted_bce_with_logits
-from .labels import pos_weight_from_labels, propensity_from_labels
 from .linear import LinearWeightedBCEWithLogitsLoss, linear_weighted_bce_with_logits
 from .modules import WeightBCEWithLogitsLoss, WeightedBCELoss, WeightedBCEWithLogitsLoss
 from .optim import FusedAdam, FusedSGD
 from .sparse import SparseLabels
+from .weighting import pos_weight_from_labels, propensity_from_labels
 
 __all__ = [
     "FusedAdam",

@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from .reference import NONE, REDUCTIONS, Options
+from ._options import NONE, REDUCTIONS, Options
 from .sparse import SparseLabels, check_form, check_values, has_values
 
 Target = Tensor | SparseLabels

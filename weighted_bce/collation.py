@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import default_collate
 
-from . import _positives
+from . import _csr
 from .sparse import SparseLabels
 
 
@@ -41,7 +41,7 @@ def collate(samples: Sequence[Any]) -> Any:
             raise TypeError(f"samples must hold lists of labels, got SparseLabels in sample {i}")
     first = samples[0]
     if not isinstance(first, tuple):
-        return SparseLabels(*_positives.of_lists(samples, "samples"))
+        return SparseLabels(*_csr.of_lists(samples, "samples"))
     for i, sample in enumerate(samples):
         if not isinstance(sample, tuple):
             got = f"{type(sample).__name__} in sample {i}"
@@ -50,6 +50,6 @@ def collate(samples: Sequence[Any]) -> Any:
             wanted = f"tuples of {max(len(first), 1)} elements like the first"
             raise ValueError(f"samples must be {wanted}, got {len(sample)} in sample {i}")
     *others, positives = zip(*samples, strict=True)
-    labels = SparseLabels(*_positives.of_lists(positives, "samples"))
+    labels = SparseLabels(*_csr.of_lists(positives, "samples"))
     batch = (*(default_collate(list(values)) for values in others), labels)
     return type(first)(*batch) if hasattr(first, "_fields") else batch

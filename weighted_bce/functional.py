@@ -5,10 +5,10 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _choice, reference
+from . import _dispatch, _reference
 from ._checks import Target, check_listed, check_reduction, checked_options
-from .probabilities import unreduced_from_probabilities
-from .reference import MEAN, NONE, REDUCTIONS
+from ._options import MEAN, NONE, REDUCTIONS
+from ._probabilities import unreduced_from_probabilities
 
 Reduction = str | Callable[[Tensor], Tensor]
 
@@ -98,7 +98,7 @@ def weighted_bce_with_logits(
         check_reduction(reduction, input)
         number = REDUCTIONS[reduction] if isinstance(reduction, str) else NONE
     try:
-        loss = _choice.loss(input, options, number, inplace_backward)
+        loss = _dispatch.loss(input, options, number, inplace_backward)
     except RuntimeError:
         # The kernels look at each index of sparse labels, but know one kind of error only.
         try:
@@ -155,4 +155,4 @@ def weighted_bce(
         return reduction(loss.to(input.dtype))
     if reduction == "none":
         return loss.to(input.dtype)
-    return reference.divided(loss.sum(), REDUCTIONS[reduction], input, options)
+    return _reference.divided(loss.sum(), REDUCTIONS[reduction], input, options)

@@ -8,7 +8,7 @@ from torch.optim import SGD, Adam
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from ._dtensors import is_dtensor
+from ._dtensor_import import is_dtensor
 
 # Of a group, as the functions of torch.optim take them.
 _BOTH = ("lr", "weight_decay", "maximize", "foreach", "fused")

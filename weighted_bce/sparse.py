@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from . import _positives
-from ._positives import INDEX_DTYPES
+from . import _csr
+from ._csr import INDEX_DTYPES
 
 
 class SparseLabels(NamedTuple):
@@ -61,7 +61,7 @@ class SparseLabels(NamedTuple):
             >>> SparseLabels.from_lists([[5, 2, 5], []]).col_indices
             tensor([2, 5])
         """
-        return cls(*_positives.of_lists(lists, "lists"))
+        return cls(*_csr.of_lists(lists, "lists"))
 
     @classmethod
     def from_padded(cls, padded: Tensor) -> "SparseLabels":
@@ -83,7 +83,7 @@ class SparseLabels(NamedTuple):
             >>> SparseLabels.from_padded(torch.tensor([[7, 4], [6, -1]])).col_indices
             tensor([4, 7, 6])
         """
-        return cls(*_positives.of_padded(padded))
+        return cls(*_csr.of_padded(padded))
 
     @classmethod
     def from_dense(cls, dense: Tensor) -> "SparseLabels":
@@ -105,7 +105,7 @@ class SparseLabels(NamedTuple):
             >>> SparseLabels.from_dense(torch.tensor([[0.0, 1.0], [1.0, 1.0]])).col_indices
             tensor([1, 0, 1])
         """
-        return cls(*_positives.of_dense(dense))
+        return cls(*_csr.of_dense(dense))
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> "SparseLabels":
@@ -122,7 +122,7 @@ class SparseLabels(NamedTuple):
             TypeError: `matrix` is not of scipy.sparse, or not of real numbers.
             ValueError: another shape, or a value that is neither 0 nor 1.
         """
-        return cls(*_positives.of_scipy(matrix))
+        return cls(*_csr.of_scipy(matrix))
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> "SparseLabels":
@@ -147,7 +147,7 @@ class SparseLabels(NamedTuple):
             >>> SparseLabels.from_tensor(coo).col_indices
             tensor([2, 0])
         """
-        return cls(*_positives.of_tensor(tensor, "tensor"))
+        return cls(*_csr.of_tensor(tensor, "tensor"))
 
     @property
     def num_rows(self) -> int:
@@ -163,7 +163,7 @@ class SparseLabels(NamedTuple):
         """
         moved = SparseLabels(*(t.to(*args, **kwargs) for t in self))
         if moved.crow_indices.dtype not in INDEX_DTYPES:
-            got = _positives.short(moved.crow_indices.dtype)
+            got = _csr.short(moved.crow_indices.dtype)
             raise TypeError(f"dtype must be int32 or int64, got {got}")
         if moved.crow_indices.dtype == torch.int32:
             for name, t in zip(self._fields, self, strict=True):
@@ -192,7 +192,7 @@ class SparseLabels(NamedTuple):
         if col.is_cpu and has_values(col):
             _check_range(self, num_labels, "col_indices")
         dense = col.new_zeros(self.num_rows, num_labels, dtype=dtype)  # under vmap one of each
-        dense[_positives.rows_of(crow, col), col.long()] = 1
+        dense[_csr.rows_of(crow, col), col.long()] = 1
         return dense
 
     def select(self, rows: Tensor | slice) -> "SparseLabels":
@@ -226,7 +226,7 @@ class SparseLabels(NamedTuple):
         # Position i of the result comes from i - (where its row begins there) + (where here).
         shift = torch.repeat_interleave(begin - (ends - counts), counts, output_size=total)
         col = col[torch.arange(total, device=col.device) + shift]
-        return SparseLabels(*_positives.csr(counts, col))
+        return SparseLabels(*_csr.csr(counts, col))
 
     def __repr__(self) -> str:
         crow, col = self
@@ -234,7 +234,7 @@ class SparseLabels(NamedTuple):
             return (
                 f"SparseLabels(crow_indices={crow!r}, col_indices={col!r})"  # pytrees hold others
             )
-        kind = f"dtype={_positives.short(col.dtype)}, device={col.device}"
+        kind = f"dtype={_csr.short(col.dtype)}, device={col.device}"
         return f"SparseLabels(rows={self.num_rows}, positives={col.numel()}, {kind})"
 
 
@@ -262,7 +262,7 @@ def _row_numbers(rows: Tensor | slice, num_rows: int) -> Tensor:
     if not isinstance(rows, Tensor):
         raise TypeError(f"rows must be a torch.Tensor or a slice, got {type(rows).__name__}")
     if rows.dtype not in (torch.bool, *INDEX_DTYPES):
-        raise TypeError(f"rows must be bool, int32 or int64, got {_positives.short(rows.dtype)}")
+        raise TypeError(f"rows must be bool, int32 or int64, got {_csr.short(rows.dtype)}")
     if rows.dim() != 1:
         raise ValueError(f"rows must be one-dimensional, got shape {tuple(rows.shape)}")
     if rows.dtype == torch.bool:
@@ -288,12 +288,12 @@ def check_form(labels: SparseLabels, name: str = "target") -> None:
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}.{part} must be a torch.Tensor, got {type(t).__name__}")
         if t.dtype not in INDEX_DTYPES:
-            got = _positives.short(t.dtype)
+            got = _csr.short(t.dtype)
             raise TypeError(f"{name}.{part} must be int32 or int64, got {got}")
         if t.dim() != 1:
             raise ValueError(f"{name}.{part} must be one-dimensional, got shape {tuple(t.shape)}")
     if col.dtype != crow.dtype:
-        wanted, got = _positives.short(crow.dtype), _positives.short(col.dtype)
+        wanted, got = _csr.short(crow.dtype), _csr.short(col.dtype)
         raise TypeError(f"{name}.col_indices must be {wanted} like crow_indices, got {got}")
     if col.device != crow.device:
         wanted = f"{crow.device} like crow_indices"
@@ -311,7 +311,7 @@ def check_values(labels: SparseLabels, num_labels: int | None = None, name: str 
         name: of the argument, for the sentence.
     """
     crow, col = labels
-    _positives.check_crow(crow, col.numel(), f"{name}.crow_indices")
+    _csr.check_crow(crow, col.numel(), f"{name}.crow_indices")
     name = f"{name}.col_indices"
     _check_range(labels, num_labels, name)
     begins = torch.zeros(col.numel() + 1, dtype=torch.bool, device=col.device)
@@ -319,12 +319,12 @@ def check_values(labels: SparseLabels, num_labels: int | None = None, name: str 
     good = begins[:-1].clone()
     good[1:] |= col[1:] > col[:-1]
     must = f"{name} must ascend within a row, without duplicates"
-    _positives.check_all(good, crow, col, must)
+    _csr.check_all(good, crow, col, must)
 
 
 def _check_range(labels: SparseLabels, num_labels: int | None, name: str) -> None:
     crow, col = labels
-    _positives.check_all(col >= 0, crow, col, f"{name} must be >= 0")
+    _csr.check_all(col >= 0, crow, col, f"{name} must be >= 0")
     if num_labels is not None:
         must = f"{name} must be below {num_labels}, the number of labels"
-        _positives.check_all(col < num_labels, crow, col, must)
+        _csr.check_all(col < num_labels, crow, col, must)

@@ -6,21 +6,21 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from . import _config, reference, transforms
+from . import _config, _func, _reference
 from ._checks import check_listed
-from ._dtensors import is_dtensor, prepare_for_dtensors
+from ._dtensor_import import is_dtensor, prepare_for_dtensors
+from ._eager import apply_fused
 from ._extension import extension, remedy, why_missing
-from ._ops import (
+from ._kernels import (
     MOST_DIMENSIONS,
     TARGET_DTYPES,
     Kernels,
     on_cpu,
     on_cuda,
-    ops,
     why_not_on_cuda,
 )
-from .autograd import apply_fused
-from .reference import NONE, SUM, Options
+from ._ops import ops
+from ._options import NONE, SUM, Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
@@ -42,12 +42,12 @@ def loss(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tens
     readable = _readable(input, options)
     if readable is not options:
         return loss(input, readable, reduction, inplace)
-    if transforms.active():
+    if _func.active():
         # The compiler traces transforms of plain torch only.
-        if torch.compiler.is_compiling() or transforms.lack(options.tensors):
+        if torch.compiler.is_compiling() or _func.lack(options.tensors):
             return _in_torch(input, options, reduction)
         prepare_for_dtensors()  # one may be inside
-        return transforms.loss(input, options, reduction)
+        return _func.loss(input, options, reduction)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in options.tensors):
         return _in_torch(input, options, reduction)
     return _dispatched(input, traceable(options), reduction)
@@ -55,7 +55,7 @@ def loss(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tens
 
 def _in_torch(input: Tensor, options: Options, reduction: int) -> Tensor:
     check_listed(input, options)
-    return reference.loss(input, options, reduction)
+    return _reference.loss(input, options, reduction)
 
 
 def kernels_for(input: Tensor) -> Kernels | None:
@@ -88,7 +88,7 @@ def nothing_else_looks() -> bool:
     return not (
         torch.compiler.is_compiling()
         or _dispatch_modes()
-        or transforms.active()
+        or _func.active()
         or _saved_tensors_hooks(True)
         or _tracing_state()
     )
@@ -156,5 +156,5 @@ def _dispatched(input: Tensor, options: Options, reduction: int) -> Tensor:
     if reduction == NONE:
         return cast(Tensor, ops.unreduced.default(input, *options))
     if sharded:  # what counts is asked for once, of all processes
-        return reference.divided(ops.loss.default(input, *options, SUM), reduction, input, options)
+        return _reference.divided(ops.loss.default(input, *options, SUM), reduction, input, options)
     return cast(Tensor, ops.loss.default(input, *options, reduction))

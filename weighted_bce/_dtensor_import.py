@@ -9,7 +9,7 @@ def prepare_for_dtensors() -> bool:
     """Gives the ops their rules for DTensors, if there can be any: somebody has imported them."""
     if "torch.distributed.tensor" not in sys.modules:
         return False
-    from . import _sharding  # noqa: F401
+    from . import _dtensor  # noqa: F401
 
     return True
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from . import reference
+from . import _reference
 from ._checks import check_listed
-from .reference import SUM, Options, compute_dtype, unpacked
+from ._options import SUM, Options, compute_dtype, unpacked
 from .sparse import has_values
 
 
@@ -160,7 +160,9 @@ def _upstream(grad_output: Tensor, input: DTensor, options: Options, reduction: 
     else:
         factor = placed("grad_output", grad_output, input, input.placements)
     if reduction != SUM:
-        factor = reference.divided(factor.to(compute_dtype(input.dtype)), reduction, input, options)
+        factor = _reference.divided(
+            factor.to(compute_dtype(input.dtype)), reduction, input, options
+        )
     return cast(Tensor, _local(factor))
 
 
@@ -185,7 +187,7 @@ def _loss(op: Any, input: Tensor, *rest: Any) -> Tensor:
     given, reduction = unpacked(rest)
     x, options = _aligned(input, given)
     total = op(*map(_local, (x, *options)), SUM)
-    return reference.divided(_as_sum(total, x), reduction, x, given)
+    return _reference.divided(_as_sum(total, x), reduction, x, given)
 
 
 def _unreduced(op: Any, input: Tensor, *rest: Any) -> Tensor:

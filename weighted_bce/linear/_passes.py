@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from . import _choice, reference
-from ._checks import check_listed
+from .. import _dispatch, _reference
+from .._checks import check_listed
+from .._kernels import TARGET_DTYPES
+from .._options import SUM, Options
 from ._chunks import Chunks, Layer, product
-from ._ops import TARGET_DTYPES
-from .reference import SUM, Options, divided
 
 # Called with the labels of a chunk and the gradients of their rows of the weight and the bias.
 Step = Callable[[slice, Tensor, Tensor | None], None]
@@ -40,7 +40,7 @@ class _Loss:
         found = (None if t is None else t.detach().resolve_neg() for t in tensors)
         self._options = Options(*cast(Any, found), *rest)
         self._labels = chunks.labels
-        self.kernels = _choice.kernels_for(chunks.x)
+        self.kernels = _dispatch.kernels_for(chunks.x)
 
     def _of(self, labels: slice) -> Options:
         """The part of the options that belongs to a chunk. Sparse labels are not cut."""
@@ -62,15 +62,15 @@ class _Loss:
     def of(self, logits: Tensor, labels: slice) -> Tensor:
         """The sum of the losses."""
         if self.kernels is None:
-            return reference.loss(logits, self._of(labels), SUM)
+            return _reference.loss(logits, self._of(labels), SUM)
         return cast(Tensor, self.kernels.loss(logits, *self._of(labels), SUM))
 
     def and_slopes(self, logits: Tensor, labels: slice, upstream: Tensor) -> Tensor:
         """The sum of the losses; its gradient, times `upstream`, is written over the logits."""
         options = self._of(labels)
         if self.kernels is None:
-            loss = reference.loss(logits, options, SUM)
-            logits.copy_(reference.grad(upstream, logits, options, SUM))
+            loss = _reference.loss(logits, options, SUM)
+            logits.copy_(_reference.grad(upstream, logits, options, SUM))
             return loss
         return cast(Tensor, self.kernels.loss_and_grad_(upstream, logits, *options, SUM))
 
@@ -166,7 +166,7 @@ def _reduced(
     parts: list[Tensor], chunks: Chunks, layer: Layer, options: Options, reduction: int
 ) -> Tensor:
     total = torch.stack(parts).sum() if parts else chunks.x.new_zeros((), dtype=chunks.dtype)
-    return divided(total, reduction, layer.logits_like(), options)
+    return _reference.divided(total, reduction, layer.logits_like(), options)
 
 
 def loss_and_gradients(
@@ -183,7 +183,9 @@ def loss_and_gradients(
     With `step`, the gradients of weight and bias go to it chunk by chunk, and are not returned.
     """
     of_chunk = _Loss(chunks, layer, options)
-    upstream = divided(grad_output.to(chunks.dtype), reduction, layer.logits_like(), options)
+    upstream = _reference.divided(
+        grad_output.to(chunks.dtype), reduction, layer.logits_like(), options
+    )
     kernels = of_chunk.kernels
     empty = torch.empty_like if kernels is None else kernels.empty_grad
     gradients = _Gradients(layer, chunks, empty, needs, upstream, step)

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _linear
-from ._checks import (
+from .._checks import (
     Target,
     check_count,
     check_layer,
     check_reduced,
     checked_options,
 )
+from .._options import REDUCTIONS
+from ..modules import _WeightedLoss
+from . import _ops
 from ._chunks import Layer
-from ._linear_passes import Step
-from .modules import _WeightedLoss
-from .reference import REDUCTIONS
+from ._passes import Step
 
 
 def linear_weighted_bce_with_logits(
@@ -145,7 +145,7 @@ def linear_weighted_bce_with_logits(
     if not (fused_step is None or callable(fused_step)):
         raise TypeError(f"fused_step must be callable, got {type(fused_step).__name__}")
     how = product_dtype, chunk_labels
-    return _linear.loss(layer, options, REDUCTIONS[reduction], how, fused_step)
+    return _ops.loss(layer, options, REDUCTIONS[reduction], how, fused_step)
 
 
 def _autocast_dtype(input: Tensor) -> torch.dtype | None:
@@ -153,7 +153,7 @@ def _autocast_dtype(input: Tensor) -> torch.dtype | None:
     if not isinstance(input, Tensor) or input.dtype == torch.float64:
         return None
     kind = input.device.type
-    enabled = _linear.autocast_available(kind) and torch.is_autocast_enabled(kind)
+    enabled = _ops.autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if enabled else None
 
 

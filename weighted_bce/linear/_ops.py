@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-from . import _choice, _linear_passes, transforms
+from .. import _dispatch, _func
+from .._dtensor_import import is_dtensor
+from .._eager import expectation
+from .._ops import fake_loss, refuse_gradients
+from .._options import TENSORS, Options, compute_dtype
+from . import _passes
 from ._chunks import Chunks, How, Layer, topk
-from ._dtensors import is_dtensor
-from ._linear_passes import Gradients, Step
-from ._ops import fake_loss, refuse_gradients
-from .autograd import expectation
-from .reference import TENSORS, Options, compute_dtype
+from ._passes import Gradients, Step
 
 _library: Any = torch.library.Library("weighted_bce", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LAYER = "Tensor input, Tensor linear_weight, Tensor? linear_bias, "
@@ -50,12 +51,12 @@ def _unpacked(args: tuple[Any, ...]) -> tuple[Chunks, Layer, Options, int]:
 
 def _linear_loss(*args: Any) -> Tensor:
     with torch.no_grad():
-        return _linear_passes.loss(*_unpacked(args))
+        return _passes.loss(*_unpacked(args))
 
 
 def _linear_grads(grad_output: Tensor, *args: Any) -> list[Tensor]:
     with torch.no_grad():
-        _, found = _linear_passes.loss_and_gradients(*_unpacked(args[:-1]), grad_output, args[-1])
+        _, found = _passes.loss_and_gradients(*_unpacked(args[:-1]), grad_output, args[-1])
     return [gradient for gradient in found if gradient is not None]
 
 
@@ -119,7 +120,7 @@ def _gradients(
 def _is_plain(grad_output: Tensor) -> bool:
     """Whether neither derivatives of the gradient are asked for nor many gradients at once."""
     batched = torch._C._functorch.is_legacy_batchedtensor(grad_output)
-    return not (torch.is_grad_enabled() or transforms.active() or batched)
+    return not (torch.is_grad_enabled() or _func.active() or batched)
 
 
 def _differentiable_gradients(
@@ -129,7 +130,7 @@ def _differentiable_gradients(
     layer, others = Layer(*tensors[:3]), tensors[3:]
     options = rest[:-2]
     x, weight, _ = _widened(layer)
-    slopes = transforms.gradient(grad_output, _all_logits(layer), *others, *options)
+    slopes = _func.gradient(grad_output, _all_logits(layer), *others, *options)
     with _no_autocast(x):
         found = slopes @ weight, slopes.t() @ x, slopes.sum(0)
     wanted = [n and t is not None for n, t in zip(needs, layer, strict=True)]
@@ -184,10 +185,10 @@ class FusedLinearLoss(Function):
         ctx.save_for_backward(*layer, *options.tensors)
         ctx.rest, ctx.step, ctx.gradients = (*options[TENSORS:], reduction, *how), step, None
         if step is not None:
-            return _linear_passes.loss(*call)
+            return _passes.loss(*call)
         ctx.used = _expected(layer).clone()
         needs = ctx.needs_input_grad[:3]
-        loss, ctx.gradients = _linear_passes.loss_and_gradients(*call, ctx.used, needs)
+        loss, ctx.gradients = _passes.loss_and_gradients(*call, ctx.used, needs)
         return loss
 
     @staticmethod
@@ -230,7 +231,7 @@ def _stepped(
     if not _is_plain(grad_output):
         raise NotImplementedError("fused_step changes the weight: there are no second derivatives")
     unpacked = _unpacked((*tensors, *rest))
-    return _linear_passes.loss_and_gradients(*unpacked, grad_output, needs, step)[1]
+    return _passes.loss_and_gradients(*unpacked, grad_output, needs, step)[1]
 
 
 def loss(
@@ -245,25 +246,25 @@ def loss(
         torch._dynamo.graph_break("fused_step is not compiled")
         uncompiled: Any = torch.compiler.disable(loss)  # type: ignore[no-untyped-call]
         return cast(Tensor, uncompiled(layer, options, reduction, how, step))
-    _choice.kernels_for(layer.input)  # raises where the chosen backend has none
-    if step is not None and transforms.active():
+    _dispatch.kernels_for(layer.input)  # raises where the chosen backend has none
+    if step is not None and _func.active():
         raise NotImplementedError("fused_step does not work under torch.func")
     if _needs_all_logits(layer, options):
-        return _choice.loss(_all_logits(layer), options, reduction, False)
+        return _dispatch.loss(_all_logits(layer), options, reduction, False)
     if is_dtensor(layer.input) or is_dtensor(layer.weight):
-        from . import _linear_sharding
+        from . import _dtensor
 
-        return _linear_sharding.loss(layer, options, reduction, how, step)
+        return _dtensor.loss(layer, options, reduction, how, step)
     if (step is not None or _passes_once(layer)) and _records(layer):
         apply: Any = FusedLinearLoss.apply
         return cast(Tensor, apply(*layer, _savable(options), reduction, how, step))
-    traceable = _choice.traceable(options)
+    traceable = _dispatch.traceable(options)
     return cast(Tensor, ops.linear_loss.default(*layer, *traceable, reduction, *how))
 
 
 def _needs_all_logits(layer: Layer, options: Options) -> bool:
     """Whether a derivative is asked for that is not made in chunks."""
-    if transforms.active():
+    if _func.active():
         return True
     return torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in options.tensors
@@ -288,6 +289,6 @@ def _passes_once(layer: Layer) -> bool:
     """Whether gradients may be made before it is known what for: nothing traces the call, no
     checkpoint would drop them, there are numbers to compare, and no CUDA graph is recorded, in
     which nobody may wait for them."""
-    return _choice.nothing_else_looks() and not (
+    return _dispatch.nothing_else_looks() and not (
         layer.input.is_meta or (layer.input.is_cuda and torch.cuda.is_current_stream_capturing())
     )

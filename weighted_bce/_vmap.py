@@ -6,8 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from . import reference
-from .reference import Options, compute_dtype, unpacked
+from . import _reference
+from ._options import SUM, Options, compute_dtype, unpacked
 
 ops = torch.ops.weighted_bce
 _Dims = Sequence[int | None]
@@ -94,7 +94,7 @@ def _divisor(reduction: int, x: Tensor, info: Any, options: Options) -> float | 
     """Of each sample; x is stacked."""
     if options.is_sparse:  # each lists as many positives
         options = options._replace(target=options.target.view(info.batch_size, -1))
-    return reference.divisor(reduction, x, options, first=1)
+    return _reference.divisor(reduction, x, options, first=1)
 
 
 def _grad(
@@ -108,14 +108,14 @@ def _grad(
     each = (len(stacked), *(1,) * (stacked.dim() - 1))  # a number for each sample
     if of_sample == 0:
         factor = factor.reshape(each)
-    if reduction != reference.SUM:
+    if reduction != SUM:
         by = _divisor(reduction, stacked, info, options)
         if isinstance(by, Tensor):
             by = by.reshape(each)
         factor = factor.to(compute_dtype(x.dtype)) / by
     if options.is_sparse:
         factor = cast(Tensor, _of_rows(factor, stacked))
-    grad = ops.grad(factor.expand(x.shape), x, *options, reference.SUM)
+    grad = ops.grad(factor.expand(x.shape), x, *options, SUM)
     return _samples(grad, info, options), 0
 
 

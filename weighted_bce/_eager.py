@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
-from . import transforms
-from ._ops import Kernels, ops
-from .reference import NONE, SUM, TENSORS, Options, compute_dtype
+from . import _func
+from ._kernels import Kernels
+from ._ops import ops
+from ._options import NONE, SUM, TENSORS, Options, compute_dtype
 
 _graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 _is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
@@ -73,7 +74,7 @@ class FusedLoss(Function):
         rest = input, *tensors, *ctx.rest
         if torch.compiler.is_compiling():  # compiled autograd traces this function
             return ops.grad.default(grad_output, *rest), None, None, None, None
-        plain = not (torch.is_grad_enabled() or transforms.active() or _is_batched(grad_output))
+        plain = not (torch.is_grad_enabled() or _func.active() or _is_batched(grad_output))
         # A kept graph comes back for the same gradient: what it holds is not given away.
         given_away = grad is not None and plain and not _graph_is_kept()
         # On the CPU a look at the numbers costs less than a call of the op.
@@ -83,7 +84,7 @@ class FusedLoss(Function):
             ops.update_grad_.default(grad_output, ctx.used, expectation(input), grad, *rest)
             result = grad
         elif not plain:
-            result = transforms.gradient(grad_output, *rest)
+            result = _func.gradient(grad_output, *rest)
         elif ctx.inplace:
             result = _write_over(grad_output, *rest)
         else:

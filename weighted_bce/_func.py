@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import reference
+from . import _reference
 from ._ops import grad_backward, ops
-from .reference import NONE, SUM, TENSORS, Options, compute_dtype, unpacked
+from ._options import NONE, SUM, TENSORS, Options, compute_dtype, unpacked
 
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _functorch: Any = torch._C._functorch
@@ -120,7 +120,7 @@ class _Gradient(Function):
     def jvp(ctx: Any, to_output: Tensor, to_input: Tensor, *_: Any) -> Tensor:
         grad_output, input, *tensors = ctx.saved_tensors
         options, reduction = unpacked((*tensors, *ctx.rest))
-        return reference.grad_jvp((to_output, to_input), grad_output, input, options, reduction)
+        return _reference.grad_jvp((to_output, to_input), grad_output, input, options, reduction)
 
 
 def loss(input: Tensor, options: Options, reduction: int) -> Tensor:
@@ -136,7 +136,7 @@ def gradient(grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
     # What torch.autograd maps over many vectors with has no rules for ops like these.
     mapped = any(map(_functorch.is_legacy_batchedtensor, (grad_output, input)))
     if mapped or _unbearable():
-        return reference.grad(grad_output, input, options, reduction)
+        return _reference.grad(grad_output, input, options, reduction)
     return _applied(_Gradient, grad_output, input, *rest)
 
 

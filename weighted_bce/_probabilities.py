@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import reference
-from .reference import Options
+from . import _reference
+from ._options import Options
 
 
 class _LimitedLog(Function):
@@ -44,13 +44,13 @@ def unreduced_from_probabilities(input: Tensor, options: Options) -> Tensor:
     Raises:
         ValueError: on the CPU, where an element that counts is outside [0, 1].
     """
-    return reference.each_element(_unreduced, input, options)[0]
+    return _reference.each_element(_unreduced, input, options)[0]
 
 
 def _unreduced(input: Tensor, options: Options) -> tuple[Tensor]:
-    x, options, skip = reference.without_ignored(input, options)
+    x, options, skip = _reference.without_ignored(input, options)
     _check_range(x)
-    positive, negative = reference.coefficients(options, x.dtype)
+    positive, negative = _reference.coefficients(options, x.dtype)
     loss: Tensor = -(
         positive * _LimitedLog.apply(x, False)  # type: ignore[no-untyped-call]
         + negative * _LimitedLog.apply(x, True)  # type: ignore[no-untyped-call]

@@ -10,12 +10,13 @@ from typing import Any, cast
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from . import _linear, reference
-from ._checks import check_listed
+from .. import _reference
+from .._checks import check_listed
+from .._dtensor import beside, own_part, placed
+from .._options import SUM, Options
+from . import _ops
 from ._chunks import How, Layer
-from ._linear_passes import Step
-from ._sharding import beside, own_part, placed
-from .reference import SUM, Options
+from ._passes import Step
 
 
 def loss(
@@ -37,11 +38,11 @@ def loss(
     if step is not None:  # which receives their gradients; they go no further
         own_parameters = tuple(map(_cut_off, own_parameters))
     own = Layer(x.to_local(grad_placements=_of_gradients(x, weight)), *own_parameters)
-    total = _linear.loss(own, _own_options(x, weight, options), SUM, how, step)
+    total = _ops.loss(own, _own_options(x, weight, options), SUM, how, step)
     logits = _of_logits(x, weight)
     sums = [Replicate() if isinstance(p, Replicate) else Partial() for p in logits]
     whole = DTensor.from_local(total, x.device_mesh, sums, run_check=False)
-    return reference.divided(whole, reduction, layer.logits_like(), options)
+    return _reference.divided(whole, reduction, layer.logits_like(), options)
 
 
 def _both(layer: Layer) -> tuple[DTensor, DTensor]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import compute_dtype
+from .._options import compute_dtype
 
 # How to multiply: the dtype in which autocast would, None for that of the input; and how many
 # labels a chunk has, None to choose.

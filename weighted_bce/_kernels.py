@@ -1,0 +1,86 @@
+"""The kernels of each device, and which logits they take."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _installation
+from ._extension import extension
+
+# The target dtypes that the kernels read themselves.
+TARGET_DTYPES = frozenset(
+    {
+        torch.bool,
+        *(torch.uint8, torch.int8, torch.uint16, torch.int16),
+        *(torch.uint32, torch.int32, torch.uint64, torch.int64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    }
+)
+
+# Of logits. The kernels take 40, of which levels of torch.vmap may add some.
+MOST_DIMENSIONS = 32
+
+ops = torch.ops.weighted_bce
+
+
+class Kernels:
+    """The ops without the dispatcher's way to them, which costs as much as a small loss.
+
+    For those who have seen that the inputs are plain tensors of one device, that no mode, transform
+    or compiler needs to see the op, and that no gradient is recorded.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        kernel = partial(getattr(ops, name).default._handle.redispatch_boxed, self._keys)
+        setattr(self, name, kernel)
+        return kernel
+
+
+on_cpu = Kernels("CPU") if extension is not None else None
+_on_cuda = Kernels("CUDA")
+
+
+def why_not_on_cuda(device: int) -> str | None:
+    """Why the kernels do not run on this GPU; None where they do."""
+    return _why_not_on_cuda(device)
+
+
+why_not_on_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _why_not_on_cuda(device: int) -> str | None:
+    if torch.version.cuda is None:
+        return "the kernels are for CUDA, which this torch does not use"
+    if extension is None or not extension.cuda_archs:
+        return f"none is built for CUDA. {_installation.how_to_build_cuda(torch.version.cuda)}"
+    needed = int(extension.cuda_version.split(".")[0])
+    driver: int = extension.cuda_driver() // 1000
+    if driver < needed:
+        return f"the kernels need a driver for CUDA {needed}, got one for {driver}"
+    capability = torch.cuda.get_device_capability(device)
+    if not runs_on(extension.cuda_archs, capability):
+        return f"the kernels are for {extension.cuda_archs}, got sm_{capability[0]}{capability[1]}"
+    return None
+
+
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether a GPU runs one of "sm_80, compute_120": machine code of its own generation and not of
+    a later member, or PTX that is not newer than itself."""
+    for name in architectures.split(", "):
+        kind, number = name.split("_")
+        major, minor = int(number[:-1]), int(number[-1])
+        if capability >= (major, minor) and (kind == "compute" or capability[0] == major):
+            return True
+    return False
+
+
+def on_cuda(input: Tensor) -> Kernels | None:
+    """The kernels for the GPU of these logits; None where they do not run."""
+    return _on_cuda if input.is_cuda and why_not_on_cuda(input.get_device()) is None else None

@@ -84,6 +84,9 @@ struct Arguments {
   bool ignores() const {
     return ignore_index && (!is_sparse() || *ignore_index == 0 || *ignore_index == 1);
   }
+  /// Smoothed targets are y keep + shift.
+  double keep() const { return 1 - label_smoothing; }
+  double shift() const { return label_smoothing / 2; }
   /// Returns the dtype of arithmetic, of a reduced loss and of what a gradient is multiplied by.
   ScalarType compute_type() const {
     return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

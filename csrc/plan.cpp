@@ -156,8 +156,8 @@ CallConstants<T> constants(const Arguments& a, double weight, double pos_weight)
   CallConstants<T> c{};
   c.pos_weight = static_cast<T>(pos_weight);
   c.weight = static_cast<T>(weight);
-  c.keep = static_cast<T>(1 - a.label_smoothing);
-  c.shift = static_cast<T>(a.label_smoothing / 2);
+  c.keep = static_cast<T>(a.keep());
+  c.shift = static_cast<T>(a.shift());
   if (a.ignores()) {
     c.ignore_index = static_cast<T>(rounded_to(*a.ignore_index, a.target.scalar_type()));
   }

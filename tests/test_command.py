@@ -9,7 +9,7 @@ import pytest
 
 import bench.__main__
 from examples import command, extreme_labels, sparse_labels
-from weighted_bce import _dispatch
+from weighted_bce import _kernels
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [bench.__main__, sparse_labels, extreme_labels]
@@ -18,10 +18,10 @@ REMEDY = "To build them, run: this"
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "on_cpu", None)
-    monkeypatch.setattr(_dispatch, "extension", None)
-    monkeypatch.setattr(_dispatch, "why_missing", "it is gone")
-    monkeypatch.setattr(_dispatch, "remedy", REMEDY)
+    monkeypatch.setattr(_kernels, "on_cpu", None)
+    monkeypatch.setattr(_kernels, "extension", None)
+    monkeypatch.setattr(_kernels, "why_missing", "it is gone")
+    monkeypatch.setattr(_kernels, "remedy", REMEDY)
 
 
 def refusal(program: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

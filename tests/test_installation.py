@@ -209,11 +209,11 @@ def test_the_warning_is_of_the_line_that_imports(
 
 
 def test_errors_and_show_config_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (_config, weighted_bce._dispatch):
+    for module in (_config, weighted_bce._kernels):
         monkeypatch.setattr(module, "extension", None)
         monkeypatch.setattr(module, "why_missing", "it is gone")
         monkeypatch.setattr(module, "remedy", "To build them, run: this")
-    monkeypatch.setattr(weighted_bce._dispatch, "on_cpu", None)
+    monkeypatch.setattr(weighted_bce._kernels, "on_cpu", None)
     assert "extension: none: it is gone\nremedy: To build them, run: this\n" in show_config()
     words = "has no kernel for this input: it is gone. To build them, run: this"
     with backend("fused"), pytest.raises(RuntimeError, match=words):

@@ -164,7 +164,7 @@ def test_products_of_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chunks_cover_all_labels_once() -> None:
     case = base()
     for size in (None, 1, 7, LABELS - 1, LABELS, 1000):
-        chunks = _chunks.Chunks(_chunks.Layer(*case.layer), None, size)
+        chunks = _chunks.Chunks(_chunks.Layer(*case.layer), _chunks.ChunkOptions(None, size))
         found = [label for part in chunks for label in range(LABELS)[part]]
         assert found == list(range(LABELS))
 

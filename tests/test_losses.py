@@ -189,16 +189,6 @@ def test_autograd_of_the_ops(kernel_device: str) -> None:
         assert torch.equal(grad, ops.grad(one(x), *call(leaf.detach(), y, 2.7, 0.25, MEAN, p=3.0)))
 
 
-def test_what_has_no_derivative_says_so(kernel_device: str) -> None:
-    x, y = logits(5, 7, device=kernel_device), labels(5, 7, device=kernel_device)
-    leaf = x.requires_grad_()
-    (grad,) = torch.autograd.grad(ops.loss(*call(leaf, y)), leaf, create_graph=True)
-    with pytest.raises(NotImplementedError, match="another loss than binary cross-entropy"):
-        grad.sum().backward()
-    with pytest.raises(NotImplementedError, match="another loss than binary cross-entropy"):
-        torch.vmap(lambda x, y: ops.unreduced(*call(x, y, reduction=NONE)))(x.detach(), y)
-
-
 def test_opcheck(kernel_device: str) -> None:
     x, y = logits(5, 7, device=kernel_device).requires_grad_(), labels(5, 7, device=kernel_device)
     torch.library.opcheck(ops.loss.default, call(x, y))

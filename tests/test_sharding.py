@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from weighted_bce import backend, weighted_bce_with_logits
-from weighted_bce._dtensor_import import prepare_for_dtensors
+from weighted_bce._dtensor_import import import_rules_for_dtensors
 from weighted_bce._extension import extension
 from weighted_bce._options import BATCHMEAN, MEAN, SUM
 
@@ -124,7 +124,7 @@ def check_ops(processes: int) -> None:
     from torch.distributed.tensor import DTensor, Replicate
 
     ops = torch.ops.weighted_bce
-    assert prepare_for_dtensors()  # what the functions do first
+    assert import_rules_for_dtensors()  # what the functions do first
     for logits, labels, x, y in each_placed():
         mesh = logits.device_mesh
         upstream = torch.tensor(2.5)

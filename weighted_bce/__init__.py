@@ -3,17 +3,32 @@
 from ._config import backend, empty_cache, show_config
 from ._version import __version__
 from .collation import collate
-from .functional import weighted_bce, weighted_bce_with_logits
-from .linear import LinearWeightedBCEWithLogitsLoss, linear_weighted_bce_with_logits
-from .modules import WeightBCEWithLogitsLoss, WeightedBCELoss, WeightedBCEWithLogitsLoss
+from .functional import multilabel_loss_with_logits, weighted_bce, weighted_bce_with_logits
+from .linear import (
+    LinearMultilabelLoss,
+    LinearWeightedBCEWithLogitsLoss,
+    linear_multilabel_loss_with_logits,
+    linear_weighted_bce_with_logits,
+)
+from .losses import BCE, Focal
+from .modules import (
+    MultilabelLoss,
+    WeightBCEWithLogitsLoss,
+    WeightedBCELoss,
+    WeightedBCEWithLogitsLoss,
+)
 from .optim import FusedAdam, FusedSGD
 from .sparse import SparseLabels
 from .weighting import pos_weight_from_labels, propensity_from_labels
 
 __all__ = [
+    "BCE",
+    "Focal",
     "FusedAdam",
     "FusedSGD",
+    "LinearMultilabelLoss",
     "LinearWeightedBCEWithLogitsLoss",
+    "MultilabelLoss",
     "SparseLabels",
     "WeightBCEWithLogitsLoss",
     "WeightedBCELoss",
@@ -22,7 +37,9 @@ __all__ = [
     "backend",
     "collate",
     "empty_cache",
+    "linear_multilabel_loss_with_logits",
     "linear_weighted_bce_with_logits",
+    "multilabel_loss_with_logits",
     "pos_weight_from_labels",
     "propensity_from_labels",
     "show_config",

@@ -1,12 +1,13 @@
 """The one check of the arguments, for all functions."""
 
-import math
-from numbers import Real
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._options import NONE, REDUCTIONS, Options
+from ._numbers import checked_at_least_0, checked_number
+from ._options import BATCHMEAN, NONE, REDUCTIONS, TARGET_DTYPES, Options
+from .losses import Loss
 from .sparse import SparseLabels, check_form, check_values, has_values
 
 Target = Tensor | SparseLabels
@@ -21,31 +22,55 @@ def checked_options(
     pos_weight: float | Tensor | None,
     label_smoothing: float,
     ignore_index: float | None,
-    named: str = "input",
+    reduction: int,
+    loss: Loss,
+    logits_name: str = "input",
 ) -> Options:
-    """The arguments besides the logits, or TypeError or ValueError in one sentence.
+    """Returns the arguments besides the logits as options.
 
-    `named` is what the caller calls the logits.
+    Args:
+        input: the logits, like all that follow as the caller was given them.
+        reduction: its number, already checked, like `loss`.
+        logits_name: what the caller calls the logits.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; says which, what was expected and what came.
     """
     crow_indices = None
     if isinstance(target, Tensor) and target.layout is torch.strided:
-        _check_tensors(input, target, named)
+        _check_tensors(input, target, logits_name)
+        if target.dtype not in TARGET_DTYPES:
+            target = target.float()
     else:
-        target, crow_indices = _checked_sparse(input, target, named)
+        target, crow_indices = _checked_sparse(input, target, logits_name)
     value = 1.0
     if pos_weight is not None:
         if isinstance(pos_weight, Tensor):
-            _check_factor("pos_weight", pos_weight, input, named)
+            _check_factor("pos_weight", pos_weight, input, logits_name)
         else:
-            value, pos_weight = _checked_pos_weight(pos_weight), None
+            otherwise = " or a torch.Tensor"
+            value, pos_weight = checked_at_least_0("pos_weight", pos_weight, otherwise), None
     if weight is not None:
-        _check_factor("weight", weight, input, named)
+        _check_factor("weight", weight, input, logits_name)
+    if reduction == BATCHMEAN and input.dim() == 0:
+        raise ValueError("reduction 'batchmean' needs an input with a first dimension, got 0-d")
     if type(label_smoothing) is not float or label_smoothing != 0.0:
         label_smoothing = _checked_smoothing(label_smoothing)
     if ignore_index is not None:
-        ignore_index = _checked_number("ignore_index", ignore_index, " or None")
-    tensors = target, crow_indices, weight, pos_weight
-    return Options(*tensors, value, label_smoothing, ignore_index, None)
+        ignore_index = checked_number("ignore_index", ignore_index, " or None")
+    return Options(
+        target,
+        crow_indices,
+        weight,
+        pos_weight,
+        value,
+        label_smoothing,
+        ignore_index,
+        None,
+        reduction,
+        loss._number,
+        loss._parameters,
+    )
 
 
 def _check_input(input: Tensor) -> None:
@@ -57,7 +82,7 @@ def _check_input(input: Tensor) -> None:
         )
 
 
-def _check_tensors(input: Tensor, target: Tensor, named: str) -> None:
+def _check_tensors(input: Tensor, target: Tensor, logits_name: str) -> None:
     _check_input(input)
     if target.dtype.is_complex:
         raise TypeError(
@@ -65,28 +90,31 @@ def _check_tensors(input: Tensor, target: Tensor, named: str) -> None:
         )
     if target.layout is not input.layout:
         raise TypeError(f"target must be {input.layout} like input, got {target.layout}")
-    _check_shape(input, target, named)
+    _check_shape(input, target, logits_name)
     if target.device != input.device:
         raise ValueError(f"target must be on {input.device} like input, got {target.device}")
 
 
-def _check_shape(input: Tensor, target: Tensor, named: str) -> None:
+def _check_shape(input: Tensor, target: Tensor, logits_name: str) -> None:
     if target.shape != input.shape:
         raise ValueError(
-            f"target must have shape {tuple(input.shape)} to match {named}, "
+            f"target must have shape {tuple(input.shape)} to match {logits_name}, "
             f"got {tuple(target.shape)}"
         )
 
 
-def _checked_sparse(input: Tensor, target: Target, named: str) -> tuple[Tensor, Tensor | None]:
-    """The col_indices and crow_indices of sparse labels, but for their values."""
+def _checked_sparse(
+    input: Tensor, target: Target, logits_name: str
+) -> tuple[Tensor, Tensor | None]:
+    """Returns col_indices and crow_indices; looks at no index. Of other layouts that `input` has as
+    well, returns the target."""
     if isinstance(target, Tensor):
         if target.layout not in _SPARSE_LAYOUTS or input.layout is target.layout:
-            _check_tensors(input, target, named)
+            _check_tensors(input, target, logits_name)
             return target, None
         if target.requires_grad:
             raise TypeError("target must not require a gradient where it is sparse")
-        _check_shape(input, target, named)
+        _check_shape(input, target, logits_name)
         target = SparseLabels.from_tensor(target)
     elif not isinstance(target, SparseLabels):
         raise TypeError(
@@ -103,26 +131,29 @@ def _checked_sparse(input: Tensor, target: Target, named: str) -> tuple[Tensor, 
     crow, col = target
     rows = input.shape[0]  # len() would make it a constant of what is traced
     if crow.shape[0] != rows + 1:
-        raise ValueError(f"target must have {rows} rows to match {named}, got {crow.shape[0] - 1}")
+        raise ValueError(
+            f"target must have {rows} rows to match {logits_name}, got {crow.shape[0] - 1}"
+        )
     if col.device != input.device:
         raise ValueError(f"target must be on {input.device} like input, got {col.device}")
     return col.contiguous(), crow.contiguous()
 
 
-def check_listed(input: Tensor, options: Options) -> None:
-    """The values of sparse labels, where a look at them makes nobody wait."""
+def check_csr_values(shape: Sequence[int], options: Options) -> None:
+    """Raises ValueError for wrong indices of sparse labels, where a look at them makes nobody
+    wait. `shape` is that of the logits."""
     if options.crow_indices is None:
         return
     labels = SparseLabels(options.crow_indices, options.target)
     if all(t.is_cpu and has_values(t) for t in labels):
-        check_values(labels, input.shape[1])
+        check_values(labels, shape[1])
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_factor(name: str, factor: Tensor, input: Tensor, named: str) -> None:
+def _check_factor(name: str, factor: Tensor, input: Tensor, logits_name: str) -> None:
     if not isinstance(factor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(factor).__name__}")
     if factor.dtype.is_complex or factor.dtype == torch.bool:
@@ -133,59 +164,51 @@ def _check_factor(name: str, factor: Tensor, input: Tensor, named: str) -> None:
     )
     if not fits:
         raise ValueError(
-            f"{name} must broadcast to shape {tuple(input.shape)} of {named}, got {tuple(shape)}"
+            f"{name} must broadcast to shape {tuple(input.shape)} of {logits_name}, "
+            f"got {tuple(shape)}"
         )
     movable = factor.dim() == 0 and factor.device.type == "cpu"  # as for torch's own operators
     if factor.device != input.device and not movable:
         raise ValueError(f"{name} must be on {input.device} like input, got {factor.device}")
 
 
-def _checked_number(name: str, value: object, otherwise: str = "") -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
-        raise TypeError(f"{name} must be a number{otherwise}, got {type(value).__name__}")
-    return float(value)
-
-
-def _checked_pos_weight(pos_weight: object) -> float:
-    value = _checked_number("pos_weight", pos_weight, " or a torch.Tensor")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"pos_weight must be a finite number >= 0, got {value}")
-    return value
-
-
 def _checked_smoothing(label_smoothing: object) -> float:
-    value = _checked_number("label_smoothing", label_smoothing)
+    value = checked_number("label_smoothing", label_smoothing)
     if not 0 <= value < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {value}")
     return value
 
 
-def check_reduced(reduction: object) -> None:
-    """A reduction to one number."""
-    if not isinstance(reduction, str):
-        raise TypeError(f"reduction must be a string, got {type(reduction).__name__}")
-    if reduction not in REDUCTIONS or REDUCTIONS[reduction] == NONE:
-        names = ", ".join(name for name, number in REDUCTIONS.items() if number != NONE)
-        raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
-
-
-def check_reduction(reduction: object, input: Tensor) -> None:
+def checked_reduction(reduction: object) -> int:
+    """Returns the number of a reduction; that of none for a callable."""
     if callable(reduction):
-        return
+        return NONE
     if not isinstance(reduction, str):
         raise TypeError(f"reduction must be a string or a callable, got {type(reduction).__name__}")
     if reduction not in REDUCTIONS:
         raise ValueError(
             f"reduction must be one of {', '.join(REDUCTIONS)} or a callable, got {reduction!r}"
         )
-    if reduction == "batchmean" and input.dim() == 0:
-        raise ValueError("reduction 'batchmean' needs an input with a first dimension, got 0-d")
+    return REDUCTIONS[reduction]
+
+
+def checked_reduction_to_scalar(reduction: object) -> int:
+    """Returns the number of a reduction to one number."""
+    if not isinstance(reduction, str):
+        raise TypeError(f"reduction must be a string, got {type(reduction).__name__}")
+    if REDUCTIONS.get(reduction, NONE) == NONE:
+        names = ", ".join(name for name, number in REDUCTIONS.items() if number != NONE)
+        raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
+    return REDUCTIONS[reduction]
 
 
 def check_layer(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, any_dtype: bool
 ) -> None:
-    """What logits are made of; `any_dtype`: half precision and float32 may be mixed."""
+    """Raises TypeError or ValueError where the parts of a linear layer do not fit each other.
+
+    With `any_dtype`, half precision and float32 may be mixed.
+    """
     _check_input(input)
     if input.layout is not torch.strided:
         raise TypeError(f"input must be torch.strided, got {input.layout}")
@@ -220,10 +243,3 @@ def _check_parameter(name: str, parameter: Tensor, input: Tensor, any_dtype: boo
         )
     if parameter.device != input.device:
         raise ValueError(f"{name} must be on {input.device} like input, got {parameter.device}")
-
-
-def check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")

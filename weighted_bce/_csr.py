@@ -1,4 +1,4 @@
-"""The positives of each row as (crow_indices, col_indices), from whatever holds them.
+"""Makes crow_indices and col_indices of whatever holds the positives of each row.
 
 All of it is a few operations over all positives at once, without a loop over the rows but where
 lists are mixed with tensors or arrays.
@@ -21,7 +21,7 @@ Csr = tuple[Tensor, Tensor]
 
 
 def of_lists(lists: Iterable[Any], name: str) -> Csr:
-    """From one iterable of labels a row."""
+    """Makes CSR of one iterable of labels a row."""
     if not isinstance(lists, Iterable):
         raise TypeError(f"{name} must be an iterable of rows, got {type(lists).__name__}")
     rows = list(lists)
@@ -50,7 +50,7 @@ def _of_tensors(rows: list[Tensor], name: str) -> tuple[Tensor, Tensor]:
 
 
 def _of_arrays(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
-    """Of numpy arrays: numpy is there, as somebody made them, but need not be elsewhere."""
+    """Takes numpy arrays: numpy is there, since somebody made them, but need not be elsewhere."""
     counts = list(map(attrgetter("size"), rows))
     _check_arrays(dict(enumerate(rows)), name)
     joined = sys.modules["numpy"].concatenate(rows, dtype="int64", casting="unsafe")
@@ -58,7 +58,7 @@ def _of_arrays(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
 
 
 def _check_arrays(rows: dict[int, Any], name: str) -> set[Any]:
-    """That tensors or arrays are 1-d integers. Gives their dtypes.
+    """Checks that tensors or arrays are 1-d integers, and returns their dtypes.
 
     Empty ones may be of any dtype: torch.tensor([]) and numpy.array([]) are floating.
     """
@@ -80,7 +80,7 @@ def _is_integral(dtype: Any) -> bool:
 
 
 def _as_lists(rows: list[Any], arrays: tuple[Any, ...], name: str) -> list[Any]:
-    """Tensors, arrays and other iterables, mixed, as something to count and to chain."""
+    """Makes lists of tensors, arrays and other iterables, mixed."""
     for i, row in enumerate(rows):
         if not isinstance(row, Iterable):
             got = f"{type(row).__name__} in row {i}"
@@ -107,7 +107,7 @@ def _of_iterables(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
 
 
 def _from_buffer(numbers: Any) -> Tensor:
-    """int64, without a copy, and without numpy."""
+    """Makes an int64 tensor without a copy, and without numpy."""
     if not len(numbers):
         return torch.empty(0, dtype=torch.int64)  # torch.frombuffer refuses an empty buffer
     return torch.frombuffer(numbers, dtype=torch.int64)
@@ -132,7 +132,7 @@ def _is_bool_tensor(label: Any) -> bool:
 
 
 def of_padded(padded: Tensor) -> Csr:
-    """From (rows, k) labels, where -1 is none."""
+    """Makes CSR of (rows, k) labels, where -1 is none."""
     _check_matrix(padded, "padded", "rows, k")
     dtype = padded.dtype
     if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
@@ -150,7 +150,7 @@ def of_padded(padded: Tensor) -> Csr:
 
 
 def of_dense(dense: Tensor) -> Csr:
-    """From (rows, labels) zeros and ones."""
+    """Makes CSR of (rows, labels) zeros and ones."""
     _check_matrix(dense, "dense", "rows, labels")
     if dense.dtype.is_complex:
         raise TypeError(f"dense must be bool, integer or floating point, got {short(dense.dtype)}")
@@ -164,7 +164,7 @@ def of_dense(dense: Tensor) -> Csr:
 
 
 def of_scipy(matrix: Any) -> Csr:
-    """From a matrix or array of scipy.sparse."""
+    """Makes CSR of a matrix or array of scipy.sparse."""
     if not hasattr(matrix, "tocoo"):
         got = type(matrix).__name__
         raise TypeError(f"matrix must be a matrix or array of scipy.sparse, got {got}")
@@ -184,7 +184,7 @@ def of_scipy(matrix: Any) -> Csr:
 
 
 def of_tensor(tensor: Tensor, name: str) -> Csr:
-    """From a torch.sparse_csr or torch.sparse_coo tensor."""
+    """Makes CSR of a torch.sparse_csr or torch.sparse_coo tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout not in (torch.sparse_csr, torch.sparse_coo):
@@ -214,7 +214,7 @@ def of_tensor(tensor: Tensor, name: str) -> Csr:
 
 
 def sorted_rows(rows: Tensor, labels: Tensor, num_rows: int) -> Csr:
-    """CSR of the positives (rows[i], labels[i]), in any order and any number of times."""
+    """Makes CSR of positives (rows[i], labels[i]), in any order and any number of times."""
     dtype = labels.dtype
     rows, labels = rows.long(), labels.long()
     same_row = rows[1:] == rows[:-1]
@@ -225,7 +225,7 @@ def sorted_rows(rows: Tensor, labels: Tensor, num_rows: int) -> Csr:
 
 
 def _sorted(rows: Tensor, labels: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """By row and label, without duplicates: sorts one number for both."""
+    """Sorts by row and label, as one number, and drops duplicates."""
     names, width = None, int(labels.max()) + 1
     if num_rows * width > LARGEST:
         names, labels = torch.unique(
@@ -239,7 +239,7 @@ def _sorted(rows: Tensor, labels: Tensor, num_rows: int) -> tuple[Tensor, Tensor
 
 
 def csr(counts: Tensor, labels: Tensor) -> Csr:
-    """Of the number of positives in each row; int32 becomes int64 where it is too short."""
+    """Makes CSR of the number of positives in each row; int64 where int32 is too short."""
     if labels.numel() > torch.iinfo(labels.dtype).max:
         labels = labels.long()
     return _cumulated(counts).to(labels.dtype), labels
@@ -250,7 +250,7 @@ def _cumulated(counts: Tensor) -> Tensor:
 
 
 def rows_of(crow: Tensor, labels: Tensor) -> Tensor:
-    """The row of each positive, int64; what the rows leave out gets -1 or the number of rows."""
+    """Returns the row of each positive, int64; outside of all rows, -1 or the number of rows."""
     places = torch.arange(labels.shape[0], device=crow.device) + torch.zeros_like(labels)
     return torch.searchsorted(crow, places.to(crow.dtype), right=True) - 1
 

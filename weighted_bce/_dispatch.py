@@ -1,25 +1,14 @@
-"""Which implementation computes a loss: the kernels, in one of three ways, or plain torch."""
+"""Which implementation computes a loss: the kernels, in one of several ways, or plain torch."""
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from . import _config, _func, _reference
-from ._checks import check_listed
-from ._dtensor_import import is_dtensor, prepare_for_dtensors
-from ._eager import apply_fused
-from ._extension import extension, remedy, why_missing
-from ._kernels import (
-    MOST_DIMENSIONS,
-    TARGET_DTYPES,
-    Kernels,
-    on_cpu,
-    on_cuda,
-    why_not_on_cuda,
-)
-from ._ops import ops
+from . import _derivatives, _eager, _func, _ops, _reference, _vmap  # noqa: F401, _vmap registers
+from ._checks import check_csr_values
+from ._dtensor_import import import_rules_for_dtensors, is_dtensor
+from ._kernels import Kernels, kernels_for
 from ._options import NONE, SUM, Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -27,115 +16,130 @@ _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _tracing_state: Callable[[], object] = torch._C._get_tracing_state
 _saved_tensors_hooks: Callable[[bool], object] = torch._C._autograd._top_saved_tensors_default_hooks
 
+_When = Callable[[Tensor, Options, Kernels | None], bool]
+_How = Callable[[Tensor, Options, Kernels, bool], Tensor]
 
-def loss(input: Tensor, options: Options, reduction: int, inplace: bool) -> Tensor:
-    """The loss after a reduction, by the best implementation that serves the call."""
+
+def loss(input: Tensor, options: Options, inplace_backward: bool = False) -> Tensor:
+    """Returns the loss after the reduction, by the first implementation that serves the call."""
     kernels = kernels_for(input)
-    if kernels is None:
-        return _in_torch(input, options, reduction)
-    if nothing_else_looks() and _are_plain(input, options):
-        if _records(input):
-            return apply_fused(input, kernels, options, reduction, inplace)
-        if reduction == NONE:
-            return cast(Tensor, kernels.unreduced(input, *options))
-        return cast(Tensor, kernels.loss(input, *options, reduction))
-    readable = _readable(input, options)
-    if readable is not options:
-        return loss(input, readable, reduction, inplace)
-    if _func.active():
-        # The compiler traces transforms of plain torch only.
-        if torch.compiler.is_compiling() or _func.lack(options.tensors):
-            return _in_torch(input, options, reduction)
-        prepare_for_dtensors()  # one may be inside
-        return _func.loss(input, options, reduction)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in options.tensors):
-        return _in_torch(input, options, reduction)
-    return _dispatched(input, traceable(options), reduction)
+    for serves, compute in _TABLE:
+        if serves(input, options, kernels):
+            return compute(input, options, kernels, inplace_backward)  # type: ignore[arg-type]
+    raise AssertionError("the last line of the table serves every call")
 
 
-def _in_torch(input: Tensor, options: Options, reduction: int) -> Tensor:
-    check_listed(input, options)
-    return _reference.loss(input, options, reduction)
+def _has_no_kernel(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
+    """No kernel takes these logits, or the reference was chosen."""
+    return kernels is None
 
 
-def kernels_for(input: Tensor) -> Kernels | None:
-    """The kernels that take these logits, by their kind and by the chosen backend."""
-    chosen = _config.current_backend
-    if chosen == "reference":
-        return None
-    if input.layout is torch.strided and input.dim() <= MOST_DIMENSIONS:
-        kernels = on_cpu if input.is_cpu else on_cuda(input)
-        if kernels is not None:
-            return kernels
-    if chosen == "fused":
-        raise RuntimeError(f"backend 'fused' has no kernel for this input: {_why_none(input)}")
-    return None
+def _is_plain_eager(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
+    """Nothing but autograd needs to see the call, and only the logits are differentiated."""
+    target, crow_indices, weight, pos_weight, *_ = options
+    return (
+        not is_observed()
+        and type(input) in _PLAIN
+        and not input.is_neg()
+        and _is_plain_constant(target)
+        and (crow_indices is None or _is_plain_constant(crow_indices))
+        and (weight is None or _is_plain_constant(weight))
+        and (pos_weight is None or _is_plain_constant(pos_weight))
+    )
 
 
-def _why_none(input: Tensor) -> str:
-    if extension is None:
-        return f"{why_missing}. {remedy}"
-    reason = why_not_on_cuda(input.get_device()) if input.is_cuda else None
-    return reason or f"got {input.layout} on {input.device.type} with {input.dim()} dimensions"
-
-
-def nothing_else_looks() -> bool:
-    """Whether no tracing, mode, transform or hook needs to see the op, or what it saves.
+def is_observed() -> bool:
+    """Tells whether a trace, mode, transform or hook needs to see the op, or what it saves.
 
     Hooks of saved tensors, a checkpoint's among them, should see the logits, and not a gradient,
     which they may round and which a checkpoint would compute for nothing.
     """
-    return not (
+    return bool(
         torch.compiler.is_compiling()
         or _dispatch_modes()
-        or _func.active()
+        or _func.is_active()
         or _saved_tensors_hooks(True)
         or _tracing_state()
     )
 
 
-def _are_plain(input: Tensor, options: Options) -> bool:
-    """Whether all tensors are what they seem, and the kernels give every gradient there may be."""
-    target, crow_indices, weight, pos_weight, *_ = options
-    return (
-        type(input) in _PLAIN
-        and not input.is_neg()
-        and target.dtype in TARGET_DTYPES
-        and _is_constant(target)
-        and (crow_indices is None or _is_constant(crow_indices))
-        and (weight is None or _is_constant(weight))
-        and (pos_weight is None or _is_constant(pos_weight))
+def _is_plain_constant(tensor: Tensor) -> bool:
+    return type(tensor) in _PLAIN and not tensor.requires_grad and not tensor.is_neg()
+
+
+def _is_transformed(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
+    """A transform of torch.func, or a level of forward-mode AD, is active."""
+    return _func.is_active()
+
+
+def _is_transformed_beyond_ops(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
+    """A transform is active that the ops do not support, or one that the compiler traces, which it
+    can do with plain torch only."""
+    if not _func.is_active():
+        return False
+    return torch.compiler.is_compiling() or _func.needs_reference(options.tensors)
+
+
+def _differentiates_options(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
+    """A derivative with respect to the target or a weight is wanted."""
+    return torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in options.tensors
     )
 
 
-def _is_constant(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in _PLAIN
-        and not tensor.requires_grad
-        and not tensor.is_neg()
-        and not tensor.is_inference()
-    )
+def _is_sharded(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
+    """The logits are a DTensor."""
+    return is_dtensor(input)
 
 
-def _records(input: Tensor) -> bool:
-    return input.requires_grad and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+def _always(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
+    """A compiler, a mode, a hook or a subclass of Tensor sees the registered ops."""
+    return True
 
 
-def _readable(input: Tensor, options: Options) -> Options:
-    """With targets of a dtype that the kernels read, and such that autograd can save them."""
-    target, crow = options.target, options.crow_indices
-    if target.dtype not in TARGET_DTYPES:
-        return options._replace(target=target.float())
-    if not torch.compiler.is_compiling() and _records(input):
-        if target.is_inference():
-            return options._replace(target=target.clone())
-        if crow is not None and crow.is_inference():
-            return options._replace(crow_indices=crow.clone())
-    return options
+def _by_reference(input: Tensor, options: Options, *_: object) -> Tensor:
+    import_rules_for_dtensors()
+    check_csr_values(input.shape, options)
+    return _reference.loss(input, options)
 
 
-def traceable(options: Options) -> Options:
-    """With a pos_weight that the compiler has seen change in a tensor.
+def _by_kernels(input: Tensor, options: Options, kernels: Kernels, inplace: bool) -> Tensor:
+    return _eager.loss(input, options, kernels, inplace)
+
+
+def _by_functions(input: Tensor, options: Options, *_: object) -> Tensor:
+    import_rules_for_dtensors()  # the transform may wrap one
+    return _derivatives.loss_under_transforms(input, options)
+
+
+def _by_sums(input: Tensor, options: Options, *_: object) -> Tensor:
+    if options.reduction == NONE:
+        return _by_ops(input, options)
+    # The processes are asked for what counts only once.
+    total = _by_ops(input, options._replace(reduction=SUM))
+    return _reference.divided(total, input, options)
+
+
+def _by_ops(input: Tensor, options: Options, *_: object) -> Tensor:
+    if not torch.compiler.is_compiling():
+        return _ops.loss(input, options.savable())
+    return _ops.loss(input, pos_weight_as_tensor(options))
+
+
+# The first line that serves a call computes it. Why is in the docstring of its condition.
+_TABLE: tuple[tuple[_When, _How], ...] = (
+    (_has_no_kernel, _by_reference),
+    (_is_plain_eager, _by_kernels),
+    (_is_transformed_beyond_ops, _by_reference),
+    (_is_transformed, _by_functions),
+    (_differentiates_options, _by_reference),
+    (_is_sharded, _by_sums),
+    (_always, _by_ops),
+)
+
+
+def pos_weight_as_tensor(options: Options) -> Options:
+    """Puts a pos_weight that the compiler has seen change into a tensor.
 
     As an argument of an op each value would be compiled anew; as a product it is an input.
     """
@@ -149,12 +153,3 @@ def _is_static(number: float) -> bool:
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
     return has_static_value(number)
-
-
-def _dispatched(input: Tensor, options: Options, reduction: int) -> Tensor:
-    sharded = is_dtensor(input)
-    if reduction == NONE:
-        return cast(Tensor, ops.unreduced.default(input, *options))
-    if sharded:  # what counts is asked for once, of all processes
-        return _reference.divided(ops.loss.default(input, *options, SUM), reduction, input, options)
-    return cast(Tensor, ops.loss.default(input, *options, reduction))

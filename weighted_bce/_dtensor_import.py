@@ -5,8 +5,8 @@ import sys
 from torch import Tensor
 
 
-def prepare_for_dtensors() -> bool:
-    """Gives the ops their rules for DTensors, if there can be any: somebody has imported them."""
+def import_rules_for_dtensors() -> bool:
+    """Gives the ops their rules for DTensors if somebody has imported DTensors."""
     if "torch.distributed.tensor" not in sys.modules:
         return False
     from . import _dtensor  # noqa: F401
@@ -14,12 +14,12 @@ def prepare_for_dtensors() -> bool:
     return True
 
 
-# As torch.compiler.assume_constant_result does, which imports the compiler to do so: a second.
-prepare_for_dtensors._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# What torch.compiler.assume_constant_result does; that would import the compiler: a second.
+import_rules_for_dtensors._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    if not prepare_for_dtensors():
+    if not import_rules_for_dtensors():
         return False
     from torch.distributed.tensor import DTensor
 

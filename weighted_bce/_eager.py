@@ -1,9 +1,9 @@
 """The fused loss in eager mode: one pass that yields the loss and its gradient.
 
-The gradient written in the forward pass is already multiplied by the upstream gradient that
-backward is expected to bring: 1 at first, then what it brought the last time. Backward compares, on
-the device, and recomputes from the logits where the expectation was wrong, so a result never
-depends on it.
+The gradient written in the forward pass is already multiplied by the grad_output that backward is
+expected to bring: 1 at first, then what it brought the last time. Backward compares the two on the
+device, and recomputes from the logits where another came, so a result never depends on what was
+expected.
 """
 
 from collections.abc import Callable
@@ -15,27 +15,27 @@ from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
 from . import _func
+from ._derivatives import gradient
 from ._kernels import Kernels
 from ._ops import ops
-from ._options import NONE, SUM, TENSORS, Options, compute_dtype
+from ._options import NONE, SUM, Options, compute_dtype
 
 _graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
-_is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 
-# Upstream gradients by kind of input, 0-d, on its device. The ops change their values; a CUDA graph
-# may hold the tensors themselves, so none is ever dropped.
+# The expected grad_output by kind of input, 0-d, on its device. The ops change the values; a CUDA
+# graph may hold the tensors themselves, so none is ever dropped.
 _expected: dict[Any, Tensor] = {}
 _MOST_KINDS = 256
 
 
-def expectation(input: Tensor, *more: Any) -> Tensor:
-    """The upstream gradient that losses of this kind of input are expected to receive."""
+def expected_grad_output(input: Tensor, *more: Any) -> Tensor:
+    """Returns the grad_output that losses of this kind of input are expected to receive."""
     kind = (input.get_device(), input.dtype, input.shape[1:], *more)
     known = _expected.get(kind)
-    return known if known is not None else _new_expectation(input, kind)
+    return known if known is not None else _new_expected(input, kind)
 
 
-def _new_expectation(input: Tensor, kind: Any) -> Tensor:
+def _new_expected(input: Tensor, kind: Any) -> Tensor:
     if len(_expected) >= _MOST_KINDS:
         kind = (input.get_device(), input.dtype)  # all others share one
     if kind not in _expected:
@@ -44,59 +44,72 @@ def _new_expectation(input: Tensor, kind: Any) -> Tensor:
     return _expected[kind]
 
 
+def loss(input: Tensor, options: Options, kernels: Kernels, inplace_backward: bool) -> Tensor:
+    """Returns the loss after the reduction, by the kernels themselves."""
+    if input.requires_grad and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        return _apply(input, options.savable(), kernels, inplace_backward)
+    kernel = kernels.unreduced if options.reduction == NONE else kernels.loss
+    return cast(Tensor, kernel(input, *options))
+
+
 class FusedLoss(Function):
-    """The loss of `input` after a reduction; of each element where that is NONE."""
+    """The loss of `input` after the reduction, and in the same pass its gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        input: Tensor,
-        kernels: Kernels,
-        options: Options,
-        reduction: int,
-        inplace: bool,
+        ctx: Any, input: Tensor, options: Options, kernels: Kernels, inplace_backward: bool
     ) -> Tensor:
         grad = None
-        if reduction == NONE:
+        if options.reduction == NONE:
             loss = kernels.unreduced(input, *options)
-        elif inplace:
-            loss = kernels.loss(input, *options, reduction)
+        elif inplace_backward:
+            loss = kernels.loss(input, *options)
         else:
-            expected = expectation(input)
-            loss, grad, ctx.used = kernels.loss_and_grad(expected, input, *options, reduction)
-        ctx.save_for_backward(input, *options.tensors, grad)
-        ctx.rest, ctx.inplace = (*options[TENSORS:], reduction or SUM), inplace
+            expected = expected_grad_output(input)
+            loss, grad, ctx.used = kernels.loss_and_grad(expected, input, *options)
+        options.save(ctx, input, grad)
+        ctx.inplace_backward = inplace_backward
         return cast(Tensor, loss)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        input, *tensors, grad = ctx.saved_tensors
-        rest = input, *tensors, *ctx.rest
-        if torch.compiler.is_compiling():  # compiled autograd traces this function
-            return ops.grad.default(grad_output, *rest), None, None, None, None
-        plain = not (torch.is_grad_enabled() or _func.active() or _is_batched(grad_output))
-        # A kept graph comes back for the same gradient: what it holds is not given away.
-        given_away = grad is not None and plain and not _graph_is_kept()
-        # On the CPU a look at the numbers costs less than a call of the op.
-        if given_away and grad_output.is_cpu and grad_output.item() == ctx.used.item():
-            return grad, None, None, None, None
-        if given_away:
-            ops.update_grad_.default(grad_output, ctx.used, expectation(input), grad, *rest)
-            result = grad
-        elif not plain:
-            result = _func.gradient(grad_output, *rest)
-        elif ctx.inplace:
-            result = _write_over(grad_output, *rest)
-        else:
-            result = ops.grad.default(grad_output, *rest)
-        return result, None, None, None, None
+        options, (input, grad) = Options.saved(ctx)
+        result = _backward(ctx, grad_output, input, grad, options)
+        return result, None, None, None
 
 
-def _write_over(grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
+def _backward(
+    ctx: Any, grad_output: Tensor, input: Tensor, grad: Tensor | None, options: Options
+) -> Tensor:
+    # Compiled autograd traces this function.
+    if torch.compiler.is_compiling() or not is_plain_backward(grad_output):
+        return gradient(grad_output, input, options)
+    # A kept graph comes back for the same gradient: what it holds is not given away.
+    if grad is None or _graph_is_kept():
+        if ctx.inplace_backward:
+            return _write_over(grad_output, input, options)
+        return gradient(grad_output, input, options)
+    # On the CPU a look at the numbers costs less than a call of the op.
+    if not (grad_output.is_cpu and grad_output.item() == ctx.used.item()):
+        expected = expected_grad_output(input)
+        ops.update_grad_.default(grad_output, ctx.used, expected, grad, input, *options)
+    return grad
+
+
+def is_plain_backward(grad_output: Tensor) -> bool:
+    """Tells whether a backward pass asks neither for derivatives of the gradient nor for many
+    gradients at once."""
+    batched = _func.is_legacy_batched(grad_output)
+    return not (torch.is_grad_enabled() or batched or _func.is_active())
+
+
+def _write_over(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:
     logits = input.detach()
     if _overlaps(logits):  # elements that share their memory cannot each hold a gradient
-        return cast(Tensor, ops.grad.default(grad_output, logits, *rest))
-    ops.grad_.default(grad_output, logits, *rest)
+        return gradient(grad_output, logits, options)
+    if options.reduction == NONE:
+        options = options._replace(reduction=SUM)
+    ops.grad_.default(grad_output, logits, *options)
     increment_version(input)
     return logits
 
@@ -112,4 +125,4 @@ def _overlaps(tensor: Tensor) -> bool:
 
 
 # Function.apply binds default arguments in Python first; this one starts in C++.
-apply_fused: Callable[..., Tensor] = super(Function, FusedLoss).apply
+_apply: Callable[..., Tensor] = super(Function, FusedLoss).apply

@@ -7,20 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _installation
-from ._extension import extension
+from . import _config, _installation
+from ._extension import extension, remedy, why_missing
 
-# The target dtypes that the kernels read themselves.
-TARGET_DTYPES = frozenset(
-    {
-        torch.bool,
-        *(torch.uint8, torch.int8, torch.uint16, torch.int16),
-        *(torch.uint32, torch.int32, torch.uint64, torch.int64),
-        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    }
-)
-
-# Of logits. The kernels take 40, of which levels of torch.vmap may add some.
+# Logits may have so many. The kernels take 40, some of which torch.vmap may add.
 MOST_DIMENSIONS = 32
 
 ops = torch.ops.weighted_bce
@@ -29,8 +19,8 @@ ops = torch.ops.weighted_bce
 class Kernels:
     """The ops without the dispatcher's way to them, which costs as much as a small loss.
 
-    For those who have seen that the inputs are plain tensors of one device, that no mode, transform
-    or compiler needs to see the op, and that no gradient is recorded.
+    They are right where the inputs are plain tensors of one device, no mode, transform or compiler
+    needs to see the op, and no gradient is recorded.
     """
 
     def __init__(self, key: str) -> None:
@@ -47,7 +37,7 @@ _on_cuda = Kernels("CUDA")
 
 
 def why_not_on_cuda(device: int) -> str | None:
-    """Why the kernels do not run on this GPU; None where they do."""
+    """Returns why the kernels do not run on this GPU; None where they do."""
     return _why_not_on_cuda(device)
 
 
@@ -82,5 +72,30 @@ def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
 
 
 def on_cuda(input: Tensor) -> Kernels | None:
-    """The kernels for the GPU of these logits; None where they do not run."""
+    """Returns the kernels for the GPU of these logits; None where they do not run."""
     return _on_cuda if input.is_cuda and why_not_on_cuda(input.get_device()) is None else None
+
+
+def kernels_for(input: Tensor) -> Kernels | None:
+    """Returns the kernels that take these logits; None where the reference is to compute.
+
+    Raises:
+        RuntimeError: under ``backend("fused")``, where no kernel takes them.
+    """
+    chosen = _config.current_backend
+    if chosen == "reference":
+        return None
+    if input.layout is torch.strided and input.dim() <= MOST_DIMENSIONS:
+        kernels = on_cpu if input.is_cpu else on_cuda(input)
+        if kernels is not None:
+            return kernels
+    if chosen == "fused":
+        raise RuntimeError(f"backend 'fused' has no kernel for this input: {_why_none(input)}")
+    return None
+
+
+def _why_none(input: Tensor) -> str:
+    if extension is None:
+        return f"{why_missing}. {remedy}"
+    reason = why_not_on_cuda(input.get_device()) if input.is_cuda else None
+    return reason or f"got {input.layout} on {input.device.type} with {input.dim()} dimensions"

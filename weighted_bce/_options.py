@@ -1,6 +1,6 @@
-"""The options of a loss: what it is made of besides the logits."""
+"""The options of a loss: all that it is made of besides the logits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +10,22 @@ from torch import Tensor
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3}
 NONE, MEAN, SUM, BATCHMEAN = REDUCTIONS.values()
 
+# These are the dtypes of targets that the kernels read.
+TARGET_DTYPES = frozenset(
+    {
+        torch.bool,
+        *(torch.uint8, torch.int8, torch.uint16, torch.int16),
+        *(torch.uint32, torch.int32, torch.uint64, torch.int64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    }
+)
+
 
 class Options(NamedTuple):
-    """What the loss is made of besides the logits, in the order in which the ops take it.
+    """The arguments that every op takes after the logits, in their order.
 
-    csrc/ops.cpp says what each is. With crow_indices the target is sparse: col_indices.
+    csrc/args.h says what each is. With crow_indices the labels are sparse, and the target is their
+    col_indices.
     """
 
     target: Tensor
@@ -25,6 +36,18 @@ class Options(NamedTuple):
     label_smoothing: float
     ignore_index: float | None
     first_label: int | None
+    reduction: int
+    loss: int = 0
+    parameters: Sequence[float] | None = None
+
+    @classmethod
+    def of(cls, arguments: Iterable[Any]) -> "Options":
+        """Takes them from the arguments of an op that follow the logits.
+
+        The last may be missing, since the dispatcher drops defaults. Those that follow the options
+        are reserved.
+        """
+        return cls(**{"reduction": NONE, **dict(zip(cls._fields, arguments, strict=False))})
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -34,30 +57,46 @@ class Options(NamedTuple):
     def is_sparse(self) -> bool:
         return self.crow_indices is not None
 
-    def with_target(self, value: float, dtype: torch.dtype) -> "Options":
-        """With the same target for all elements, in place of sparse ones."""
+    def smoothed(self, y: Tensor) -> Tensor:
+        """Returns targets, or what they lack to 1, after label smoothing."""
+        return y * (1 - self.label_smoothing) + self.label_smoothing / 2
+
+    def with_tensors(self, *tensors: Tensor | None) -> "Options":
+        """Replaces `tensors`."""
+        _, _, _, _, *others = self
+        return Options(*tensors, *others)  # type: ignore[arg-type]
+
+    def with_constant_target(self, value: float, dtype: torch.dtype) -> "Options":
+        """Gives all elements the same target, in place of sparse labels."""
         target = torch.full((), value, dtype=dtype, device=self.target.device)
         return self._replace(target=target, crow_indices=None, first_label=None)
 
+    def savable(self) -> "Options":
+        """Copies the tensors made under torch.inference_mode, which autograd cannot save."""
+        if not any(t is not None and t.is_inference() for t in self.tensors):
+            return self
+        copies = (t.clone() if t is not None and t.is_inference() else t for t in self.tensors)
+        return self.with_tensors(*copies)
 
-TENSORS = 4  # of the options, the first ones
+    def save(self, ctx: Any, *others: Tensor | None, with_jvp: bool = False) -> None:
+        """Keeps other tensors and the options for the backward pass of an autograd.Function.
 
+        Args:
+            ctx: its context.
+            others: the tensors that `saved` gives back besides the options.
+            with_jvp: whether they are kept for its jvp as well.
+        """
+        target, crow_indices, weight, pos_weight, *ctx.numbers = self
+        tensors = (*others, target, crow_indices, weight, pos_weight)
+        ctx.save_for_backward(*tensors)
+        if with_jvp:
+            ctx.save_for_forward(*tensors)
 
-def unpacked(arguments: Sequence[Any]) -> tuple[Options, int]:
-    """Returns the options and the reduction from what an op takes after the logits.
-
-    Raises:
-        NotImplementedError: if the arguments name another loss than binary cross-entropy.
-    """
-    count = len(Options._fields)
-    reduction = arguments[count] if len(arguments) > count else NONE
-    loss = arguments[count + 1] if len(arguments) > count + 1 else 0
-    if loss:
-        raise NotImplementedError(
-            "of another loss than binary cross-entropy, torch.ops.weighted_bce has the value and "
-            f"the gradient, but neither transforms, nor DTensors, nor derivatives, got loss {loss}"
-        )
-    return Options(*arguments[:count]), reduction
+    @classmethod
+    def saved(cls, ctx: Any) -> tuple["Options", list[Any]]:
+        """Returns the options and the other tensors that `save` has kept."""
+        *others, target, crow_indices, weight, pos_weight = ctx.saved_tensors
+        return cls(target, crow_indices, weight, pos_weight, *ctx.numbers), others
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,65 +1,36 @@
 """The loss of probabilities, in plain torch."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from . import _reference
-from ._options import Options
-
-
-class _LimitedLog(Function):
-    """log(x), or log(1 - x) with `complement`; at least -100, its derivative at most 1e12."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, complement: bool) -> Tensor:
-        return (torch.log1p(-x) if complement else torch.log(x)).clamp(min=-100)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.save_for_forward(inputs[0])
-        ctx.complement = inputs[1]
-
-    @staticmethod
-    def slope(x: Tensor, complement: bool) -> Tensor:
-        return -1 / (1 - x).clamp(min=1e-12) if complement else 1 / x.clamp(min=1e-12)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return grad_output * _LimitedLog.slope(ctx.saved_tensors[0], ctx.complement), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
-        return tangent * _LimitedLog.slope(ctx.saved_tensors[0], ctx.complement)
+from ._options import NONE, Options
+from ._reference import coefficients, divided, each_element, without_ignored
+from ._terms import probability_terms
 
 
-def unreduced_from_probabilities(input: Tensor, options: Options) -> Tensor:
-    """The loss of each element, in the compute dtype.
+def loss(input: Tensor, options: Options) -> Tensor:
+    """Returns the loss after the reduction; that of each element in the dtype of `input`.
 
     Raises:
         ValueError: on the CPU, where an element that counts is outside [0, 1].
     """
-    return _reference.each_element(_unreduced, input, options)[0]
+    (losses,) = each_element(_unreduced, input, options)
+    if options.reduction == NONE:
+        return losses.to(input.dtype)
+    return divided(losses.sum(), input, options)
 
 
 def _unreduced(input: Tensor, options: Options) -> tuple[Tensor]:
-    x, options, skip = _reference.without_ignored(input, options)
+    x, options, skip = without_ignored(input, options)
     _check_range(x)
-    positive, negative = _reference.coefficients(options, x.dtype)
-    loss: Tensor = -(
-        positive * _LimitedLog.apply(x, False)  # type: ignore[no-untyped-call]
-        + negative * _LimitedLog.apply(x, True)  # type: ignore[no-untyped-call]
-    )
+    positive, negative = coefficients(options, x.dtype)
+    of_positive, of_negative = probability_terms(x)
+    loss = positive * of_positive + negative * of_negative
     return (loss if skip is None else loss.masked_fill(skip, 0),)
 
 
 def _check_range(x: Tensor) -> None:
-    """A look at the values: only where it costs no synchronisation and nothing traces."""
+    """Looks at the values only where that costs no synchronisation and nothing traces."""
     if (
         x.device.type != "cpu"
         or x.numel() == 0

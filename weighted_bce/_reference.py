@@ -1,24 +1,30 @@
-"""The definition of the loss in plain torch: any device, differentiable to any order.
+"""The definition of the losses in plain torch: any device, differentiable to any order.
 
-It is what runs where no kernel does, and what the kernels are tested against.
+It is what runs where no kernel does, and what the kernels are tested against. The terms of each
+loss are in _terms.py.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from ._csr import rows_of
-from ._dtensor_import import is_dtensor
 from ._options import BATCHMEAN, NONE, SUM, Options, compute_dtype
+from ._terms import terms_of
+
+Compute = Callable[[Tensor, Options], tuple[Tensor, ...]]
+
+# By the type of logits that are sharded over processes: what computes on each shard, see
+# `each_element`. _dtensor.py adds DTensor when it is imported.
+compute_on_shards: dict[type, Callable[[Compute, Any, Options], tuple[Tensor, ...]]] = {}
 
 
 def ignored(options: Options) -> Tensor | None:
-    """The mask of the elements that do not count, or None where all do."""
+    """Returns the mask of the elements that do not count, or None where all do."""
     if options.ignore_index is None:
         return None
     if math.isnan(options.ignore_index):
@@ -27,7 +33,7 @@ def ignored(options: Options) -> Tensor | None:
 
 
 def without_ignored(input: Tensor, options: Options) -> tuple[Tensor, Options, Tensor | None]:
-    """Logits and targets in the compute dtype, 0 where ignored, and the mask of these."""
+    """Returns logits and targets in the compute dtype, 0 where ignored, and the mask of these."""
     x = input.to(compute_dtype(input.dtype))
     skip = ignored(options)
     if skip is None:
@@ -37,13 +43,12 @@ def without_ignored(input: Tensor, options: Options) -> tuple[Tensor, Options, T
 
 
 def coefficients(options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The coefficients of softplus(-x) and of softplus(x)."""
+    """Returns what the positive and the negative term are multiplied by."""
     y = options.target.to(dtype)
-    keep, shift = 1 - options.label_smoothing, options.label_smoothing / 2
     p = options.pos_weight_value if options.pos_weight is None else options.pos_weight.to(dtype)
-    smoothed = y * keep + shift
+    smoothed = options.smoothed(y)
     positive = torch.where(smoothed == 0, 0, smoothed * p)  # an infinite p, too
-    negative = (1 - y) * keep + shift
+    negative = options.smoothed(1 - y)
     if options.weight is not None:
         weight = options.weight.to(dtype)
         positive, negative = weight * positive, weight * negative
@@ -56,39 +61,35 @@ def _finite_where_unused(x: Tensor, coefficient: Tensor) -> Tensor:
 
 
 def unreduced(input: Tensor, options: Options) -> Tensor:
-    """The loss of each element, in the compute dtype."""
+    """Returns the loss of each element, in the compute dtype."""
     return each_element(_dense_unreduced, input, options)[0]
 
 
 def _dense_unreduced(input: Tensor, options: Options) -> tuple[Tensor]:
     x, options, skip = without_ignored(input, options)
     positive, negative = coefficients(options, x.dtype)
-    loss = -(
-        positive * logsigmoid(_finite_where_unused(x, positive))
-        + negative * logsigmoid(-_finite_where_unused(x, negative))
-    )
+    of_positive, of_negative = terms_of(options.loss, options.parameters)
+    loss = positive * of_positive.value(_finite_where_unused(x, positive))
+    loss = loss + negative * of_negative.value(_finite_where_unused(x, negative))
     return (loss if skip is None else loss.masked_fill(skip, 0),)
 
 
-def each_element(
-    compute: Callable[[Tensor, Options], tuple[Tensor, ...]], input: Tensor, options: Options
-) -> tuple[Tensor, ...]:
-    """Results of a function of logits and dense targets, element by element.
+def each_element(compute: Compute, input: Tensor, options: Options) -> tuple[Tensor, ...]:
+    """Returns what a function of logits and dense targets gives for each element.
 
     With sparse labels it is computed for negatives everywhere, and again for the positives alone,
     whose results then take the place of the others: no dense target is made.
     """
     if not options.is_sparse:
         return compute(input, options)
-    if is_dtensor(input):
-        from ._dtensor import locally
-
-        return locally(partial(each_element, compute), input, options)
+    on_shards = compute_on_shards.get(type(input))
+    if on_shards is not None:
+        return on_shards(partial(each_element, compute), input, options)
     dtype = compute_dtype(input.dtype)
     row, column = _positives(input, options)
 
-    def there(factor: Tensor | None) -> Tensor | None:
-        """Its elements that belong to the positives; it is not expanded."""
+    def at_positives(factor: Tensor | None) -> Tensor | None:
+        """The elements that belong to the positives; a factor is not expanded."""
         if factor is None:
             return None
         rows, labels = (1,) * (2 - factor.dim()) + factor.shape
@@ -100,17 +101,17 @@ def each_element(
         # of a sum (github.com/pytorch/pytorch/issues/183986).
         return matrix.flatten().scatter(0, row * matrix.shape[1] + column, values).view_as(matrix)
 
-    weight, pos_weight = there(options.weight), there(options.pos_weight)
-    ones = options.with_target(1, dtype)._replace(weight=weight, pos_weight=pos_weight)
-    positives = compute(cast(Tensor, there(input)), ones)
-    # Without the positives' logits: NaN among them is nothing that a derivative of 0 could mend.
+    weight, pos_weight = at_positives(options.weight), at_positives(options.pos_weight)
+    ones = options.with_constant_target(1, dtype)._replace(weight=weight, pos_weight=pos_weight)
+    positives = compute(cast(Tensor, at_positives(input)), ones)
+    # The positives' logits are replaced first: a NaN among them would make NaN of a derivative 0.
     others = replaced(input, torch.zeros_like(row, dtype=input.dtype))
-    negatives = compute(others, options.with_target(0, dtype))
+    negatives = compute(others, options.with_constant_target(0, dtype))
     return tuple(replaced(n, p) for n, p in zip(negatives, positives, strict=True))
 
 
 def _positives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """The rows and columns of the positives of sparse labels."""
+    """Returns the rows and columns of the positives of sparse labels."""
     crow, label = cast(Tensor, options.crow_indices), options.target.long()
     row = rows_of(crow, label)
     column = label - (options.first_label or 0)
@@ -120,12 +121,13 @@ def _positives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     return row[inside], column[inside]
 
 
-def divisor(reduction: int, input: Tensor, options: Options, first: int = 0) -> float | Tensor:
-    """What a sum is divided by; for each sample, where `first` dimensions number the samples."""
-    shape = input.shape[first:]
-    if reduction == SUM:
+def divisor(input: Tensor, options: Options, batch_dims: int = 0) -> float | Tensor:
+    """Returns what a sum is divided by; for each sample, where `batch_dims` dimensions number
+    them."""
+    shape = input.shape[batch_dims:]
+    if options.reduction in (NONE, SUM):
         return 1
-    if reduction == BATCHMEAN:
+    if options.reduction == BATCHMEAN:
         return shape[0]
     size = math.prod(shape)
     if options.is_sparse:
@@ -134,12 +136,13 @@ def divisor(reduction: int, input: Tensor, options: Options, first: int = 0) -> 
     if skip is None or size == 0:
         return size
     # No dimensions at all would stand for every one.
-    counted = (~skip).sum(tuple(range(first, skip.dim()))) if shape else (~skip).long()
+    counted = (~skip).sum(tuple(range(batch_dims, skip.dim()))) if shape else (~skip).long()
     return counted.clamp(min=1)
 
 
 def _counted(size: int, input: Tensor, options: Options) -> int:
-    """How many targets of sparse labels count; of each sample, all of which list as many."""
+    """Returns how many targets of sparse labels count. All samples of a batch have as many
+    positives."""
     if options.ignore_index not in (0, 1):
         return size
     if options.first_label is None:
@@ -149,21 +152,23 @@ def _counted(size: int, input: Tensor, options: Options) -> int:
     return max(1, positives if options.ignore_index == 0 else size - positives)
 
 
-def divided(total: Tensor, reduction: int, input: Tensor, options: Options) -> Tensor:
-    """A sum, or what it is linear in, after the reduction."""
-    return total if reduction == SUM else total / divisor(reduction, input, options)
+def divided(total: Tensor, input: Tensor, options: Options) -> Tensor:
+    """Returns a sum, or what depends linearly on it, after the reduction."""
+    if options.reduction in (NONE, SUM):
+        return total
+    return total / divisor(input, options)
 
 
-def loss(input: Tensor, options: Options, reduction: int) -> Tensor:
-    """The loss after a reduction; of each element in the dtype of `input`."""
+def loss(input: Tensor, options: Options) -> Tensor:
+    """Returns the loss after the reduction; that of each element in the dtype of `input`."""
     losses = unreduced(input, options)
-    if reduction == NONE:
+    if options.reduction == NONE:
         return losses.to(input.dtype)
-    return divided(losses.sum(), reduction, input, options)
+    return divided(losses.sum(), input, options)
 
 
 def _derivatives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """The first and the second derivative of each element's loss, in the compute dtype."""
+    """Returns the first and the second derivative of each element's loss, in the compute dtype."""
     slope, curvature = each_element(_dense_derivatives, input, options)
     return slope, curvature
 
@@ -171,28 +176,29 @@ def _derivatives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
 def _dense_derivatives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     x, options, skip = without_ignored(input, options)
     positive, negative = coefficients(options, x.dtype)
-    up, down = torch.sigmoid(x), torch.sigmoid(-x)
-    slope, curvature = negative * up - positive * down, (positive + negative) * up * down
+    of_positive, of_negative = terms_of(options.loss, options.parameters)
+    slope = positive * of_positive.slope(x) + negative * of_negative.slope(x)
+    curvature = positive * of_positive.curvature(x) + negative * of_negative.curvature(x)
     if skip is None:
         return slope, curvature
     return slope.masked_fill(skip, 0), curvature.masked_fill(skip, 0)
 
 
-def grad(grad_output: Tensor, input: Tensor, options: Options, reduction: int) -> Tensor:
-    """The gradient with respect to `input`, itself differentiable.
+def grad(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:
+    """Returns the gradient with respect to `input`, itself differentiable.
 
     grad_output is 0-d, or has the shape of `input`, as in the two functions that follow.
     """
     slope, _ = _derivatives(input, options)
-    return (divided(grad_output.to(slope.dtype), reduction, input, options) * slope).to(input.dtype)
+    return (divided(grad_output.to(slope.dtype), input, options) * slope).to(input.dtype)
 
 
 def grad_vjp(
-    upstream: Tensor, grad_output: Tensor, input: Tensor, options: Options, reduction: int
+    cotangent: Tensor, grad_output: Tensor, input: Tensor, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `grad` with respect to grad_output and `input`."""
+    """Returns the gradients of `grad` with respect to grad_output and `input`."""
     slope, curvature = _derivatives(input, options)
-    share = divided(upstream.to(slope.dtype), reduction, input, options)
+    share = divided(cotangent.to(slope.dtype), input, options)
     to_output = share * slope
     if grad_output.dim() == 0:
         to_output = to_output.sum()
@@ -200,13 +206,9 @@ def grad_vjp(
 
 
 def grad_jvp(
-    tangents: tuple[Tensor, Tensor],
-    grad_output: Tensor,
-    input: Tensor,
-    options: Options,
-    reduction: int,
+    tangents: tuple[Tensor, Tensor], grad_output: Tensor, input: Tensor, options: Options
 ) -> Tensor:
-    """The derivative of `grad` along the tangents of grad_output and `input`."""
+    """Returns the derivative of `grad` along the tangents of grad_output and `input`."""
     slope, curvature = _derivatives(input, options)
     change = tangents[0] * slope + grad_output * curvature * tangents[1]
-    return divided(change, reduction, input, options).to(input.dtype)
+    return divided(change, input, options).to(input.dtype)

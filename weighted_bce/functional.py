@@ -5,12 +5,14 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _dispatch, _reference
-from ._checks import Target, check_listed, check_reduction, checked_options
-from ._options import MEAN, NONE, REDUCTIONS
-from ._probabilities import unreduced_from_probabilities
+from . import _dispatch, _probabilities
+from ._checks import Target, check_csr_values, checked_options, checked_reduction
+from ._dtensor_import import import_rules_for_dtensors
+from ._options import MEAN
+from .losses import BCE, Loss, check_loss
 
 Reduction = str | Callable[[Tensor], Tensor]
+_BCE = BCE()
 
 
 def weighted_bce_with_logits(
@@ -92,21 +94,127 @@ def weighted_bce_with_logits(
             ignore_index=ignore_index,
             inplace_backward=inplace_backward,
         )
-    options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
-    number = MEAN
-    if reduction != "mean":
-        check_reduction(reduction, input)
-        number = REDUCTIONS[reduction] if isinstance(reduction, str) else NONE
+    return _loss(
+        input,
+        target,
+        _BCE,
+        weight,
+        pos_weight,
+        reduction,
+        label_smoothing,
+        ignore_index,
+        inplace_backward,
+    )
+
+
+def multilabel_loss_with_logits(
+    input: Tensor,
+    target: Target,
+    loss: Loss,
+    weight: Tensor | None = None,
+    pos_weight: float | Tensor | None = None,
+    reduction: Reduction = "mean",
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: float | None = None,
+    inplace_backward: bool = False,
+) -> Tensor:
+    r"""A weighted loss of logits and many labels a sample, of a chosen kind, in one pass.
+
+    With :math:`y' = y (1 - e) + e / 2`, label smoothing e, weight w, positive weight p and the
+    terms P and N of the loss:
+
+    .. math::
+        w [ p y' P(x) + (1 - y') N(x) ]
+
+    Args:
+        input: logits of any shape; float16, bfloat16, float32 or float64.
+        target: labels in [0, 1], dense or sparse, as for `weighted_bce_with_logits`, like all that
+            is not described here.
+        loss: `BCE()` or `Focal(gamma, alpha)`.
+        weight: multiplies each element's loss; broadcasts to `input`.
+        pos_weight: multiplies the positive term; a number >= 0, or a tensor that broadcasts to
+            `input`. Default: 1.
+        reduction: "none", "mean", "sum", "batchmean" or a callable. Default: "mean".
+        label_smoothing: e in [0, 1). Default: 0.
+        ignore_index: targets equal to it do not count. Default: None.
+        inplace_backward: backward writes the gradient over `input`. Default: False.
+
+    Returns:
+        "none": of the shape and dtype of `input`. Otherwise 0-d, float64 for float64 logits and
+        float32 for all others.
+
+    Raises:
+        TypeError: an argument or a dtype of the wrong type, an unknown loss among them.
+        ValueError: a wrong shape or value, or tensors on different devices.
+        RuntimeError: under ``backend("fused")``, where no kernel serves the input.
+
+    Note:
+        What `weighted_bce_with_logits` promises holds for every loss.
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import Focal, multilabel_loss_with_logits
+        >>> logits = torch.zeros(2, 3, requires_grad=True)
+        >>> labels = torch.tensor([[True, False, False], [False, False, True]])
+        >>> loss = multilabel_loss_with_logits(logits, labels, Focal(gamma=2.0), pos_weight=7.0)
+        >>> print(f"{loss.item():.4f}")
+        0.5199
+    """
+    overridable = input, target, weight, pos_weight
+    if has_torch_function_variadic(*overridable):
+        return handle_torch_function(
+            multilabel_loss_with_logits,
+            overridable,
+            input,
+            target,
+            loss,
+            weight,
+            pos_weight,
+            reduction,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            inplace_backward=inplace_backward,
+        )
+    check_loss(loss)
+    return _loss(
+        input,
+        target,
+        loss,
+        weight,
+        pos_weight,
+        reduction,
+        label_smoothing,
+        ignore_index,
+        inplace_backward,
+    )
+
+
+def _loss(
+    input: Tensor,
+    target: Target,
+    loss: Loss,
+    weight: Tensor | None,
+    pos_weight: float | Tensor | None,
+    reduction: Reduction,
+    label_smoothing: float,
+    ignore_index: float | None,
+    inplace_backward: bool,
+) -> Tensor:
+    number = MEAN if reduction == "mean" else checked_reduction(reduction)
+    options = checked_options(
+        input, target, weight, pos_weight, label_smoothing, ignore_index, number, loss
+    )
     try:
-        loss = _dispatch.loss(input, options, number, inplace_backward)
+        result = _dispatch.loss(input, options, inplace_backward)
     except RuntimeError:
-        # The kernels look at each index of sparse labels, but know one kind of error only.
+        # The kernels check each index of sparse labels, but do not name the wrong one.
         try:
-            check_listed(input, options)
-        except ValueError as wrong:
-            raise wrong from None
+            check_csr_values(input.shape, options)
+        except ValueError as wrong_index:
+            raise wrong_index from None
         raise
-    return loss if isinstance(reduction, str) else reduction(loss)
+    return result if isinstance(reduction, str) else reduction(result)
 
 
 def weighted_bce(
@@ -147,12 +255,11 @@ def weighted_bce(
         >>> print(f"{weighted_bce(torch.tensor([0.5]), torch.tensor([1]), pos_weight=3.0):.4f}")
         2.0794
     """
-    options = checked_options(input, target, weight, pos_weight, label_smoothing, ignore_index)
-    check_reduction(reduction, input)
-    check_listed(input, options)
-    loss = unreduced_from_probabilities(input, options)
-    if not isinstance(reduction, str):
-        return reduction(loss.to(input.dtype))
-    if reduction == "none":
-        return loss.to(input.dtype)
-    return _reference.divided(loss.sum(), REDUCTIONS[reduction], input, options)
+    number = checked_reduction(reduction)
+    options = checked_options(
+        input, target, weight, pos_weight, label_smoothing, ignore_index, number, _BCE
+    )
+    import_rules_for_dtensors()
+    check_csr_values(input.shape, options)
+    loss = _probabilities.loss(input, options)
+    return loss if isinstance(reduction, str) else reduction(loss)

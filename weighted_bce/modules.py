@@ -7,11 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import Target
-from .functional import Reduction, weighted_bce, weighted_bce_with_logits
+from .functional import (
+    Reduction,
+    multilabel_loss_with_logits,
+    weighted_bce,
+    weighted_bce_with_logits,
+)
+from .losses import Loss, check_loss
 
 
 class _WeightedLoss(nn.Module):
-    """What the modules share: weights as buffers, a float as a float."""
+    """What the modules share: a weight that is a tensor is a buffer, a number stays a number."""
 
     weight: Tensor | None
     pos_weight: Tensor | float | None
@@ -99,6 +105,65 @@ class WeightedBCEWithLogitsLoss(_WeightedLoss):
         return weighted_bce_with_logits(
             input,
             target,
+            self.weight,
+            self.pos_weight,
+            self.reduction,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            inplace_backward=self.inplace_backward,
+        )
+
+
+class MultilabelLoss(_WeightedLoss):
+    """`multilabel_loss_with_logits` as a module.
+
+    Args:
+        loss: `BCE()` or `Focal(gamma, alpha)`.
+        weight: multiplies each element's loss; a tensor that broadcasts to the input. A buffer.
+        pos_weight: multiplies the positive term; a number >= 0 (stays a number), or a tensor that
+            broadcasts to the input (a buffer).
+        reduction: "none", "mean", "sum", "batchmean" or a callable. Default: "mean".
+        label_smoothing: in [0, 1). Default: 0.
+        ignore_index: targets equal to it do not count. Default: None.
+        inplace_backward: backward writes the gradient over the logits. Default: False.
+
+    Raises:
+        TypeError: the loss is none of these.
+        TypeError, ValueError: when called; see `multilabel_loss_with_logits`.
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import Focal, MultilabelLoss
+        >>> criterion = MultilabelLoss(Focal(gamma=2.0), pos_weight=7.0)
+        >>> loss = criterion(torch.zeros(4, 10), torch.zeros(4, 10, dtype=torch.bool))
+        >>> print(f"{loss.item():.4f}")
+        0.1733
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        weight: Tensor | None = None,
+        pos_weight: float | Tensor | None = None,
+        reduction: Reduction = "mean",
+        *,
+        label_smoothing: float = 0.0,
+        ignore_index: float | None = None,
+        inplace_backward: bool = False,
+    ) -> None:
+        check_loss(loss)
+        super().__init__(weight, pos_weight, reduction, label_smoothing, ignore_index)
+        self.loss = loss
+        self.inplace_backward = inplace_backward
+
+    def extra_repr(self) -> str:
+        return f"{self.loss}, {super().extra_repr()}"
+
+    def forward(self, input: Tensor, target: Target) -> Tensor:
+        return multilabel_loss_with_logits(
+            input,
+            target,
+            self.loss,
             self.weight,
             self.pos_weight,
             self.reduction,

@@ -47,7 +47,7 @@ class _FusedStep(torch.optim.Optimizer):
 
 
 def _rows(tensor: Tensor, labels: slice) -> Tensor:
-    """Of this process's part."""
+    """Returns rows of this process's part."""
     tensor = tensor.detach()
     local: Any = tensor
     return (local.to_local() if is_dtensor(tensor) else tensor)[labels]

@@ -1,4 +1,4 @@
-"""Sparse labels: the positives of each row as a list."""
+"""Sparse labels: the positives of each row, in CSR form."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from ._csr import INDEX_DTYPES
 
 
 class SparseLabels(NamedTuple):
-    """Labels of which only the positives are listed, row after row (CSR without values).
+    """Labels of which only the positives are stored, row after row (CSR without values).
 
     Row i has the labels ``col_indices[crow_indices[i]:crow_indices[i + 1]]``, ascending and
     without duplicates. The constructors see to that: they sort, drop duplicates and check once.
@@ -43,7 +43,7 @@ class SparseLabels(NamedTuple):
 
     @classmethod
     def from_lists(cls, lists: Iterable[Any]) -> "SparseLabels":
-        """From the labels of each row.
+        """Makes them of the labels of each row.
 
         Args:
             lists: an iterable of rows: lists, tuples or sets of integers, 1-d integer tensors or
@@ -65,7 +65,7 @@ class SparseLabels(NamedTuple):
 
     @classmethod
     def from_padded(cls, padded: Tensor) -> "SparseLabels":
-        """From rows of equal length, filled up with -1.
+        """Makes them of rows of equal length, filled up with -1.
 
         Args:
             padded: (rows, k), any integer dtype; -1, at any place, is no label.
@@ -87,7 +87,7 @@ class SparseLabels(NamedTuple):
 
     @classmethod
     def from_dense(cls, dense: Tensor) -> "SparseLabels":
-        """From a matrix of zeros and ones.
+        """Makes them of a matrix of zeros and ones.
 
         Args:
             dense: (rows, labels), 0/1 of bool, integer or floating dtype.
@@ -109,7 +109,7 @@ class SparseLabels(NamedTuple):
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> "SparseLabels":
-        """From a matrix or array of scipy.sparse.
+        """Makes them of a matrix or array of scipy.sparse.
 
         Args:
             matrix: (rows, labels), of any sparse format; bool, or the values 0 and 1. Explicit
@@ -126,7 +126,7 @@ class SparseLabels(NamedTuple):
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> "SparseLabels":
-        """From a torch.sparse_csr or torch.sparse_coo tensor.
+        """Makes them of a torch.sparse_csr or torch.sparse_coo tensor.
 
         Args:
             tensor: (rows, labels), of bool, integer or floating dtype; the values 0 and 1. Explicit
@@ -155,7 +155,7 @@ class SparseLabels(NamedTuple):
         return self.crow_indices.shape[0] - 1
 
     def to(self, *args: Any, **kwargs: Any) -> "SparseLabels":
-        """On another device or of another dtype, by `torch.Tensor.to` and with its arguments.
+        """Moves them to a device or dtype, by `torch.Tensor.to` and with its arguments.
 
         Raises:
             TypeError: a dtype that is neither int32 nor int64.
@@ -172,7 +172,7 @@ class SparseLabels(NamedTuple):
         return moved
 
     def pin_memory(self) -> "SparseLabels":
-        """In page-locked memory, which a GPU copies without waiting."""
+        """Copies them to page-locked memory, from which a GPU copies without waiting."""
         return SparseLabels(self.crow_indices.pin_memory(), self.col_indices.pin_memory())
 
     def to_dense(self, num_labels: int, dtype: torch.dtype = torch.bool) -> Tensor:
@@ -196,7 +196,7 @@ class SparseLabels(NamedTuple):
         return dense
 
     def select(self, rows: Tensor | slice) -> "SparseLabels":
-        """The labels of these rows, as for a batch out of a data set that fits in memory.
+        """Picks the labels of some rows, as for a batch out of a data set that fits in memory.
 
         Args:
             rows: row numbers (1-d, int32 or int64; negative ones count from the end, and a row
@@ -245,7 +245,7 @@ torch.serialization.add_safe_globals([SparseLabels])
 
 
 def has_values(t: Tensor) -> bool:
-    """Whether Python may look at the values: nothing traces, and no transform wraps the tensor."""
+    """Tells whether Python may look at the values: no trace, and no transform wraps the tensor."""
     return (
         type(t) is Tensor
         and not t.is_meta
@@ -277,7 +277,7 @@ def _row_numbers(rows: Tensor | slice, num_rows: int) -> Tensor:
 
 
 def check_form(labels: SparseLabels, name: str = "target") -> None:
-    """TypeError or ValueError where the two tensors are not what they should be; looks at no value.
+    """Raises TypeError or ValueError where the tensors do not fit each other; looks at no value.
 
     Args:
         labels: perhaps made by hand.
@@ -303,7 +303,7 @@ def check_form(labels: SparseLabels, name: str = "target") -> None:
 
 
 def check_values(labels: SparseLabels, num_labels: int | None = None, name: str = "target") -> None:
-    """ValueError where the values are not what they should be; on a GPU it waits for them.
+    """Raises ValueError where the values are wrong; on a GPU it waits for them.
 
     Args:
         labels: of the right form, see `check_form`.

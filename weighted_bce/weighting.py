@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from ._csr import of_tensor
+from ._numbers import checked_at_least_0
 from .sparse import SparseLabels, check_form, check_values
 
 Labels = Tensor | SparseLabels | Iterable[SparseLabels]
@@ -58,7 +59,7 @@ def pos_weight_from_labels(
     counts, rows = _counted(labels, num_labels)
     if max_weight is not None and not max_weight > 0:
         raise ValueError(f"max_weight must be above 0, got {max_weight}")
-    s = _checked("smoothing", smoothing)
+    s = checked_at_least_0("smoothing", smoothing)
     if not per_class:
         positives = counts.sum().item() + s
         if positives == 0:
@@ -111,22 +112,13 @@ def propensity_from_labels(
         tensor([0.6802, 0.5942, 0.1732])
         >>> criterion = WeightedBCEWithLogitsLoss(pos_weight=1 / propensity)
     """
-    A, B = _checked("A", A), _checked("B", B)
+    A, B = checked_at_least_0("A", A), checked_at_least_0("B", B)
     if B == 0:
         raise ValueError("B must be above 0, got 0")
     counts, rows = _counted(labels, num_labels)
     C = max(math.log(rows) - 1, 0.0) * (B + 1) ** A
     inverse: Tensor = 1 + C * (counts + B).pow(-A)
     return inverse.reciprocal().float()
-
-
-def _checked(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    number = float(value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    return number
 
 
 def _counted(labels: Labels, num_labels: int | None) -> tuple[Tensor, int]:

@@ -8,9 +8,13 @@ from torch import Tensor
 
 from .._options import compute_dtype
 
-# How to multiply: the dtype in which autocast would, None for that of the input; and how many
-# labels a chunk has, None to choose.
-How = tuple[torch.dtype | None, int | None]
+
+class ChunkOptions(NamedTuple):
+    """How the logits of chunks are computed."""
+
+    product_dtype: torch.dtype | None = None  # the dtype of autocast; None for that of the input
+    chunk_labels: int | None = None  # how many labels a chunk has; None to choose
+
 
 _HALF = frozenset({torch.float16, torch.bfloat16})
 
@@ -24,16 +28,16 @@ class Layer(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the logits."""
+        """The shape of the logits."""
         return self.input.shape[0], self.weight.shape[0]
 
     def logits_like(self) -> Tensor:
-        """In place of the logits where only their shape, dtype and device are asked for."""
+        """Stands for the logits where only their shape, dtype and device are asked for."""
         like = self.input
         return torch.empty((), dtype=like.dtype, device=like.device).expand(self.shape)
 
 
-class _Room:
+class Workspace:
     """Memory for matrices of one dtype, one after the other, of at most so many elements."""
 
     def __init__(self, like: Tensor, dtype: torch.dtype, elements: int) -> None:
@@ -53,36 +57,33 @@ class Chunks:
 
     Args:
         layer: of dtypes that may differ.
-        product_dtype: in which autocast would multiply; None for the dtype of the input.
-        chunk_labels: how many labels a chunk has; None to choose.
+        options: how to compute them.
     """
 
-    def __init__(
-        self, layer: Layer, product_dtype: torch.dtype | None, chunk_labels: int | None
-    ) -> None:
+    def __init__(self, layer: Layer, options: ChunkOptions) -> None:
         x, weight, bias = layer
         self.dtype = compute_dtype(x.dtype)
-        wanted = product_dtype or x.dtype
+        wanted = options.product_dtype or x.dtype
         self.operands = wanted if wanted in _HALF and _multiplies_halves(x) else self.dtype
         self.x = x.to(self.operands).contiguous()
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
-        self.rows, self.labels = layer.shape
-        self.size = chunk_labels or _chosen_labels(self.rows, self.x, self.dtype)
-        self.size = max(1, min(self.size, self.labels))
-        self._logits = self.room(self.dtype, self.rows)
+        self.rows, self.num_labels = layer.shape
+        self.size = options.chunk_labels or _chosen_labels(self.rows, self.x, self.dtype)
+        self.size = max(1, min(self.size, self.num_labels))
+        self._logits = self.workspace(self.dtype, self.rows)
         self._operands = self._slopes = None
         if weight.dtype != self.operands:
-            self._operands = self.room(self.operands, x.shape[1])
+            self._operands = self.workspace(self.operands, x.shape[1])
         if self.operands != self.dtype:
-            self._slopes = self.room(self.operands, self.rows)
+            self._slopes = self.workspace(self.operands, self.rows)
 
     def __iter__(self) -> Iterator[slice]:
-        for first in range(0, self.labels, self.size):
-            yield slice(first, min(first + self.size, self.labels))
+        for first in range(0, self.num_labels, self.size):
+            yield slice(first, min(first + self.size, self.num_labels))
 
-    def room(self, dtype: torch.dtype, each: int) -> _Room:
-        """For so many elements of each label of a chunk."""
-        return _Room(self.x, dtype, self.size * each)
+    def workspace(self, dtype: torch.dtype, each: int) -> Workspace:
+        """Memory for so many elements of each label of a chunk."""
+        return Workspace(self.x, dtype, self.size * each)
 
     def weights(self, labels: slice) -> Tensor:
         """The rows of the weight as products take them."""
@@ -118,7 +119,7 @@ _CUDA_BYTES, _CUDA_LEAST = 2**25, 1024  # 32 MiB of logits: most of an H200's se
 
 
 def _chosen_labels(rows: int, x: Tensor, dtype: torch.dtype) -> int:
-    """So many that the logits of a chunk stay in a cache, and its products are worth a call."""
+    """Returns how many labels make a chunk whose logits fit in a cache, and large products."""
     each = max(1, rows) * dtype.itemsize
     if not x.is_cuda:
         return max(_LEAST, min(_MOST, _BYTES // each // _STEP * _STEP))
@@ -129,16 +130,20 @@ def _chosen_labels(rows: int, x: Tensor, dtype: torch.dtype) -> int:
 
 
 def _free_bytes(device: torch.device, enough: int) -> int:
-    """So much can be allocated on a GPU. Asking torch's allocator would take a good part of a short
-    step: it is done only where the driver has less than enough."""
+    """Returns how much can be allocated on a GPU.
+
+    Asking torch's allocator would take a good part of a short step: it is done only where the
+    driver has less than enough.
+    """
     free, _ = torch.cuda.mem_get_info(device)
     if free < enough:
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(free)
 
 
-def topk(chunks: Chunks, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest logits of each row, largest first, and their labels."""
+def topk(layer: Layer, options: ChunkOptions, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the k largest logits of each row, largest first, and their labels."""
+    chunks = Chunks(layer, options)
     values = chunks.x.new_empty((chunks.rows, 0), dtype=chunks.dtype)
     indices = chunks.x.new_empty((chunks.rows, 0), dtype=torch.int64)
     for labels in chunks:

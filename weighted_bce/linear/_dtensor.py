@@ -4,49 +4,61 @@ Nothing is sent but what is summed: the loss, the gradient of the input over pro
 labels out, that of the layer over those that share rows out.
 """
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from .. import _reference
-from .._checks import check_listed
-from .._dtensor import beside, own_part, placed
-from .._options import SUM, Options
-from . import _ops
-from ._chunks import How, Layer
-from ._passes import Step
+from .._checks import check_csr_values
+from .._dtensor import Whole, as_sum, local_options, redistributed
+from .._options import Options
+from ._chunks import Layer
 
 
-def loss(
-    layer: Layer,
-    options: Options,
-    reduction: int,
-    how: How,
-    step: Step | None,
-) -> Tensor:
-    """The loss after a reduction, a sum over processes that is yet to be taken."""
-    check_listed(layer.logits_like(), options)  # a shard does not know how many labels there are
-    x, weight = _both(layer)
-    if step is not None and Shard(0) in x.placements:
+class LocalPart(NamedTuple):
+    """What one process computes of a layer's loss."""
+
+    layer: Layer
+    options: Options
+    whole: Whole  # all logits
+    logits: Tensor  # stands for all logits where only their shape, dtype and device are asked for
+
+    def reduced(self, total: Tensor, options: Options) -> Tensor:
+        """Returns the loss of all processes, of which this one has a sum."""
+        return _reference.divided(as_sum(total, self.whole), self.logits, options)
+
+
+def shard_of(layer: Layer, options: Options, has_step: bool) -> LocalPart:
+    """Returns what this process computes.
+
+    Args:
+        layer: at least its input or its weight is a DTensor.
+        options: of the whole logits.
+        has_step: whether a step takes the gradients, which then go no further.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: the tensors are not placed in a way that fits.
+    """
+    check_csr_values(layer.shape, options)  # a shard does not know how many labels there are
+    x, weight = _checked(layer)
+    if has_step and Shard(0) in x.placements:
         raise NotImplementedError(
             "fused_step is given the gradients of whole batches: input must not be split over "
             f"processes, got {x.placements}"
         )
-    own_parameters = _parameters(layer, x)
-    if step is not None:  # which receives their gradients; they go no further
-        own_parameters = tuple(map(_cut_off, own_parameters))
-    own = Layer(x.to_local(grad_placements=_of_gradients(x, weight)), *own_parameters)
-    total = _ops.loss(own, _own_options(x, weight, options), SUM, how, step)
-    logits = _of_logits(x, weight)
-    sums = [Replicate() if isinstance(p, Replicate) else Partial() for p in logits]
-    whole = DTensor.from_local(total, x.device_mesh, sums, run_check=False)
-    return _reference.divided(whole, reduction, layer.logits_like(), options)
+    parameters = _local_parameters(layer, x, weight)
+    if has_step:
+        parameters = cast(tuple[Tensor, Tensor | None], tuple(map(_cut_off, parameters)))
+    own = Layer(x.to_local(grad_placements=_of_gradients(x, weight)), *parameters)
+    pairs = zip(x.placements, weight.placements, strict=True)
+    placements = tuple(Shard(1) if w == Shard(0) else p for p, w in pairs)
+    whole = Whole(x.device_mesh, placements, layer.shape)
+    return LocalPart(own, local_options(options, whole), whole, layer.logits_like())
 
 
-def _both(layer: Layer) -> tuple[DTensor, DTensor]:
-    """The input and the weight, placed so that each process can go on by itself."""
+def _checked(layer: Layer) -> tuple[DTensor, DTensor]:
+    """Returns the input and the weight, placed so that each process can go on by itself."""
     x, weight = layer.input, layer.weight
     for name, tensor in (("input", x), ("linear_weight", weight)):
         if not isinstance(tensor, DTensor):
@@ -58,7 +70,7 @@ def _both(layer: Layer) -> tuple[DTensor, DTensor]:
         raise ValueError(
             f"linear_weight must be on {x.device_mesh} like input, got {weight.device_mesh}"
         )
-    x = _placed(x, [Replicate() if p.is_partial() else p for p in x.placements])
+    x = redistributed(x, [Replicate() if p.is_partial() else p for p in x.placements])
     for of_input, of_weight in zip(x.placements, weight.placements, strict=True):
         allowed = (Shard(0), Replicate())
         shared = of_input == of_weight == Shard(0)
@@ -70,31 +82,18 @@ def _both(layer: Layer) -> tuple[DTensor, DTensor]:
     return x, weight
 
 
-def _placed(tensor: DTensor, placements: Sequence[Placement]) -> DTensor:
-    """Without a part in the graph that would send the gradient, where nothing is to be done."""
-    if tensor.placements == tuple(placements):
-        return tensor
-    return tensor.redistribute(placements=placements)
-
-
 def _cut_off(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.detach().requires_grad_(parameter.requires_grad)
 
 
-def _of_logits(x: DTensor, weight: DTensor) -> list[Placement]:
-    pairs = zip(x.placements, weight.placements, strict=True)
-    return [Shard(1) if w == Shard(0) else p for p, w in pairs]
-
-
 def _of_gradients(own: DTensor, other: DTensor) -> list[Placement]:
-    """A process has a part of the gradient of what it shares with those that have other parts of
-    what it is multiplied by."""
+    """Returns the placements of a gradient. A process has a part of the gradient of what it shares
+    with those that have other parts of what it is multiplied by."""
     pairs = zip(own.placements, other.placements, strict=True)
     return [Partial() if isinstance(q, Shard) else p for p, q in pairs]
 
 
-def _parameters(layer: Layer, x: DTensor) -> tuple[Any, ...]:
-    weight = cast(DTensor, layer.weight)
+def _local_parameters(layer: Layer, x: DTensor, weight: DTensor) -> tuple[Tensor, Tensor | None]:
     of_gradients = _of_gradients(weight, x)
     own = weight.to_local(grad_placements=of_gradients)
     if layer.bias is None:
@@ -103,36 +102,5 @@ def _parameters(layer: Layer, x: DTensor) -> tuple[Any, ...]:
         raise TypeError(
             f"linear_bias must be a DTensor like the others, got {type(layer.bias).__name__}"
         )
-    bias = _placed(layer.bias, weight.placements)
+    bias = redistributed(layer.bias, weight.placements)
     return own, bias.to_local(grad_placements=of_gradients)
-
-
-def _own_options(x: DTensor, weight: DTensor, options: Options) -> Options:
-    logits = _of_logits(x, weight)
-    rows, labels = own_part(x, 0), own_part(weight, 0)
-
-    def own(name: str, tensor: Tensor | None, placements: list[Placement]) -> Any:
-        if tensor is None:
-            return None
-        found = placed(name, tensor, x, placements)
-        return found.to_local() if isinstance(found, DTensor) else found
-
-    def factor(name: str, tensor: Tensor | None) -> Any:
-        return None if tensor is None else own(name, tensor, beside(tensor, 2, logits))
-
-    options = options._replace(
-        weight=factor("weight", options.weight), pos_weight=factor("pos_weight", options.pos_weight)
-    )
-    if not options.is_sparse:
-        return options._replace(target=own("target", options.target, logits))
-    whole: list[Placement] = [Replicate() for _ in logits]
-
-    def indices(name: str, tensor: Tensor) -> Any:
-        return own(name, tensor, whole) if isinstance(tensor, DTensor) else tensor
-
-    crow = indices("crow_indices", cast(Tensor, options.crow_indices))
-    return options._replace(
-        target=indices("col_indices", options.target),
-        crow_indices=crow[rows.start : rows.stop + 1],
-        first_label=labels.start,
-    )

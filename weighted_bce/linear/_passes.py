@@ -6,23 +6,23 @@ memory.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from .. import _dispatch, _reference
-from .._checks import check_listed
-from .._kernels import TARGET_DTYPES
+from .. import _reference
+from .._checks import check_csr_values
+from .._kernels import kernels_for
 from .._options import SUM, Options
-from ._chunks import Chunks, Layer, product
+from ._chunks import ChunkOptions, Chunks, Layer, product
 
 # Called with the labels of a chunk and the gradients of their rows of the weight and the bias.
 Step = Callable[[slice, Tensor, Tensor | None], None]
 
 
 class Gradients(NamedTuple):
-    """Of the layer's tensors; None where it is not needed."""
+    """The gradients of a layer's tensors; None where one is not needed."""
 
     input: Tensor | None
     weight: Tensor | None
@@ -34,49 +34,45 @@ class _Loss:
 
     def __init__(self, chunks: Chunks, layer: Layer, options: Options) -> None:
         if options.first_label is None:
-            check_listed(layer.logits_like(), options)
-        target, crow_indices, weight, pos_weight, *rest = options
-        tensors = (target, crow_indices, weight, pos_weight)
-        found = (None if t is None else t.detach().resolve_neg() for t in tensors)
-        self._options = Options(*cast(Any, found), *rest)
-        self._labels = chunks.labels
-        self.kernels = _dispatch.kernels_for(chunks.x)
+            check_csr_values(layer.shape, options)
+        tensors = (None if t is None else t.detach().resolve_neg() for t in options.tensors)
+        self._options = options.with_tensors(*tensors)._replace(reduction=SUM)
+        self._num_labels = chunks.num_labels
+        self.kernels = kernels_for(chunks.x)
 
-    def _of(self, labels: slice) -> Options:
-        """The part of the options that belongs to a chunk. Sparse labels are not cut."""
+    def _of_chunk(self, labels: slice) -> Options:
+        """Returns the options of a chunk. Sparse labels are not cut."""
         options = self._options
 
         def part(factor: Tensor | None) -> Tensor | None:
-            if factor is None or factor.dim() == 0 or factor.shape[-1] != self._labels:
+            if factor is None or factor.dim() == 0 or factor.shape[-1] != self._num_labels:
                 return factor
             return factor[..., labels]
 
         options = options._replace(weight=part(options.weight), pos_weight=part(options.pos_weight))
         if options.is_sparse:
             return options._replace(first_label=(options.first_label or 0) + labels.start)
-        target = options.target[:, labels]
-        if target.dtype not in TARGET_DTYPES:
-            target = target.float()
-        return options._replace(target=target)
+        return options._replace(target=options.target[:, labels])
 
-    def of(self, logits: Tensor, labels: slice) -> Tensor:
-        """The sum of the losses."""
+    def sum(self, logits: Tensor, labels: slice) -> Tensor:
+        """Returns the sum of the losses."""
+        options = self._of_chunk(labels)
         if self.kernels is None:
-            return _reference.loss(logits, self._of(labels), SUM)
-        return cast(Tensor, self.kernels.loss(logits, *self._of(labels), SUM))
+            return _reference.loss(logits, options)
+        return cast(Tensor, self.kernels.loss(logits, *options))
 
-    def and_slopes(self, logits: Tensor, labels: slice, upstream: Tensor) -> Tensor:
-        """The sum of the losses; its gradient, times `upstream`, is written over the logits."""
-        options = self._of(labels)
+    def sum_and_gradient(self, logits: Tensor, labels: slice, grad_output: Tensor) -> Tensor:
+        """Returns the sum of the losses; writes its gradient times grad_output over the logits."""
+        options = self._of_chunk(labels)
         if self.kernels is None:
-            loss = _reference.loss(logits, options, SUM)
-            logits.copy_(_reference.grad(upstream, logits, options, SUM))
+            loss = _reference.loss(logits, options)
+            logits.copy_(_reference.grad(grad_output, logits, options))
             return loss
-        return cast(Tensor, self.kernels.loss_and_grad_(upstream, logits, *options, SUM))
+        return cast(Tensor, self.kernels.loss_and_grad_(grad_output, logits, *options))
 
 
 class _Gradients:
-    """The layer's gradients, as they come together."""
+    """The layer's gradients, to which each chunk adds."""
 
     def __init__(
         self,
@@ -84,15 +80,15 @@ class _Gradients:
         chunks: Chunks,
         empty: Callable[[Tensor], Tensor],
         needs: tuple[bool, ...],
-        upstream: Tensor,
+        grad_output: Tensor,
         step: Step | None,
     ) -> None:
-        self._chunks, self._upstream, self._step = chunks, upstream, step
+        self._chunks, self._grad_output, self._step = chunks, grad_output, step
         # In half precision 1 / (rows * labels) would vanish: it is multiplied into the products.
         self.is_late = chunks.operands != chunks.dtype
 
-        def room(parameter: Tensor | None, needed: bool) -> Tensor | None:
-            """For all of a gradient; where each chunk's is given away at once, for the largest."""
+        def memory(parameter: Tensor | None, needed: bool) -> Tensor | None:
+            """All of a gradient; where a step takes each chunk's at once, that of the largest."""
             if parameter is None or not needed:
                 return None
             if step is None:
@@ -100,17 +96,17 @@ class _Gradients:
             return parameter.new_empty((chunks.size, *parameter.shape[1:]))
 
         x, weight, bias = layer
-        self._weight, self._bias = room(weight, needs[1]), room(bias, needs[2])
+        self._weight, self._bias = memory(weight, needs[1]), memory(bias, needs[2])
         self._input = self._to_input = None
         if needs[0]:
             self._input = torch.zeros(x.shape, dtype=chunks.dtype, device=x.device)
             self._to_input = torch.empty_like(self._input) if self.is_late else None
         self._products = None
         if needs[1] and weight.dtype != chunks.dtype:
-            self._products = chunks.room(chunks.dtype, x.shape[1])
+            self._products = chunks.workspace(chunks.dtype, x.shape[1])
 
     def add(self, logits: Tensor, weights: Tensor, labels: slice) -> None:
-        """From the gradient of a chunk's logits, which has taken their place."""
+        """Adds what follows from the gradient of a chunk's logits, which has taken their place."""
         slopes = self._chunks.slopes(logits)
         self._add_to_input(slopes, weights)
         weight_grad = bias_grad = None
@@ -136,17 +132,17 @@ class _Gradients:
             product(slopes, weights, self._to_input)
             self._input.add_(self._to_input)
 
-    def _part(self, room: Tensor, labels: slice) -> Tensor:
-        return room[labels] if self._step is None else room[: labels.stop - labels.start]
+    def _part(self, gradient: Tensor, labels: slice) -> Tensor:
+        return gradient[labels if self._step is None else slice(labels.stop - labels.start)]
 
     def _finish(self, sums: Tensor, out: Tensor) -> None:
         if self.is_late:
-            sums.mul_(self._upstream)
+            sums.mul_(self._grad_output)
         if out is not sums:
             out.copy_(sums)
 
-    def found(self, dtype: torch.dtype) -> Gradients:
-        """All of them; that of the input in its dtype."""
+    def finished(self, dtype: torch.dtype) -> Gradients:
+        """Returns all of them; that of the input in its dtype."""
         x = self._input
         if x is not None:
             self._finish(x, x)
@@ -155,46 +151,47 @@ class _Gradients:
         return Gradients(x, *((None, None) if given_away else (self._weight, self._bias)))
 
 
-def loss(chunks: Chunks, layer: Layer, options: Options, reduction: int) -> Tensor:
-    """The loss of all logits after a reduction."""
-    of_chunk = _Loss(chunks, layer, options)
-    parts = [of_chunk.of(chunks.logits(s, chunks.weights(s)), s) for s in chunks]
-    return _reduced(parts, chunks, layer, options, reduction)
+def loss(layer: Layer, options: Options, chunk_options: ChunkOptions) -> Tensor:
+    """Returns the loss of all logits after the reduction."""
+    chunks = Chunks(layer, chunk_options)
+    losses = _Loss(chunks, layer, options)
+    sums = [losses.sum(chunks.logits(s, chunks.weights(s)), s) for s in chunks]
+    return _reduced(sums, chunks, layer, options)
 
 
-def _reduced(
-    parts: list[Tensor], chunks: Chunks, layer: Layer, options: Options, reduction: int
-) -> Tensor:
-    total = torch.stack(parts).sum() if parts else chunks.x.new_zeros((), dtype=chunks.dtype)
-    return _reference.divided(total, reduction, layer.logits_like(), options)
+def _reduced(sums: list[Tensor], chunks: Chunks, layer: Layer, options: Options) -> Tensor:
+    total = torch.stack(sums).sum() if sums else chunks.x.new_zeros((), dtype=chunks.dtype)
+    return _reference.divided(total, layer.logits_like(), options)
 
 
 def loss_and_gradients(
-    chunks: Chunks,
     layer: Layer,
     options: Options,
-    reduction: int,
+    chunk_options: ChunkOptions,
     grad_output: Tensor,
     needs: tuple[bool, ...],
     step: Step | None = None,
 ) -> tuple[Tensor, Gradients]:
-    """The loss, and what the layer's tensors receive for an upstream gradient `grad_output`.
+    """Returns the loss, and what the layer's tensors receive for a grad_output.
 
-    With `step`, the gradients of weight and bias go to it chunk by chunk, and are not returned.
+    Args:
+        layer: the layer, like all that follow but `needs` and `step` as for `loss`.
+        grad_output: 0-d.
+        needs: whether a gradient is needed of the layer's input, weight and bias.
+        step: is given the gradients of weight and bias chunk by chunk; they are not returned.
     """
-    of_chunk = _Loss(chunks, layer, options)
-    upstream = _reference.divided(
-        grad_output.to(chunks.dtype), reduction, layer.logits_like(), options
-    )
-    kernels = of_chunk.kernels
+    chunks = Chunks(layer, chunk_options)
+    losses = _Loss(chunks, layer, options)
+    grad_output = _reference.divided(grad_output.to(chunks.dtype), layer.logits_like(), options)
+    kernels = losses.kernels
     empty = torch.empty_like if kernels is None else kernels.empty_grad
-    gradients = _Gradients(layer, chunks, empty, needs, upstream, step)
-    factor = torch.ones_like(upstream) if gradients.is_late else upstream
-    parts = []
+    gradients = _Gradients(layer, chunks, empty, needs, grad_output, step)
+    factor = torch.ones_like(grad_output) if gradients.is_late else grad_output
+    sums = []
     for labels in chunks:
         weights = chunks.weights(labels)
         logits = chunks.logits(labels, weights)
-        parts.append(of_chunk.and_slopes(logits, labels, factor))
+        sums.append(losses.sum_and_gradient(logits, labels, factor))
         gradients.add(logits, weights, labels)
-    loss = _reduced(parts, chunks, layer, options, reduction)
-    return loss, gradients.found(layer.input.dtype)
+    loss = _reduced(sums, chunks, layer, options)
+    return loss, gradients.finished(layer.input.dtype)

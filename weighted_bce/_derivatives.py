@@ -1,0 +1,169 @@
+"""The derivatives of the ops, for torch.library and for torch.func.
+
+torch.library knows no forward-mode derivatives, and its backward does not work under torch.func; an
+autograd.Function has both, but is not traced by torch.compile. So each derivative is written once
+and registered twice. `loss` and `unreduced` are differentiable in `input`, `grad` in `grad_output`
+as well; derivatives of `grad` are plain torch, and so are all that follow. The other ops have none:
+`loss_and_grad` is the forward pass of _eager.py, and an autograd kernel in Python would double the
+cost of the call.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import _func, _ops, _reference
+from ._extension import extension
+from ._options import NONE, SUM, Options, compute_dtype
+
+
+def gradient(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:
+    """Returns the gradient with respect to `input`, which may itself be differentiated."""
+    if options.reduction == NONE:  # the sum has the same gradient
+        options = options._replace(reduction=SUM)
+    if torch.compiler.is_compiling():  # which traces no transform of ours
+        return _ops.grad(grad_output, input, options)
+    if any(map(_func.is_legacy_batched, (grad_output, input))):
+        return _reference.grad(grad_output, input, options)
+    if not _func.is_active():
+        return _ops.grad(grad_output, input, options)
+    if _func.is_unsupported_transform():
+        return _reference.grad(grad_output, input, options)
+    return _apply(_Grad, grad_output, input, *_hidden(options))
+
+
+def refuse_others(needs_input_grad: Sequence[bool], function: str) -> None:
+    """Raises NotImplementedError where another argument of an op requires a gradient.
+
+    Args:
+        needs_input_grad: of the arguments that have no derivative.
+        function: of the package, which has it.
+    """
+    if any(needs_input_grad):
+        raise NotImplementedError(
+            "torch.ops.weighted_bce has no gradient with respect to target, weight or pos_weight; "
+            f"weighted_bce.{function} has"
+        )
+
+
+def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    input, *options = inputs
+    _, *others = ctx.needs_input_grad
+    refuse_others(others, "weighted_bce_with_logits")
+    Options.of(options).save(ctx, input)
+
+
+def _loss_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    options, (input,) = Options.saved(ctx)
+    _, *others = ctx.needs_input_grad
+    return gradient(grad_output, input, options), *(None for _ in others)
+
+
+def _loss_jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    options, (input,) = Options.saved(ctx)
+    if options.reduction == NONE:
+        return gradient(tangent, input, options)
+    dtype = compute_dtype(input.dtype)  # products are not rounded before they are added
+    return gradient(tangent.to(dtype), input.to(dtype), options).sum()
+
+
+def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad_output, input, *options = inputs
+    _, _, *others = ctx.needs_input_grad
+    refuse_others(others, "weighted_bce_with_logits")
+    Options.of(options).save(ctx, grad_output, input)
+
+
+def _grad_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+    options, (grad_output, input) = Options.saved(ctx)
+    _, _, *others = ctx.needs_input_grad
+    both = _reference.grad_vjp(cotangent, grad_output, input, options)
+    return *both, *(None for _ in others)
+
+
+def _grad_jvp(ctx: Any, to_output: Tensor, to_input: Tensor, *_: Any) -> Tensor:
+    options, (grad_output, input) = Options.saved(ctx)
+    return _reference.grad_jvp((to_output, to_input), grad_output, input, options)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Hides the options that are no tensors from torch.func, which counts what a tuple holds."""
+
+    values: tuple[Any, ...]
+
+
+def _hidden(options: Options) -> tuple[Any, ...]:
+    target, crow_indices, weight, pos_weight, *numbers = options
+    return target, crow_indices, weight, pos_weight, _Numbers(tuple(numbers))
+
+
+def _shown(
+    target: Tensor,
+    crow_indices: Tensor | None,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    numbers: _Numbers,
+) -> Options:
+    return Options(target, crow_indices, weight, pos_weight, *numbers.values)
+
+
+class _Loss(Function):
+    """The loss for torch.func; of each element without a reduction."""
+
+    generate_vmap_rule = True
+    backward = staticmethod(_loss_backward)
+    jvp = staticmethod(_loss_jvp)
+
+    @staticmethod
+    def forward(input: Tensor, *options: Any) -> Tensor:
+        return _ops.loss(input, _shown(*options))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        input, *options = inputs
+        _shown(*options).save(ctx, input, with_jvp=True)
+
+
+class _Grad(Function):
+    """The gradient for torch.func."""
+
+    generate_vmap_rule = True
+    backward = staticmethod(_grad_backward)
+    jvp = staticmethod(_grad_jvp)
+
+    @staticmethod
+    def forward(grad_output: Tensor, input: Tensor, *options: Any) -> Tensor:
+        return _ops.grad(grad_output, input, _shown(*options))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        grad_output, input, *options = inputs
+        _shown(*options).save(ctx, grad_output, input, with_jvp=True)
+
+
+def loss_under_transforms(input: Tensor, options: Options) -> Tensor:
+    """Returns the loss, of which only the logits are differentiated."""
+    return _apply(_Loss, input, *_hidden(options))
+
+
+def _apply(function: type[Function], *args: Any) -> Tensor:
+    apply: Callable[..., Tensor] = function.apply
+    return apply(*args)
+
+
+def _register() -> None:
+    for name, backward, save in (
+        ("loss", _loss_backward, _save_loss),
+        ("unreduced", _loss_backward, _save_loss),
+        ("grad", _grad_backward, _save_grad),
+    ):
+        torch.library.register_autograd(f"weighted_bce::{name}", backward, setup_context=save)
+
+
+if extension is not None:
+    _register()

@@ -1,0 +1,38 @@
+"""The checks of arguments that are numbers."""
+
+import math
+from numbers import Real
+
+import torch
+
+
+def checked_number(name: str, value: object, otherwise: str = "") -> float:
+    """Returns the number as a float.
+
+    Args:
+        name: of the argument.
+        value: what came.
+        otherwise: what else it may be, for the sentence.
+
+    Raises:
+        TypeError: it is no number, or a bool.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
+        raise TypeError(f"{name} must be a number{otherwise}, got {type(value).__name__}")
+    return float(value)
+
+
+def checked_at_least_0(name: str, value: object, otherwise: str = "") -> float:
+    """Returns the number as a float; raises ValueError unless it is finite and at least 0."""
+    number = checked_number(name, value, otherwise)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    return number
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises TypeError or ValueError unless the value is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,108 @@
+"""Which implementation computes the loss of a linear layer."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .. import _dispatch, _func
+from .._dtensor_import import is_dtensor
+from .._kernels import kernels_for
+from .._options import SUM, Options
+from . import _eager, _ops
+from ._chunks import ChunkOptions, Layer
+from ._logits import all_logits
+from ._passes import Step
+
+_When = Callable[[Layer, Options, Step | None], bool]
+_How = Callable[[Layer, Options, ChunkOptions, Step | None], Tensor]
+
+
+def loss(layer: Layer, options: Options, chunk_options: ChunkOptions, step: Step | None) -> Tensor:
+    """Returns the loss after the reduction, by the first implementation that serves the call."""
+    if step is not None and torch.compiler.is_compiling():
+        torch._dynamo.graph_break("fused_step is not compiled")
+        uncompiled: Any = torch.compiler.disable(loss)  # type: ignore[no-untyped-call]
+        return cast(Tensor, uncompiled(layer, options, chunk_options, step))
+    kernels_for(layer.input)  # raises where the chosen backend has none
+    for serves, compute in _TABLE:
+        if serves(layer, options, step):
+            return compute(layer, options, chunk_options, step)
+    raise AssertionError("the last line of the table serves every call")
+
+
+def _needs_all_logits(layer: Layer, options: Options, step: Step | None) -> bool:
+    """A derivative is wanted that is not made in chunks."""
+    if _func.is_active():
+        return True
+    return torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in options.tensors
+    )
+
+
+def _is_sharded(layer: Layer, options: Options, step: Step | None) -> bool:
+    """The input or the weight is a DTensor."""
+    return is_dtensor(layer.input) or is_dtensor(layer.weight)
+
+
+def _is_eager(layer: Layer, options: Options, step: Step | None) -> bool:
+    """Gradients are needed, and may be made before it is known what for: nothing traces the call,
+    no checkpoint would drop them, there are numbers to compare, and no CUDA graph is recorded, in
+    which nobody may wait for them. A step takes gradients in the backward pass."""
+    if step is None:
+        x = layer.input
+        recorded = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        if _dispatch.is_observed() or x.is_meta or recorded:
+            return False
+    return _requires_grad(layer)
+
+
+def _always(layer: Layer, options: Options, step: Step | None) -> bool:
+    """No gradient is needed, or a compiler, a mode or a hook sees the registered ops."""
+    return True
+
+
+def _requires_grad(layer: Layer) -> bool:
+    return (
+        torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+        and any(t is not None and t.requires_grad for t in layer)
+    )
+
+
+def _by_all_logits(
+    layer: Layer, options: Options, chunk_options: ChunkOptions, step: Step | None
+) -> Tensor:
+    if step is not None and _func.is_active():
+        raise NotImplementedError("fused_step does not work under torch.func")
+    return _dispatch.loss(all_logits(layer), options)
+
+
+def _by_shards(
+    layer: Layer, options: Options, chunk_options: ChunkOptions, step: Step | None
+) -> Tensor:
+    from . import _dtensor
+
+    shard = _dtensor.shard_of(layer, options, step is not None)
+    own = shard.options._replace(reduction=SUM)
+    return shard.reduced(loss(shard.layer, own, chunk_options, step), options)
+
+
+def _by_pass(
+    layer: Layer, options: Options, chunk_options: ChunkOptions, step: Step | None
+) -> Tensor:
+    return _eager.apply(*layer, options.savable(), chunk_options, step)
+
+
+def _by_ops(layer: Layer, options: Options, chunk_options: ChunkOptions, *_: object) -> Tensor:
+    return _ops.loss(layer, _dispatch.pos_weight_as_tensor(options), chunk_options)
+
+
+# The first line that serves a call computes it. Why is in the docstring of its condition.
+_TABLE: tuple[tuple[_When, _How], ...] = (
+    (_needs_all_logits, _by_all_logits),
+    (_is_sharded, _by_shards),
+    (_is_eager, _by_pass),
+    (_always, _by_ops),
+)

@@ -1,0 +1,91 @@
+"""The loss of a linear layer in eager mode: one pass that yields the loss and all gradients.
+
+The gradients are made for the grad_output that backward is expected to bring; where another comes,
+they are made again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._eager import expected_grad_output, is_plain_backward
+from .._options import Options
+from . import _ops, _passes
+from ._chunks import ChunkOptions, Layer
+from ._passes import Gradients, Step
+
+
+class FusedLinearLoss(Function):
+    """The loss and, in the same pass, the gradients; with a step, these in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        options: Options,
+        chunk_options: ChunkOptions,
+        step: Step | None,
+    ) -> Tensor:
+        layer = Layer(input, linear_weight, linear_bias)
+        options.save(ctx, *layer)
+        ctx.chunk_options, ctx.step, ctx.gradients = chunk_options, step, None
+        if step is not None:
+            return _passes.loss(layer, options, chunk_options)
+        ctx.used = _expected(layer).clone()
+        of_input, of_weight, of_bias, *_ = ctx.needs_input_grad
+        loss, ctx.gradients = _passes.loss_and_gradients(
+            layer, options, chunk_options, ctx.used, (of_input, of_weight, of_bias)
+        )
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        options, layer = Options.saved(ctx)
+        of_input, of_weight, of_bias, *others = ctx.needs_input_grad
+        call = Layer(*layer), options, ctx.chunk_options
+        all_three = _gradients(ctx, grad_output, call, (of_input, of_weight, of_bias))
+        return *all_three, *(None for _ in others)
+
+
+def _gradients(
+    ctx: Any,
+    grad_output: Tensor,
+    call: tuple[Layer, Options, ChunkOptions],
+    needs: tuple[bool, ...],
+) -> Gradients:
+    if ctx.step is not None:
+        if not is_plain_backward(grad_output):
+            raise NotImplementedError(
+                "fused_step changes the weight: there are no second derivatives"
+            )
+        _, all_three = _passes.loss_and_gradients(*call, grad_output, needs, ctx.step)
+        return all_three
+    made: Gradients | None
+    made, ctx.gradients = ctx.gradients, None  # they are given away, or wrong
+    if torch.compiler.is_compiling():  # compiled autograd traces this function
+        return _ops.gradients(grad_output, *call, needs)
+    is_plain = is_plain_backward(grad_output)
+    if made is not None and is_plain and _is_same(grad_output, ctx.used):
+        return made
+    del made  # before there are others
+    gradients = _ops.gradients(grad_output, *call, needs)
+    if is_plain and grad_output.item() != 0:  # 0 needs no gradient in advance
+        _expected(call[0]).copy_(grad_output)
+    return gradients
+
+
+def _expected(layer: Layer) -> Tensor:
+    return expected_grad_output(layer.input, layer.weight.dtype, layer.weight.shape)
+
+
+def _is_same(grad_output: Tensor, used: Tensor) -> bool:
+    """Compares the two. On CUDA it waits for the forward pass: Python decides what follows."""
+    return bool(grad_output.item() == used.item())
+
+
+apply: Callable[..., Tensor] = FusedLinearLoss.apply

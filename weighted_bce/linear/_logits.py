@@ -1,0 +1,53 @@
+"""All logits of a linear layer at once, for what is not computed in chunks."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .._derivatives import gradient
+from .._options import Options, compute_dtype
+from ._chunks import Layer
+from ._passes import Gradients
+
+_KINDS = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
+_WITH_AUTOCAST = frozenset(kind for kind in _KINDS if torch.amp.is_autocast_available(kind))
+_IS_TRACEABLE = torch.__version__ >= "2.13"  # is_autocast_available; it is not in torch 2.11
+
+
+def autocast_available(kind: str) -> bool:
+    """Tells whether torch has autocast on this kind of device."""
+    if torch.compiler.is_compiling() and not _IS_TRACEABLE:
+        return kind in _WITH_AUTOCAST
+    return torch.amp.is_autocast_available(kind)
+
+
+def _no_autocast(like: Tensor) -> Any:
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if autocast_available(kind) else nullcontext()
+
+
+def _widened(layer: Layer) -> Layer:
+    """Converts the layer to the dtype of arithmetic."""
+    dtype = compute_dtype(layer.input.dtype)
+    return Layer(*(None if t is None else t.to(dtype) for t in layer))  # type: ignore[arg-type]
+
+
+def all_logits(layer: Layer) -> Tensor:
+    """Returns the logits, (rows, labels), in the dtype of arithmetic."""
+    with _no_autocast(layer.input):
+        return functional.linear(*_widened(layer))
+
+
+def differentiable_gradients(
+    grad_output: Tensor, layer: Layer, options: Options, needs: tuple[bool, ...]
+) -> Gradients:
+    """Returns what the layer's tensors receive; it may itself be differentiated."""
+    x, weight, _ = _widened(layer)
+    of_logits = gradient(grad_output, all_logits(layer), options)
+    with _no_autocast(x):
+        all_three = of_logits @ weight, of_logits.t() @ x, of_logits.sum(0)
+    each = zip(all_three, layer, needs, strict=True)
+    return Gradients(*(g.to(t.dtype) if n and t is not None else None for g, t, n in each))

@@ -1,0 +1,91 @@
+"""The losses: which pair of terms is computed, and its parameters.
+
+Each is w [ p y' P(x) + (1 - y') N(x) ] with its own terms P and N at a logit x; weight w, positive
+weight p and smoothed target y' are as for `weighted_bce_with_logits`. S(x) is log(1 + exp(x)).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ._numbers import checked_at_least_0, checked_number
+
+
+class Loss:
+    """What the losses share: how the ops know them."""
+
+    _number: ClassVar[int]  # in csrc/problem.h and _terms.py
+
+    @property
+    def _parameters(self) -> Sequence[float] | None:
+        """The parameters in the order of the terms; None where there are none."""
+        return None
+
+
+@dataclass(frozen=True)
+class BCE(Loss):
+    """Binary cross-entropy: P(x) = S(-x) and N(x) = S(x).
+
+    Example:
+        >>> from weighted_bce import BCE
+        >>> BCE()
+        BCE()
+    """
+
+    _number = 0
+
+
+@dataclass(frozen=True)
+class Focal(Loss):
+    r"""The focal loss, in which elements that are nearly right count less.
+
+    With :math:`u = \sigma(x)` and :math:`v = 1 - u`,
+
+    .. math::
+        P(x) = \alpha v^\gamma S(-x), \quad N(x) = (1 - \alpha) u^\gamma S(x)
+
+    where both factors are 1 without alpha: Lin, Goyal, Girshick, He and Dollar, "Focal Loss for
+    Dense Object Detection" (ICCV 2017). Soft targets weigh the two terms; torchvision's function
+    gives soft targets other values.
+
+    Args:
+        gamma: the exponent, finite and at least 0. Default: 2.
+        alpha: the factor of the positives, in [0, 1]; that of the negatives is 1 - alpha.
+            Default: None, no factors.
+
+    Raises:
+        TypeError: a parameter is no number.
+        ValueError: a parameter is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import Focal, multilabel_loss_with_logits
+        >>> logits, target = torch.tensor([0.0, -5.0]), torch.tensor([1, 0])
+        >>> loss = multilabel_loss_with_logits(logits, target, Focal(gamma=2.0), reduction="sum")
+        >>> print(f"{loss.item():.4f}")
+        0.1733
+    """
+
+    gamma: float = 2.0
+    alpha: float | None = None
+
+    _number = 1
+
+    def __post_init__(self) -> None:
+        checked_at_least_0("gamma", self.gamma)
+        if self.alpha is not None:
+            alpha = checked_number("alpha", self.alpha, " or None")
+            if not 0 <= alpha <= 1:
+                raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+
+    @property
+    def _parameters(self) -> Sequence[float]:
+        gamma = min(float(self.gamma), 1e300)  # a larger one could not make any difference
+        return gamma, -1.0 if self.alpha is None else float(self.alpha)
+
+
+def check_loss(loss: object) -> None:
+    """Raises TypeError unless this is one of the losses above."""
+    if not isinstance(loss, Loss):
+        names = " or ".join(f"{kind.__name__}()" for kind in Loss.__subclasses__())
+        raise TypeError(f"loss must be {names}, got {loss!r}")

@@ -1,6 +1,8 @@
 """The one check of the arguments, for all functions."""
 
+import math
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -43,13 +45,14 @@ def checked_options(
             target = target.float()
     else:
         target, crow_indices = _checked_sparse(input, target, logits_name)
-    value = 1.0
+    value: float = 1.0
     if pos_weight is not None:
         if isinstance(pos_weight, Tensor):
             _check_factor("pos_weight", pos_weight, input, logits_name)
         else:
-            otherwise = " or a torch.Tensor"
-            value, pos_weight = checked_at_least_0("pos_weight", pos_weight, otherwise), None
+            value, pos_weight = pos_weight, None
+            if not (type(value) is float and 0 <= value < math.inf):
+                value = checked_at_least_0("pos_weight", value, " or a torch.Tensor")
     if weight is not None:
         _check_factor("weight", weight, input, logits_name)
     if reduction == BATCHMEAN and input.dim() == 0:
@@ -90,17 +93,17 @@ def _check_tensors(input: Tensor, target: Tensor, logits_name: str) -> None:
         )
     if target.layout is not input.layout:
         raise TypeError(f"target must be {input.layout} like input, got {target.layout}")
-    _check_shape(input, target, logits_name)
+    if target.shape != input.shape:
+        _refuse_shape(input, target, logits_name)
     if target.device != input.device:
         raise ValueError(f"target must be on {input.device} like input, got {target.device}")
 
 
-def _check_shape(input: Tensor, target: Tensor, logits_name: str) -> None:
-    if target.shape != input.shape:
-        raise ValueError(
-            f"target must have shape {tuple(input.shape)} to match {logits_name}, "
-            f"got {tuple(target.shape)}"
-        )
+def _refuse_shape(input: Tensor, target: Tensor, logits_name: str) -> NoReturn:
+    raise ValueError(
+        f"target must have shape {tuple(input.shape)} to match {logits_name}, "
+        f"got {tuple(target.shape)}"
+    )
 
 
 def _checked_sparse(
@@ -114,7 +117,8 @@ def _checked_sparse(
             return target, None
         if target.requires_grad:
             raise TypeError("target must not require a gradient where it is sparse")
-        _check_shape(input, target, logits_name)
+        if target.shape != input.shape:
+            _refuse_shape(input, target, logits_name)
         target = SparseLabels.from_tensor(target)
     elif not isinstance(target, SparseLabels):
         raise TypeError(

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import _derivatives, _eager, _func, _ops, _reference, _vmap  # noqa: F401, _vmap registers
+from . import _derivatives, _eager, _func, _ops, _reference
+from . import _vmap as _vmap  # gives the ops their rules
 from ._checks import check_csr_values
 from ._dtensor_import import import_rules_for_dtensors, is_dtensor
 from ._kernels import Kernels, kernels_for
@@ -17,7 +18,7 @@ _tracing_state: Callable[[], object] = torch._C._get_tracing_state
 _saved_tensors_hooks: Callable[[bool], object] = torch._C._autograd._top_saved_tensors_default_hooks
 
 _When = Callable[[Tensor, Options, Kernels | None], bool]
-_How = Callable[[Tensor, Options, Kernels, bool], Tensor]
+_How = Callable[[Tensor, Options, Kernels | None, bool], Tensor]
 
 
 def loss(input: Tensor, options: Options, inplace_backward: bool = False) -> Tensor:
@@ -25,20 +26,17 @@ def loss(input: Tensor, options: Options, inplace_backward: bool = False) -> Ten
     kernels = kernels_for(input)
     for serves, compute in _TABLE:
         if serves(input, options, kernels):
-            return compute(input, options, kernels, inplace_backward)  # type: ignore[arg-type]
+            return compute(input, options, kernels, inplace_backward)
     raise AssertionError("the last line of the table serves every call")
 
 
-def _has_no_kernel(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
-    """No kernel takes these logits, or the reference was chosen."""
-    return kernels is None
-
-
 def _is_plain_eager(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
-    """Nothing but autograd needs to see the call, and only the logits are differentiated."""
+    """Kernels take these logits, nothing but autograd needs to see the call, and only the logits
+    are differentiated."""
     target, crow_indices, weight, pos_weight, *_ = options
     return (
-        not is_observed()
+        kernels is not None
+        and not is_observed()
         and type(input) in _PLAIN
         and not input.is_neg()
         and _is_plain_constant(target)
@@ -64,7 +62,17 @@ def is_observed() -> bool:
 
 
 def _is_plain_constant(tensor: Tensor) -> bool:
-    return type(tensor) in _PLAIN and not tensor.requires_grad and not tensor.is_neg()
+    return (
+        type(tensor) in _PLAIN
+        and not tensor.requires_grad
+        and not tensor.is_neg()
+        and not tensor.is_inference()  # autograd cannot save it
+    )
+
+
+def _has_no_kernel(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
+    """No kernel takes these logits, or the reference was chosen."""
+    return kernels is None
 
 
 def _is_transformed(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
@@ -103,10 +111,6 @@ def _by_reference(input: Tensor, options: Options, *_: object) -> Tensor:
     return _reference.loss(input, options)
 
 
-def _by_kernels(input: Tensor, options: Options, kernels: Kernels, inplace: bool) -> Tensor:
-    return _eager.loss(input, options, kernels, inplace)
-
-
 def _by_functions(input: Tensor, options: Options, *_: object) -> Tensor:
     import_rules_for_dtensors()  # the transform may wrap one
     return _derivatives.loss_under_transforms(input, options)
@@ -128,8 +132,8 @@ def _by_ops(input: Tensor, options: Options, *_: object) -> Tensor:
 
 # The first line that serves a call computes it. Why is in the docstring of its condition.
 _TABLE: tuple[tuple[_When, _How], ...] = (
+    (_is_plain_eager, _eager.loss),
     (_has_no_kernel, _by_reference),
-    (_is_plain_eager, _by_kernels),
     (_is_transformed_beyond_ops, _by_reference),
     (_is_transformed, _by_functions),
     (_differentiates_options, _by_reference),

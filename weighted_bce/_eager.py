@@ -44,10 +44,13 @@ def _new_expected(input: Tensor, kind: Any) -> Tensor:
     return _expected[kind]
 
 
-def loss(input: Tensor, options: Options, kernels: Kernels, inplace_backward: bool) -> Tensor:
-    """Returns the loss after the reduction, by the kernels themselves."""
+def loss(
+    input: Tensor, options: Options, kernels: Kernels | None, inplace_backward: bool
+) -> Tensor:
+    """Returns the loss after the reduction, by the kernels themselves, of which there are some."""
+    assert kernels is not None
     if input.requires_grad and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-        return _apply(input, options.savable(), kernels, inplace_backward)
+        return _apply(input, options, kernels, inplace_backward)
     kernel = kernels.unreduced if options.reduction == NONE else kernels.loss
     return cast(Tensor, kernel(input, *options))
 
@@ -74,26 +77,21 @@ class FusedLoss(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         options, (input, grad) = Options.saved(ctx)
-        result = _backward(ctx, grad_output, input, grad, options)
+        # Compiled autograd traces this function.
+        if torch.compiler.is_compiling() or not is_plain_backward(grad_output):
+            result = gradient(grad_output, input, options)
+        # A kept graph comes back for the same gradient: what it holds is not given away.
+        elif grad is not None and not _graph_is_kept():
+            result = grad
+            # On the CPU a look at the numbers costs less than a call of the op.
+            if not (grad_output.is_cpu and grad_output.item() == ctx.used.item()):
+                expected = expected_grad_output(input)
+                ops.update_grad_.default(grad_output, ctx.used, expected, grad, input, *options)
+        elif ctx.inplace_backward:
+            result = _write_over(grad_output, input, options)
+        else:
+            result = gradient(grad_output, input, options)
         return result, None, None, None
-
-
-def _backward(
-    ctx: Any, grad_output: Tensor, input: Tensor, grad: Tensor | None, options: Options
-) -> Tensor:
-    # Compiled autograd traces this function.
-    if torch.compiler.is_compiling() or not is_plain_backward(grad_output):
-        return gradient(grad_output, input, options)
-    # A kept graph comes back for the same gradient: what it holds is not given away.
-    if grad is None or _graph_is_kept():
-        if ctx.inplace_backward:
-            return _write_over(grad_output, input, options)
-        return gradient(grad_output, input, options)
-    # On the CPU a look at the numbers costs less than a call of the op.
-    if not (grad_output.is_cpu and grad_output.item() == ctx.used.item()):
-        expected = expected_grad_output(input)
-        ops.update_grad_.default(grad_output, ctx.used, expected, grad, input, *options)
-    return grad
 
 
 def is_plain_backward(grad_output: Tensor) -> bool:

@@ -16,10 +16,7 @@ class Loss:
 
     _number: ClassVar[int]  # in csrc/problem.h and _terms.py
 
-    @property
-    def _parameters(self) -> Sequence[float] | None:
-        """The parameters in the order of the terms; None where there are none."""
-        return None
+    _parameters: Sequence[float] | None = None  # in the order of the terms
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class Focal(Loss):
                 raise ValueError(f"alpha must be in [0, 1], got {alpha}")
 
     @property
-    def _parameters(self) -> Sequence[float]:
+    def _parameters(self) -> Sequence[float]:  # type: ignore[override]
         gamma = min(float(self.gamma), 1e300)  # a larger one could not make any difference
         return gamma, -1.0 if self.alpha is None else float(self.alpha)
 

@@ -131,7 +131,7 @@ def multilabel_loss_with_logits(
         input: logits of any shape; float16, bfloat16, float32 or float64.
         target: labels in [0, 1], dense or sparse, as for `weighted_bce_with_logits`, like all that
             is not described here.
-        loss: `BCE()` or `Focal(gamma, alpha)`.
+        loss: one of those in weighted_bce.losses, such as `Focal(gamma=2.0)`.
         weight: multiplies each element's loss; broadcasts to `input`.
         pos_weight: multiplies the positive term; a number >= 0, or a tensor that broadcasts to
             `input`. Default: 1.

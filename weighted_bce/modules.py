@@ -118,7 +118,7 @@ class MultilabelLoss(_WeightedLoss):
     """`multilabel_loss_with_logits` as a module.
 
     Args:
-        loss: `BCE()` or `Focal(gamma, alpha)`.
+        loss: one of those in weighted_bce.losses, such as `Focal(gamma=2.0)`.
         weight: multiplies each element's loss; a tensor that broadcasts to the input. A buffer.
         pos_weight: multiplies the positive term; a number >= 0 (stays a number), or a tensor that
             broadcasts to the input (a buffer).

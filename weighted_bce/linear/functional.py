@@ -152,7 +152,7 @@ def linear_multilabel_loss_with_logits(
         linear_weight: (labels, features), of the dtype of `input`, but for autocast.
         target: (rows, labels), dense or sparse, as for `linear_weighted_bce_with_logits`, like all
             that is not described here.
-        loss: `BCE()` or `Focal(gamma, alpha)`.
+        loss: one of those in weighted_bce.losses, such as `Focal(gamma=2.0)`.
         linear_bias: (labels,), of the dtype of `linear_weight`. Default: None.
         weight: multiplies each element's loss; broadcasts to (rows, labels).
         pos_weight: multiplies the positive term; a number >= 0, or a tensor that broadcasts to

@@ -162,7 +162,7 @@ class LinearMultilabelLoss(_LinearLoss):
     Args:
         in_features: size of each input row.
         num_labels: how many labels the classifier has.
-        loss: `BCE()` or `Focal(gamma, alpha)`.
+        loss: one of those in weighted_bce.losses, such as `Focal(gamma=2.0)`.
         bias, weight, pos_weight, reduction, label_smoothing, chunk_labels, device, dtype: as for
             `LinearWeightedBCEWithLogitsLoss`, which also has the same attributes and methods.
 

@@ -125,9 +125,9 @@ def _by_sums(input: Tensor, options: Options, *_: object) -> Tensor:
 
 
 def _by_ops(input: Tensor, options: Options, *_: object) -> Tensor:
-    if not torch.compiler.is_compiling():
-        return _ops.loss(input, options.savable())
-    return _ops.loss(input, pos_weight_as_tensor(options))
+    if torch.compiler.is_compiling():
+        return _ops.loss(input, pos_weight_as_tensor(options))
+    return _ops.loss(input, options.savable() if _eager.is_recorded(input) else options)
 
 
 # The first line that serves a call computes it. Why is in the docstring of its condition.

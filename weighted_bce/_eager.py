@@ -49,10 +49,17 @@ def loss(
 ) -> Tensor:
     """Returns the loss after the reduction, by the kernels themselves, of which there are some."""
     assert kernels is not None
-    if input.requires_grad and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+    if is_recorded(input):
         return _apply(input, options, kernels, inplace_backward)
     kernel = kernels.unreduced if options.reduction == NONE else kernels.loss
     return cast(Tensor, kernel(input, *options))
+
+
+def is_recorded(tensor: Tensor) -> bool:
+    """Tells whether autograd records what becomes of the tensor."""
+    return (
+        tensor.requires_grad and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    )
 
 
 class FusedLoss(Function):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import _dispatch, _func
 from .._dtensor_import import is_dtensor
+from .._eager import is_recorded
 from .._kernels import kernels_for
 from .._options import SUM, Options
 from . import _eager, _ops
@@ -55,20 +56,12 @@ def _is_eager(layer: Layer, options: Options, step: Step | None) -> bool:
         recorded = x.is_cuda and torch.cuda.is_current_stream_capturing()
         if _dispatch.is_observed() or x.is_meta or recorded:
             return False
-    return _requires_grad(layer)
+    return any(t is not None and is_recorded(t) for t in layer)
 
 
 def _always(layer: Layer, options: Options, step: Step | None) -> bool:
     """No gradient is needed, or a compiler, a mode or a hook sees the registered ops."""
     return True
-
-
-def _requires_grad(layer: Layer) -> bool:
-    return (
-        torch.is_grad_enabled()
-        and not torch.is_inference_mode_enabled()
-        and any(t is not None and t.requires_grad for t in layer)
-    )
 
 
 def _by_all_logits(

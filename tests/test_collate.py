@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from weighted_bce import SparseLabels, collate
-from weighted_bce.sparse import check_form, check_values
+from weighted_bce.sparse import check_form, check_indices
 
 ROWS = [[i % 7, (3 * i + 1) % 11, i % 7] if i % 4 else [] for i in range(37)]
 KINDS: dict[str, Callable[[list[int]], Any]] = {
@@ -48,7 +48,7 @@ class Samples(Dataset[Any]):
 def check(labels: SparseLabels, rows: list[list[int]]) -> None:
     assert type(labels) is SparseLabels
     check_form(labels)
-    check_values(labels, 11)
+    check_indices(labels, 11)
     assert labels.num_rows == len(rows)
     for i, row in enumerate(rows):
         assert labels.select(slice(i, i + 1)).col_indices.tolist() == sorted(set(row))

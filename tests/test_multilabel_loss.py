@@ -44,7 +44,7 @@ needs_extension = pytest.mark.skipif(extension is None, reason="no extension")
 
 
 def terms(loss: Any) -> tuple[Term, Term]:
-    return terms_of(loss._number, loss._parameters)
+    return terms_of(loss._loss_id, loss._parameters)
 
 
 def formula(

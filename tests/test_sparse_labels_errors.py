@@ -12,7 +12,7 @@ pytest.importorskip("scipy")
 import scipy.sparse as sp
 
 from weighted_bce import SparseLabels
-from weighted_bce.sparse import check_form, check_values
+from weighted_bce.sparse import check_form, check_indices
 
 from .test_sparse_labels import ROWS, dense_of, same, uncoalesced
 
@@ -232,9 +232,9 @@ def test_values(device: str, dtype: torch.dtype) -> None:
         labels = SparseLabels(*(torch.tensor(t, dtype=dtype, device=device) for t in (crow, col)))
         check_form(labels)
         if words is None:
-            check_values(labels, 10)
-            check_values(labels)
+            check_indices(labels, 10)
+            check_indices(labels)
         else:
             with pytest.raises(ValueError, match=f"^target.{words}$"):
-                check_values(labels, 10)
-    check_values(SparseLabels.from_lists([[10]]))
+                check_indices(labels, 10)
+    check_indices(SparseLabels.from_lists([[10]]))

@@ -1,4 +1,4 @@
-"""The one check of the arguments, for all functions."""
+"""The checks of what users pass, for all functions; those of numbers are in _numbers.py."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ._numbers import checked_at_least_0, checked_number
-from ._options import BATCHMEAN, NONE, REDUCTIONS, TARGET_DTYPES, Options
+from ._options import BATCHMEAN, KERNEL_TARGET_DTYPES, NONE, REDUCTIONS, Options
 from .losses import Loss
-from .sparse import SparseLabels, check_form, check_values, has_values
+from .sparse import SparseLabels, check_form, check_indices, is_readable
 
 Target = Tensor | SparseLabels
 _SPARSE_LAYOUTS = frozenset({torch.sparse_csr, torch.sparse_coo})
@@ -41,7 +41,7 @@ def checked_options(
     crow_indices = None
     if isinstance(target, Tensor) and target.layout is torch.strided:
         _check_tensors(input, target, logits_name)
-        if target.dtype not in TARGET_DTYPES:
+        if target.dtype not in KERNEL_TARGET_DTYPES:
             target = target.float()
     else:
         target, crow_indices = _checked_sparse(input, target, logits_name)
@@ -71,7 +71,7 @@ def checked_options(
         ignore_index,
         None,
         reduction,
-        loss._number,
+        loss._loss_id,
         loss._parameters,
     )
 
@@ -109,8 +109,8 @@ def _refuse_shape(input: Tensor, target: Tensor, logits_name: str) -> NoReturn:
 def _checked_sparse(
     input: Tensor, target: Target, logits_name: str
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns col_indices and crow_indices; looks at no index. Of other layouts that `input` has as
-    well, returns the target."""
+    """Returns col_indices and crow_indices, without a look at any index; the target and None where
+    `input` has the same layout, which is not strided."""
     if isinstance(target, Tensor):
         if target.layout not in _SPARSE_LAYOUTS or input.layout is target.layout:
             _check_tensors(input, target, logits_name)
@@ -143,14 +143,14 @@ def _checked_sparse(
     return col.contiguous(), crow.contiguous()
 
 
-def check_csr_values(shape: Sequence[int], options: Options) -> None:
+def check_csr_indices(shape: Sequence[int], options: Options) -> None:
     """Raises ValueError for wrong indices of sparse labels, where a look at them makes nobody
     wait. `shape` is that of the logits."""
     if options.crow_indices is None:
         return
     labels = SparseLabels(options.crow_indices, options.target)
-    if all(t.is_cpu and has_values(t) for t in labels):
-        check_values(labels, shape[1])
+    if all(t.is_cpu and is_readable(t) for t in labels):
+        check_indices(labels, shape[1])
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -226,16 +226,16 @@ def sorted_rows(rows: Tensor, labels: Tensor, num_rows: int) -> Csr:
 
 def _sorted(rows: Tensor, labels: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """Sorts by row and label, as one number, and drops duplicates."""
-    names, width = None, int(labels.max()) + 1
+    unique_labels, width = None, int(labels.max()) + 1
     if num_rows * width > LARGEST:
-        names, labels = torch.unique(
+        unique_labels, labels = torch.unique(
             labels, return_inverse=True
         )  # as few numbers as there are labels
-        width = len(names)
+        width = len(unique_labels)
     keys = (rows * width + labels).sort().values
     keys = torch.cat([keys[:1], keys[1:][keys[1:] != keys[:-1]]])
     rows, labels = keys // width, keys % width
-    return rows, labels if names is None else names[labels]
+    return rows, labels if unique_labels is None else unique_labels[labels]
 
 
 def csr(counts: Tensor, labels: Tensor) -> Csr:

@@ -16,24 +16,24 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _func, _ops, _reference
+from . import _ops, _reference, _transforms
 from ._extension import extension
 from ._options import NONE, SUM, Options, compute_dtype
 
 
-def gradient(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:
+def differentiable_grad(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:
     """Returns the gradient with respect to `input`, which may itself be differentiated."""
     if options.reduction == NONE:  # the sum has the same gradient
         options = options._replace(reduction=SUM)
     if torch.compiler.is_compiling():  # which traces no transform of ours
         return _ops.grad(grad_output, input, options)
-    if any(map(_func.is_legacy_batched, (grad_output, input))):
+    if any(map(_transforms.is_legacy_batched, (grad_output, input))):
         return _reference.grad(grad_output, input, options)
-    if not _func.is_active():
+    if not _transforms.is_active():
         return _ops.grad(grad_output, input, options)
-    if _func.is_unsupported_transform():
+    if _transforms.is_unsupported_transform():
         return _reference.grad(grad_output, input, options)
-    return _apply(_Grad, grad_output, input, *_hidden(options))
+    return _apply(_Grad, grad_output, input, *_packed(options))
 
 
 def refuse_others(needs_input_grad: Sequence[bool], function: str) -> None:
@@ -60,15 +60,15 @@ def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _loss_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     options, (input,) = Options.saved(ctx)
     _, *others = ctx.needs_input_grad
-    return gradient(grad_output, input, options), *(None for _ in others)
+    return differentiable_grad(grad_output, input, options), *(None for _ in others)
 
 
 def _loss_jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
     options, (input,) = Options.saved(ctx)
     if options.reduction == NONE:
-        return gradient(tangent, input, options)
+        return differentiable_grad(tangent, input, options)
     dtype = compute_dtype(input.dtype)  # products are not rounded before they are added
-    return gradient(tangent.to(dtype), input.to(dtype), options).sum()
+    return differentiable_grad(tangent.to(dtype), input.to(dtype), options).sum()
 
 
 def _save_grad(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -85,29 +85,29 @@ def _grad_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
     return *both, *(None for _ in others)
 
 
-def _grad_jvp(ctx: Any, to_output: Tensor, to_input: Tensor, *_: Any) -> Tensor:
+def _grad_jvp(ctx: Any, tangent_output: Tensor, tangent_input: Tensor, *_: Any) -> Tensor:
     options, (grad_output, input) = Options.saved(ctx)
-    return _reference.grad_jvp((to_output, to_input), grad_output, input, options)
+    return _reference.grad_jvp((tangent_output, tangent_input), grad_output, input, options)
 
 
 @dataclass(frozen=True)
-class _Numbers:
+class _NonTensors:
     """Hides the options that are no tensors from torch.func, which counts what a tuple holds."""
 
     values: tuple[Any, ...]
 
 
-def _hidden(options: Options) -> tuple[Any, ...]:
+def _packed(options: Options) -> tuple[Any, ...]:
     target, crow_indices, weight, pos_weight, *numbers = options
-    return target, crow_indices, weight, pos_weight, _Numbers(tuple(numbers))
+    return target, crow_indices, weight, pos_weight, _NonTensors(tuple(numbers))
 
 
-def _shown(
+def _unpacked(
     target: Tensor,
     crow_indices: Tensor | None,
     weight: Tensor | None,
     pos_weight: Tensor | None,
-    numbers: _Numbers,
+    numbers: _NonTensors,
 ) -> Options:
     return Options(target, crow_indices, weight, pos_weight, *numbers.values)
 
@@ -121,12 +121,12 @@ class _Loss(Function):
 
     @staticmethod
     def forward(input: Tensor, *options: Any) -> Tensor:
-        return _ops.loss(input, _shown(*options))
+        return _ops.loss(input, _unpacked(*options))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         input, *options = inputs
-        _shown(*options).save(ctx, input, with_jvp=True)
+        _unpacked(*options).save(ctx, input, with_jvp=True)
 
 
 class _Grad(Function):
@@ -138,17 +138,17 @@ class _Grad(Function):
 
     @staticmethod
     def forward(grad_output: Tensor, input: Tensor, *options: Any) -> Tensor:
-        return _ops.grad(grad_output, input, _shown(*options))
+        return _ops.grad(grad_output, input, _unpacked(*options))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         grad_output, input, *options = inputs
-        _shown(*options).save(ctx, grad_output, input, with_jvp=True)
+        _unpacked(*options).save(ctx, grad_output, input, with_jvp=True)
 
 
 def loss_under_transforms(input: Tensor, options: Options) -> Tensor:
     """Returns the loss, of which only the logits are differentiated."""
-    return _apply(_Loss, input, *_hidden(options))
+    return _apply(_Loss, input, *_packed(options))
 
 
 def _apply(function: type[Function], *args: Any) -> Tensor:

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import _derivatives, _eager, _func, _ops, _reference
+from . import _derivatives, _eager, _ops, _reference, _transforms
 from . import _vmap as _vmap  # gives the ops their rules
-from ._checks import check_csr_values
+from ._checks import check_csr_indices
 from ._dtensor_import import import_rules_for_dtensors, is_dtensor
 from ._kernels import Kernels, kernels_for
 from ._options import NONE, SUM, Options
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_EXACT_TYPES = (Tensor, torch.nn.Parameter)
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _tracing_state: Callable[[], object] = torch._C._get_tracing_state
 _saved_tensors_hooks: Callable[[bool], object] = torch._C._autograd._top_saved_tensors_default_hooks
@@ -30,19 +30,19 @@ def loss(input: Tensor, options: Options, inplace_backward: bool = False) -> Ten
     raise AssertionError("the last line of the table serves every call")
 
 
-def _is_plain_eager(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
+def _is_eager(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
     """Kernels take these logits, nothing but autograd needs to see the call, and only the logits
     are differentiated."""
     target, crow_indices, weight, pos_weight, *_ = options
     return (
         kernels is not None
         and not is_observed()
-        and type(input) in _PLAIN
+        and type(input) in _EXACT_TYPES
         and not input.is_neg()
-        and _is_plain_constant(target)
-        and (crow_indices is None or _is_plain_constant(crow_indices))
-        and (weight is None or _is_plain_constant(weight))
-        and (pos_weight is None or _is_plain_constant(pos_weight))
+        and _is_constant(target)
+        and (crow_indices is None or _is_constant(crow_indices))
+        and (weight is None or _is_constant(weight))
+        and (pos_weight is None or _is_constant(pos_weight))
     )
 
 
@@ -55,15 +55,15 @@ def is_observed() -> bool:
     return bool(
         torch.compiler.is_compiling()
         or _dispatch_modes()
-        or _func.is_active()
+        or _transforms.is_active()
         or _saved_tensors_hooks(True)
         or _tracing_state()
     )
 
 
-def _is_plain_constant(tensor: Tensor) -> bool:
+def _is_constant(tensor: Tensor) -> bool:
     return (
-        type(tensor) in _PLAIN
+        type(tensor) in _EXACT_TYPES
         and not tensor.requires_grad
         and not tensor.is_neg()
         and not tensor.is_inference()  # autograd cannot save it
@@ -77,15 +77,15 @@ def _has_no_kernel(input: Tensor, options: Options, kernels: Kernels | None) -> 
 
 def _is_transformed(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
     """A transform of torch.func, or a level of forward-mode AD, is active."""
-    return _func.is_active()
+    return _transforms.is_active()
 
 
 def _is_transformed_beyond_ops(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
     """A transform is active that the ops do not support, or one that the compiler traces, which it
     can do with plain torch only."""
-    if not _func.is_active():
+    if not _transforms.is_active():
         return False
-    return torch.compiler.is_compiling() or _func.needs_reference(options.tensors)
+    return torch.compiler.is_compiling() or _transforms.needs_reference(options.tensors)
 
 
 def _differentiates_options(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
@@ -107,53 +107,35 @@ def _always(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
 
 def _by_reference(input: Tensor, options: Options, *_: object) -> Tensor:
     import_rules_for_dtensors()
-    check_csr_values(input.shape, options)
+    check_csr_indices(input.shape, options)
     return _reference.loss(input, options)
 
 
-def _by_functions(input: Tensor, options: Options, *_: object) -> Tensor:
+def _by_autograd_function(input: Tensor, options: Options, *_: object) -> Tensor:
     import_rules_for_dtensors()  # the transform may wrap one
     return _derivatives.loss_under_transforms(input, options)
 
 
-def _by_sums(input: Tensor, options: Options, *_: object) -> Tensor:
+def _by_shards(input: Tensor, options: Options, *_: object) -> Tensor:
     if options.reduction == NONE:
         return _by_ops(input, options)
-    # The processes are asked for what counts only once.
+    # One exchange between processes counts the elements.
     total = _by_ops(input, options._replace(reduction=SUM))
     return _reference.divided(total, input, options)
 
 
 def _by_ops(input: Tensor, options: Options, *_: object) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _ops.loss(input, pos_weight_as_tensor(options))
-    return _ops.loss(input, options.savable() if _eager.is_recorded(input) else options)
+    is_saved = not torch.compiler.is_compiling() and _eager.is_recorded(input)
+    return _ops.loss(input, options.savable() if is_saved else options)
 
 
 # The first line that serves a call computes it. Why is in the docstring of its condition.
 _TABLE: tuple[tuple[_When, _How], ...] = (
-    (_is_plain_eager, _eager.loss),
+    (_is_eager, _eager.loss),
     (_has_no_kernel, _by_reference),
     (_is_transformed_beyond_ops, _by_reference),
-    (_is_transformed, _by_functions),
+    (_is_transformed, _by_autograd_function),
     (_differentiates_options, _by_reference),
-    (_is_sharded, _by_sums),
+    (_is_sharded, _by_shards),
     (_always, _by_ops),
 )
-
-
-def pos_weight_as_tensor(options: Options) -> Options:
-    """Puts a pos_weight that the compiler has seen change into a tensor.
-
-    As an argument of an op each value would be compiled anew; as a product it is an input.
-    """
-    if not torch.compiler.is_compiling() or _is_static(options.pos_weight_value):
-        return options
-    one = torch.ones((), dtype=torch.float64, device="cpu")
-    return options._replace(pos_weight=one * options.pos_weight_value, pos_weight_value=1.0)
-
-
-def _is_static(number: float) -> bool:
-    from torch.fx.experimental.symbolic_shapes import has_static_value
-
-    return has_static_value(number)

@@ -21,12 +21,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from . import _reference
-from ._checks import check_csr_values
+from ._checks import check_csr_indices
 from ._options import SUM, Options, compute_dtype
-from .sparse import has_values
+from .sparse import is_readable
 
 
-class Whole(NamedTuple):
+class GlobalLogits(NamedTuple):
     """The logits of all processes, and how they are split."""
 
     mesh: DeviceMesh
@@ -82,33 +82,35 @@ def redistributed(tensor: DTensor, placements: Sequence[Placement]) -> DTensor:
     return tensor.redistribute(placements=placements)
 
 
-def local_options(options: Options, whole: Whole) -> Options:
+def local_options(options: Options, all_logits: GlobalLogits) -> Options:
     """Returns the options of this process's part of the logits; differentiable."""
 
     def factor(name: str, tensor: Tensor | None) -> Tensor | None:
         if tensor is None:
             return None
-        return whole.local(name, tensor, whole.factor_placements(tensor))
+        return all_logits.local(name, tensor, all_logits.factor_placements(tensor))
 
     def indices(name: str, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, DTensor):  # of another kind, it is whole in each process
             return tensor
-        return whole.local(name, tensor, whole.everywhere())
+        return all_logits.local(name, tensor, all_logits.everywhere())
 
     options = options._replace(
         weight=factor("weight", options.weight), pos_weight=factor("pos_weight", options.pos_weight)
     )
     if options.crow_indices is None:
-        return options._replace(target=whole.local("target", options.target, whole.placements))
+        return options._replace(
+            target=all_logits.local("target", options.target, all_logits.placements)
+        )
     crow = indices("crow_indices", options.crow_indices)
     label = indices("col_indices", options.target)
     # A shard does not know how many labels there are: too large ones are found here. The compiler
     # looks at no value; what it makes lets the kernels refuse them.
-    num_labels = whole.shape[1]
-    check_csr_values(whole.shape, options._replace(crow_indices=crow, target=label))
-    if label.is_cpu and not has_values(label):
+    num_labels = all_logits.shape[1]
+    check_csr_indices(all_logits.shape, options._replace(crow_indices=crow, target=label))
+    if label.is_cpu and not is_readable(label):
         label = label.where(label < num_labels, -1)
-    rows, labels = whole.local_range(0), whole.local_range(1)
+    rows, labels = all_logits.local_range(0), all_logits.local_range(1)
     return options._replace(
         target=label,
         crow_indices=crow[rows.start : rows.stop + 1],
@@ -116,13 +118,13 @@ def local_options(options: Options, whole: Whole) -> Options:
     )
 
 
-def _local(input: Tensor, options: Options) -> tuple[DTensor, Whole, Options]:
+def _local(input: Tensor, options: Options) -> tuple[DTensor, GlobalLogits, Options]:
     """Returns the logits, split or replicated and not partial, and the options of this shard."""
     if not isinstance(input, DTensor):
         raise TypeError(f"input must be a DTensor like the others, got {type(input).__name__}")
     split = tuple(p if type(p) is Shard else Replicate() for p in input.placements)
-    whole = Whole(input.device_mesh, split, input.shape)
-    return redistributed(input, split), whole, local_options(options, whole)
+    all_logits = GlobalLogits(input.device_mesh, split, input.shape)
+    return redistributed(input, split), all_logits, local_options(options, all_logits)
 
 
 def _on_shards(compute: _reference.Compute, input: DTensor, options: Options) -> tuple[Tensor, ...]:
@@ -134,29 +136,29 @@ def _on_shards(compute: _reference.Compute, input: DTensor, options: Options) ->
 _reference.compute_on_shards[DTensor] = _on_shards
 
 
-def as_sum(total: Tensor, whole: Whole) -> DTensor:
+def as_sum(total: Tensor, all_logits: GlobalLogits) -> DTensor:
     """Returns the sum over all shards, each of which has its own."""
-    placements = [Partial() if isinstance(p, Shard) else Replicate() for p in whole.placements]
-    return DTensor.from_local(total, whole.mesh, placements, run_check=False)
+    placements = [Partial() if isinstance(p, Shard) else Replicate() for p in all_logits.placements]
+    return DTensor.from_local(total, all_logits.mesh, placements, run_check=False)
 
 
 def _as_logits(shard: Tensor, input: DTensor) -> DTensor:
-    whole = torch.empty_strided(input.shape, input.stride(), device="meta")
+    meta = torch.empty_strided(input.shape, input.stride(), device="meta")
     return DTensor.from_local(
         shard,
         input.device_mesh,
         input.placements,
         run_check=False,
         shape=input.shape,
-        stride=torch.empty_like(whole).stride(),  # the kernels make theirs likewise
+        stride=torch.empty_like(meta).stride(),  # the kernels make theirs likewise
     )
 
 
 def _loss(op: Any, input: Tensor, *rest: Any) -> Tensor:
     options = Options.of(rest)
-    x, whole, local = _local(input, options)
+    x, all_logits, local = _local(input, options)
     total = op(x.to_local(), *local._replace(reduction=SUM))
-    return _reference.divided(as_sum(total, whole), x, options)
+    return _reference.divided(as_sum(total, all_logits), x, options)
 
 
 def _unreduced(op: Any, input: Tensor, *rest: Any) -> Tensor:
@@ -166,12 +168,12 @@ def _unreduced(op: Any, input: Tensor, *rest: Any) -> Tensor:
 
 def _grad(op: Any, grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
     options = Options.of(rest)
-    x, whole, local = _local(input, options)
-    placements = whole.everywhere() if grad_output.dim() == 0 else whole.placements
+    x, all_logits, local = _local(input, options)
+    placements = all_logits.everywhere() if grad_output.dim() == 0 else all_logits.placements
     if options.reduction != SUM:
         grad_output = grad_output.to(compute_dtype(x.dtype))
         grad_output = _reference.divided(grad_output, x, options)
-    own = whole.local("grad_output", grad_output, placements)
+    own = all_logits.local("grad_output", grad_output, placements)
     return _as_logits(op(own, x.to_local(), *local._replace(reduction=SUM)), x)
 
 

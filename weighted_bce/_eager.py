@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
-from . import _func
-from ._derivatives import gradient
+from . import _transforms
+from ._derivatives import differentiable_grad
 from ._kernels import Kernels
 from ._ops import ops
 from ._options import NONE, SUM, Options, compute_dtype
@@ -30,18 +30,18 @@ _MOST_KINDS = 256
 
 def expected_grad_output(input: Tensor, *more: Any) -> Tensor:
     """Returns the grad_output that losses of this kind of input are expected to receive."""
-    kind = (input.get_device(), input.dtype, input.shape[1:], *more)
-    known = _expected.get(kind)
-    return known if known is not None else _new_expected(input, kind)
+    key = (input.get_device(), input.dtype, input.shape[1:], *more)
+    known = _expected.get(key)
+    return known if known is not None else _new_expected(input, key)
 
 
-def _new_expected(input: Tensor, kind: Any) -> Tensor:
+def _new_expected(input: Tensor, key: Any) -> Tensor:
     if len(_expected) >= _MOST_KINDS:
-        kind = (input.get_device(), input.dtype)  # all others share one
-    if kind not in _expected:
+        key = (input.get_device(), input.dtype)  # all others share one
+    if key not in _expected:
         one = torch.ones((), dtype=compute_dtype(input.dtype), device=input.device)
-        _expected.setdefault(kind, one)  # another thread may have been faster
-    return _expected[kind]
+        _expected.setdefault(key, one)  # another thread may have been faster
+    return _expected[key]
 
 
 def loss(
@@ -76,7 +76,7 @@ class FusedLoss(Function):
             loss = kernels.loss(input, *options)
         else:
             expected = expected_grad_output(input)
-            loss, grad, ctx.used = kernels.loss_and_grad(expected, input, *options)
+            loss, grad, ctx.used_grad_output = kernels.loss_and_grad(expected, input, *options)
         options.save(ctx, input, grad)
         ctx.inplace_backward = inplace_backward
         return cast(Tensor, loss)
@@ -85,33 +85,35 @@ class FusedLoss(Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         options, (input, grad) = Options.saved(ctx)
         # Compiled autograd traces this function.
-        if torch.compiler.is_compiling() or not is_plain_backward(grad_output):
-            result = gradient(grad_output, input, options)
+        if torch.compiler.is_compiling() or not is_first_order(grad_output):
+            result = differentiable_grad(grad_output, input, options)
         # A kept graph comes back for the same gradient: what it holds is not given away.
         elif grad is not None and not _graph_is_kept():
             result = grad
             # On the CPU a look at the numbers costs less than a call of the op.
-            if not (grad_output.is_cpu and grad_output.item() == ctx.used.item()):
+            if not (grad_output.is_cpu and grad_output.item() == ctx.used_grad_output.item()):
                 expected = expected_grad_output(input)
-                ops.update_grad_.default(grad_output, ctx.used, expected, grad, input, *options)
+                ops.update_grad_.default(
+                    grad_output, ctx.used_grad_output, expected, grad, input, *options
+                )
         elif ctx.inplace_backward:
             result = _write_over(grad_output, input, options)
         else:
-            result = gradient(grad_output, input, options)
+            result = differentiable_grad(grad_output, input, options)
         return result, None, None, None
 
 
-def is_plain_backward(grad_output: Tensor) -> bool:
+def is_first_order(grad_output: Tensor) -> bool:
     """Tells whether a backward pass asks neither for derivatives of the gradient nor for many
     gradients at once."""
-    batched = _func.is_legacy_batched(grad_output)
-    return not (torch.is_grad_enabled() or batched or _func.is_active())
+    batched = _transforms.is_legacy_batched(grad_output)
+    return not (torch.is_grad_enabled() or batched or _transforms.is_active())
 
 
 def _write_over(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:
     logits = input.detach()
     if _overlaps(logits):  # elements that share their memory cannot each hold a gradient
-        return gradient(grad_output, logits, options)
+        return differentiable_grad(grad_output, logits, options)
     if options.reduction == NONE:
         options = options._replace(reduction=SUM)
     ops.grad_.default(grad_output, logits, *options)

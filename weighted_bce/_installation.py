@@ -37,10 +37,14 @@ def is_source_tree(folder: Path) -> bool:
 def copies_with_kernels() -> list[Path]:
     """The other copies of the package on sys.path that have kernels for this Python."""
     folders = dict.fromkeys(Path(entry or _here(), PACKAGE.name) for entry in sys.path)
-    return [folder for folder in folders if has(folder) and realpath(folder) != realpath(PACKAGE)]
+    return [
+        folder
+        for folder in folders
+        if has_kernels(folder) and realpath(folder) != realpath(PACKAGE)
+    ]
 
 
-def has(folder: Path) -> bool:
+def has_kernels(folder: Path) -> bool:
     return any(isfile(folder / f"_C{suffix}") for suffix in EXTENSION_SUFFIXES)
 
 
@@ -70,7 +74,7 @@ def why_none() -> str:
     """Why no kernels are found: the rest of a sentence."""
     root = source_tree()
     for_others = [path.name for path in sorted(PACKAGE.glob("_C.*.so"))]
-    if for_others and not has(PACKAGE):
+    if for_others and not has_kernels(PACKAGE):
         return f"{PACKAGE} has kernels for another Python, {', '.join(for_others)}"
     if root is None:
         return f"the copy in {PACKAGE} was installed without them"

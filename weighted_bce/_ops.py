@@ -19,12 +19,29 @@ ops = torch.ops.weighted_bce
 def loss(input: Tensor, options: Options) -> Tensor:
     """Returns the loss after the reduction; of each element without one."""
     op = ops.unreduced if options.reduction == NONE else ops.loss
-    return cast(Tensor, op.default(input, *options))
+    return cast(Tensor, op.default(input, *pos_weight_as_tensor(options)))
 
 
 def grad(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:
     """Returns the gradient of `loss` with respect to `input`; a reduction is needed."""
     return cast(Tensor, ops.grad.default(grad_output, input, *options))
+
+
+def pos_weight_as_tensor(options: Options) -> Options:
+    """Puts a pos_weight that the compiler has seen change into a tensor.
+
+    As an argument of an op each value would be compiled anew; as a product it is an input.
+    """
+    if not torch.compiler.is_compiling() or _is_static(options.pos_weight_value):
+        return options
+    one = torch.ones((), dtype=torch.float64, device="cpu")
+    return options._replace(pos_weight=one * options.pos_weight_value, pos_weight_value=1.0)
+
+
+def _is_static(number: float) -> bool:
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return has_static_value(number)
 
 
 def fake_loss(input: Tensor, *_: Any) -> Tensor:

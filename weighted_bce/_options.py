@@ -11,7 +11,7 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3}
 NONE, MEAN, SUM, BATCHMEAN = REDUCTIONS.values()
 
 # These are the dtypes of targets that the kernels read.
-TARGET_DTYPES = frozenset(
+KERNEL_TARGET_DTYPES = frozenset(
     {
         torch.bool,
         *(torch.uint8, torch.int8, torch.uint16, torch.int16),
@@ -25,7 +25,8 @@ class Options(NamedTuple):
     """The arguments that every op takes after the logits, in their order.
 
     csrc/args.h says what each is. With crow_indices the labels are sparse, and the target is their
-    col_indices.
+    col_indices. first_label is the label of the first column where the logits are a part of a
+    matrix, and None where they are all of it.
     """
 
     target: Tensor
@@ -58,7 +59,7 @@ class Options(NamedTuple):
         return self.crow_indices is not None
 
     def smoothed(self, y: Tensor) -> Tensor:
-        """Returns targets, or what they lack to 1, after label smoothing."""
+        """Returns y, or 1 - y, after label smoothing."""
         return y * (1 - self.label_smoothing) + self.label_smoothing / 2
 
     def with_tensors(self, *tensors: Tensor | None) -> "Options":
@@ -86,7 +87,7 @@ class Options(NamedTuple):
             others: the tensors that `saved` gives back besides the options.
             with_jvp: whether they are kept for its jvp as well.
         """
-        target, crow_indices, weight, pos_weight, *ctx.numbers = self
+        target, crow_indices, weight, pos_weight, *ctx.non_tensors = self
         tensors = (*others, target, crow_indices, weight, pos_weight)
         ctx.save_for_backward(*tensors)
         if with_jvp:
@@ -96,9 +97,9 @@ class Options(NamedTuple):
     def saved(cls, ctx: Any) -> tuple["Options", list[Any]]:
         """Returns the options and the other tensors that `save` has kept."""
         *others, target, crow_indices, weight, pos_weight = ctx.saved_tensors
-        return cls(target, crow_indices, weight, pos_weight, *ctx.numbers), others
+        return cls(target, crow_indices, weight, pos_weight, *ctx.non_tensors), others
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of arithmetic and of a reduced loss: float64 for float64, else float32."""
+    """Returns the dtype of arithmetic and of a reduced loss: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

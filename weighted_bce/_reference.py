@@ -198,11 +198,13 @@ def grad_vjp(
 ) -> tuple[Tensor, Tensor]:
     """Returns the gradients of `grad` with respect to grad_output and `input`."""
     slope, curvature = _derivatives(input, options)
-    share = divided(cotangent.to(slope.dtype), input, options)
-    to_output = share * slope
+    scaled_cotangent = divided(cotangent.to(slope.dtype), input, options)
+    of_output = scaled_cotangent * slope
     if grad_output.dim() == 0:
-        to_output = to_output.sum()
-    return to_output.to(grad_output.dtype), (share * grad_output * curvature).to(input.dtype)
+        of_output = of_output.sum()
+    return of_output.to(grad_output.dtype), (scaled_cotangent * grad_output * curvature).to(
+        input.dtype
+    )
 
 
 def grad_jvp(

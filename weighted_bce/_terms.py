@@ -2,8 +2,11 @@
 
 A loss is w [ p y' P(x) + (1 - y') N(x) ]. A term has its value, its slope and its curvature, the
 first and the second derivative, all differentiable again. Each is accurate in relative terms over
-the whole range, and has its limit at infinite logits. S(x) is log(1 + exp(x)), u is sigmoid(x) and
-v is sigmoid(-x). csrc/terms.h has the same formulas for the kernels.
+the whole range, and has its limit at infinite logits. The reference differentiates values; slopes
+and curvatures serve gradients and second derivatives of what kernels computed.
+
+S(x) is log(1 + exp(x)), u is sigmoid(x) and v is sigmoid(-x). csrc/terms.h has the formulas for
+the kernels.
 """
 
 from collections.abc import Callable, Sequence

@@ -34,16 +34,16 @@ def _batch(size: int, in_dims: _Dims, input: Tensor, options: Options) -> tuple[
     With sparse labels, the rows of all samples become one matrix of rows.
     """
     input_dim, *dims = in_dims
-    x, of = _stacked(input, input_dim, size), Options.of(dims)
+    x, dims_of = _stacked(input, input_dim, size), Options.of(dims)
     options = options.with_tensors(
-        _stacked(options.target, cast(Any, of.target), size),
+        _stacked(options.target, cast(Any, dims_of.target), size),
         options.crow_indices,
-        _stacked_factor(options.weight, cast(Any, of.weight), x.dim() - 1),
-        _stacked_factor(options.pos_weight, cast(Any, of.pos_weight), x.dim() - 1),
+        _stacked_factor(options.weight, cast(Any, dims_of.weight), x.dim() - 1),
+        _stacked_factor(options.pos_weight, cast(Any, dims_of.pos_weight), x.dim() - 1),
     )
     if options.crow_indices is None:
         return x, options
-    crow = _stacked(options.crow_indices, cast(Any, of.crow_indices), size)
+    crow = _stacked(options.crow_indices, cast(Any, dims_of.crow_indices), size)
     return x.flatten(0, 1), _joined(x, options._replace(crow_indices=crow))
 
 
@@ -55,15 +55,15 @@ def _joined(x: Tensor, options: Options) -> Options:
     if options.first_label is not None:
         raise NotImplementedError("torch.vmap does not take a first_label, a part of sparse labels")
     crow, col = cast(Tensor, options.crow_indices).long(), options.target.long()
-    samples, each = col.shape
-    # The joined CSR has no place for where a sample's own begins and ends: wrong ones become -1,
-    # which the kernels refuse.
-    whole = (crow[:, 0] == 0) & (crow[:, -1] == each)
-    crow = crow[:, :-1] + each * torch.arange(samples, device=crow.device)[:, None]
-    crow = crow.where(whole[:, None], -1)
+    samples, num_positives = col.shape
+    # The joined CSR drops where a sample's own begins and ends, so that is checked here: the
+    # kernels refuse -1.
+    is_complete = (crow[:, 0] == 0) & (crow[:, -1] == num_positives)
+    crow = crow[:, :-1] + num_positives * torch.arange(samples, device=crow.device)[:, None]
+    crow = crow.where(is_complete[:, None], -1)
     return options.with_tensors(
         col.flatten(),
-        torch.nn.functional.pad(crow.flatten(), (0, 1), value=samples * each),
+        torch.nn.functional.pad(crow.flatten(), (0, 1), value=samples * num_positives),
         _joined_factor(options.weight, x),
         _joined_factor(options.pos_weight, x),
     )
@@ -97,7 +97,7 @@ def _unreduced(info: Any, in_dims: _Dims, input: Tensor, *rest: Any) -> tuple[Te
 
 def _loss(info: Any, in_dims: _Dims, input: Tensor, *rest: Any) -> tuple[Tensor, int]:
     x, options = _batch(info.batch_size, in_dims, input, Options.of(rest))
-    # In the dtype of arithmetic elements are not rounded before they are added.
+    # In the compute dtype elements are not rounded before they are added.
     losses = _ops.loss(x.to(compute_dtype(x.dtype)), options._replace(reduction=NONE))
     losses = _samples(losses, info, options)
     totals = losses.sum(tuple(range(1, losses.dim()))) if losses.dim() > 1 else losses
@@ -112,18 +112,18 @@ def _grad(
     sample_dims = grad_output.dim() - (output_dim is not None)  # none, or those of input
     stacked = _stacked(input, input_dim, info.batch_size)
     x, options = _batch(info.batch_size, dims, input, Options.of(rest))
-    factor = _stacked(grad_output, output_dim, info.batch_size)
-    each = (len(stacked), *(1,) * (stacked.dim() - 1))  # one number a sample
+    grad_output = _stacked(grad_output, output_dim, info.batch_size)
+    one_a_sample = (len(stacked), *(1,) * (stacked.dim() - 1))
     if sample_dims == 0:
-        factor = factor.reshape(each)
+        grad_output = grad_output.reshape(one_a_sample)
     if options.reduction != SUM:
-        by = _divisor(stacked, info, options)
-        if isinstance(by, Tensor):
-            by = by.reshape(each)
-        factor = factor.to(compute_dtype(x.dtype)) / by
+        divisor = _divisor(stacked, info, options)
+        if isinstance(divisor, Tensor):
+            divisor = divisor.reshape(one_a_sample)
+        grad_output = grad_output.to(compute_dtype(x.dtype)) / divisor
     if options.is_sparse:
-        factor = cast(Tensor, _joined_factor(factor, stacked))
-    grad = _ops.grad(factor.expand(x.shape), x, options._replace(reduction=SUM))
+        grad_output = cast(Tensor, _joined_factor(grad_output, stacked))
+    grad = _ops.grad(grad_output.expand(x.shape), x, options._replace(reduction=SUM))
     return _samples(grad, info, options), 0
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _dispatch, _probabilities
-from ._checks import Target, check_csr_values, checked_options, checked_reduction
+from ._checks import Target, check_csr_indices, checked_options, checked_reduction
 from ._dtensor_import import import_rules_for_dtensors
 from ._options import MEAN
 from .losses import BCE, Loss, check_loss
@@ -201,16 +201,16 @@ def _loss(
     ignore_index: float | None,
     inplace_backward: bool,
 ) -> Tensor:
-    number = MEAN if reduction == "mean" else checked_reduction(reduction)
+    reduction_code = MEAN if reduction == "mean" else checked_reduction(reduction)
     options = checked_options(
-        input, target, weight, pos_weight, label_smoothing, ignore_index, number, loss
+        input, target, weight, pos_weight, label_smoothing, ignore_index, reduction_code, loss
     )
     try:
         result = _dispatch.loss(input, options, inplace_backward)
     except RuntimeError:
         # The kernels check each index of sparse labels, but do not name the wrong one.
         try:
-            check_csr_values(input.shape, options)
+            check_csr_indices(input.shape, options)
         except ValueError as wrong_index:
             raise wrong_index from None
         raise
@@ -255,11 +255,11 @@ def weighted_bce(
         >>> print(f"{weighted_bce(torch.tensor([0.5]), torch.tensor([1]), pos_weight=3.0):.4f}")
         2.0794
     """
-    number = checked_reduction(reduction)
+    reduction_code = checked_reduction(reduction)
     options = checked_options(
-        input, target, weight, pos_weight, label_smoothing, ignore_index, number, _BCE
+        input, target, weight, pos_weight, label_smoothing, ignore_index, reduction_code, _BCE
     )
     import_rules_for_dtensors()
-    check_csr_values(input.shape, options)
+    check_csr_indices(input.shape, options)
     loss = _probabilities.loss(input, options)
     return loss if isinstance(reduction, str) else reduction(loss)

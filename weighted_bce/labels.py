@@ -1,4 +1,4 @@
-"""What 0.6 pickled names this module for weighting.py."""
+"""The old name of weighting.py, kept so that pickles of version 0.6 load."""
 
 from .weighting import pos_weight_from_labels, propensity_from_labels
 

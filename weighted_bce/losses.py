@@ -14,7 +14,7 @@ from ._numbers import checked_at_least_0, checked_number
 class Loss:
     """What the losses share: how the ops know them."""
 
-    _number: ClassVar[int]  # in csrc/problem.h and _terms.py
+    _loss_id: ClassVar[int]  # in csrc/problem.h and _terms.py
 
     _parameters: Sequence[float] | None = None  # in the order of the terms
 
@@ -29,7 +29,7 @@ class BCE(Loss):
         BCE()
     """
 
-    _number = 0
+    _loss_id = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Focal(Loss):
     gamma: float = 2.0
     alpha: float | None = None
 
-    _number = 1
+    _loss_id = 1
 
     def __post_init__(self) -> None:
         checked_at_least_0("gamma", self.gamma)

@@ -226,7 +226,8 @@ class WeightBCEWithLogitsLoss(nn.Module):
         loss[target.bool()] *= weight
         loss = reduction(loss)
 
-    for 0/1 targets of any dtype.
+    for 0/1 targets of any dtype: the masked multiply as it is usually written, with the two
+    arguments that it has. `WeightedBCEWithLogitsLoss` has all options.
 
     Args:
         weight: the factor of the positives, a number >= 0.

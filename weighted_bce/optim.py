@@ -10,11 +10,11 @@ from torch.optim.sgd import sgd
 
 from ._dtensor_import import is_dtensor
 
-# Of a group, as the functions of torch.optim take them.
-_BOTH = ("lr", "weight_decay", "maximize", "foreach", "fused")
-_SGD_OPTIONS = (*_BOTH, "momentum", "dampening", "nesterov")
+# The options of a group that the functions of torch.optim take.
+_SHARED_OPTIONS = ("lr", "weight_decay", "maximize", "foreach", "fused")
+_SGD_OPTIONS = (*_SHARED_OPTIONS, "momentum", "dampening", "nesterov")
 _ADAM_OPTIONS = (
-    *_BOTH,
+    *_SHARED_OPTIONS,
     *("eps", "amsgrad", "capturable", "differentiable", "decoupled_weight_decay"),
 )
 
@@ -83,7 +83,7 @@ class FusedSGD(_FusedStep, SGD):
         True
     """
 
-    # Those in their first step, whose momentum becomes their gradient, without dampening.
+    # The parameters in their first step: the momentum is then the gradient, without dampening.
     _first: frozenset[Tensor] = frozenset()
 
     def _update(

@@ -167,7 +167,7 @@ class SparseLabels(NamedTuple):
             raise TypeError(f"dtype must be int32 or int64, got {got}")
         if moved.crow_indices.dtype == torch.int32:
             for name, t in zip(self._fields, self, strict=True):
-                if t.dtype != torch.int32 and has_values(t) and not (t.int() == t).all():
+                if t.dtype != torch.int32 and is_readable(t) and not (t.int() == t).all():
                     raise ValueError(f"{name} must be below 2**31 for int32, got {int(t.max())}")
         return moved
 
@@ -189,7 +189,7 @@ class SparseLabels(NamedTuple):
             ValueError: a label is not below `num_labels`; on the CPU only.
         """
         crow, col = self
-        if col.is_cpu and has_values(col):
+        if col.is_cpu and is_readable(col):
             _check_range(self, num_labels, "col_indices")
         dense = col.new_zeros(self.num_rows, num_labels, dtype=dtype)  # under vmap one of each
         dense[_csr.rows_of(crow, col), col.long()] = 1
@@ -244,7 +244,7 @@ _pytree._register_namedtuple(SparseLabels, serialized_type_name="weighted_bce.Sp
 torch.serialization.add_safe_globals([SparseLabels])
 
 
-def has_values(t: Tensor) -> bool:
+def is_readable(t: Tensor) -> bool:
     """Tells whether Python may look at the values: no trace, and no transform wraps the tensor."""
     return (
         type(t) is Tensor
@@ -302,8 +302,10 @@ def check_form(labels: SparseLabels, name: str = "target") -> None:
         raise ValueError(f"{name}.crow_indices must have rows + 1 elements, got none")
 
 
-def check_values(labels: SparseLabels, num_labels: int | None = None, name: str = "target") -> None:
-    """Raises ValueError where the values are wrong; on a GPU it waits for them.
+def check_indices(
+    labels: SparseLabels, num_labels: int | None = None, name: str = "target"
+) -> None:
+    """Raises ValueError where the indices are wrong; on a GPU it waits for them.
 
     Args:
         labels: of the right form, see `check_form`.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._csr import of_tensor
 from ._numbers import checked_at_least_0
-from .sparse import SparseLabels, check_form, check_values
+from .sparse import SparseLabels, check_form, check_indices
 
 Labels = Tensor | SparseLabels | Iterable[SparseLabels]
 
@@ -162,7 +162,7 @@ def _counted_batches(batches: Iterable[SparseLabels], num_labels: int | None) ->
             )
         num_labels = _checked_num_labels(num_labels)
         check_form(batch, "labels")
-        check_values(batch, num_labels, "labels")
+        check_indices(batch, num_labels, "labels")
         col = batch.col_indices
         if counts is None:
             counts = torch.zeros(num_labels, dtype=torch.int64, device=col.device)

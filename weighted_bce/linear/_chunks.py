@@ -50,9 +50,9 @@ class Workspace:
 class Chunks:
     """The chunks of a layer's labels, and what is computed of each.
 
-    Logits, sums over chunks and scale factors have the dtype of arithmetic, float32 for half
+    Logits, sums over chunks and scale factors have the compute dtype, float32 for half
     precision. Products take `operands`, which on CUDA may be half precision, since cuBLAS gives
-    float32 products of it. Elsewhere they take the dtype of arithmetic: torch would round logits of
+    float32 products of it. Elsewhere they take the compute dtype: torch would round logits of
     half precision before the loss.
 
     Args:
@@ -64,69 +64,70 @@ class Chunks:
         x, weight, bias = layer
         self.dtype = compute_dtype(x.dtype)
         wanted = options.product_dtype or x.dtype
-        self.operands = wanted if wanted in _HALF and _multiplies_halves(x) else self.dtype
-        self.x = x.to(self.operands).contiguous()
+        self.product_dtype = wanted if wanted in _HALF and _multiplies_halves(x) else self.dtype
+        self.x = x.to(self.product_dtype).contiguous()
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
         self.rows, self.num_labels = layer.shape
         self.size = options.chunk_labels or _chosen_labels(self.rows, self.x, self.dtype)
         self.size = max(1, min(self.size, self.num_labels))
         self._logits = self.workspace(self.dtype, self.rows)
-        self._operands = self._slopes = None
-        if weight.dtype != self.operands:
-            self._operands = self.workspace(self.operands, x.shape[1])
-        if self.operands != self.dtype:
-            self._slopes = self.workspace(self.operands, self.rows)
+        self._weight_workspace = self._grad_workspace = None
+        if weight.dtype != self.product_dtype:
+            self._weight_workspace = self.workspace(self.product_dtype, x.shape[1])
+        if self.product_dtype != self.dtype:
+            self._grad_workspace = self.workspace(self.product_dtype, self.rows)
 
     def __iter__(self) -> Iterator[slice]:
         for first in range(0, self.num_labels, self.size):
             yield slice(first, min(first + self.size, self.num_labels))
 
-    def workspace(self, dtype: torch.dtype, each: int) -> Workspace:
+    def workspace(self, dtype: torch.dtype, elements: int) -> Workspace:
         """Memory for so many elements of each label of a chunk."""
-        return Workspace(self.x, dtype, self.size * each)
+        return Workspace(self.x, dtype, self.size * elements)
 
-    def weights(self, labels: slice) -> Tensor:
-        """The rows of the weight as products take them."""
-        own = self._weight[labels]
-        return own if self._operands is None else self._operands.matrix(*own.shape).copy_(own)
+    def weights(self, chunk: slice) -> Tensor:
+        """Returns the rows of the weight as products take them."""
+        own, workspace = self._weight[chunk], self._weight_workspace
+        return own if workspace is None else workspace.matrix(*own.shape).copy_(own)
 
-    def logits(self, labels: slice, weights: Tensor) -> Tensor:
+    def logits(self, chunk: slice, weights: Tensor) -> Tensor:
         logits = self._logits.matrix(self.rows, weights.shape[0])
         product(self.x, weights.t(), logits)
-        return logits if self._bias is None else logits.add_(self._bias[labels])
+        return logits if self._bias is None else logits.add_(self._bias[chunk])
 
-    def slopes(self, logits: Tensor) -> Tensor:
-        """The gradient that stands where the logits were, as products take it."""
-        return logits if self._slopes is None else self._slopes.matrix(*logits.shape).copy_(logits)
+    def logits_grad(self, logits: Tensor) -> Tensor:
+        """Returns the gradient that stands where the logits were, as products take it."""
+        workspace = self._grad_workspace
+        return logits if workspace is None else workspace.matrix(*logits.shape).copy_(logits)
 
 
 def _multiplies_halves(like: Tensor) -> bool:
-    """Whether torch gives float32 products of half precision."""
+    """Tells whether torch gives float32 products of half precision."""
     return like.is_cuda
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """a @ b, summed and written in the dtype of `out`, which on CUDA may be wider than theirs."""
+    """Computes a @ b in the dtype of `out`, which on CUDA may be wider than theirs."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     else:
         torch.ops.aten.mm.dtype_out(a, b, out.dtype, out=out)
 
 
-_STEP = 64  # labels: whole vectors and tiles
+_MULTIPLE = 64  # labels: whole vectors and tiles
 _BYTES, _LEAST, _MOST = 2**19, 256, 4096  # 512 KiB of logits: half of a second-level cache
 _CUDA_BYTES, _CUDA_LEAST = 2**25, 1024  # 32 MiB of logits: most of an H200's second-level cache
 
 
 def _chosen_labels(rows: int, x: Tensor, dtype: torch.dtype) -> int:
     """Returns how many labels make a chunk whose logits fit in a cache, and large products."""
-    each = max(1, rows) * dtype.itemsize
+    bytes_per_label = max(1, rows) * dtype.itemsize
     if not x.is_cuda:
-        return max(_LEAST, min(_MOST, _BYTES // each // _STEP * _STEP))
+        return max(_LEAST, min(_MOST, _BYTES // bytes_per_label // _MULTIPLE * _MULTIPLE))
     most = _CUDA_BYTES
     if not torch.cuda.is_current_stream_capturing():
         most = min(most, _free_bytes(x.device, 8 * most) // 8)
-    return max(_CUDA_LEAST, most // each // _STEP * _STEP)
+    return max(_CUDA_LEAST, most // bytes_per_label // _MULTIPLE * _MULTIPLE)
 
 
 def _free_bytes(device: torch.device, enough: int) -> int:
@@ -146,11 +147,11 @@ def topk(layer: Layer, options: ChunkOptions, k: int) -> tuple[Tensor, Tensor]:
     chunks = Chunks(layer, options)
     values = chunks.x.new_empty((chunks.rows, 0), dtype=chunks.dtype)
     indices = chunks.x.new_empty((chunks.rows, 0), dtype=torch.int64)
-    for labels in chunks:
-        logits = chunks.logits(labels, chunks.weights(labels))
+    for chunk in chunks:
+        logits = chunks.logits(chunk, chunks.weights(chunk))
         best = logits.topk(min(k, logits.shape[1]))
         values = torch.cat((values, best.values), 1)
-        indices = torch.cat((indices, best.indices + labels.start), 1)
+        indices = torch.cat((indices, best.indices + chunk.start), 1)
         values, places = values.topk(min(k, values.shape[1]))
         indices = indices.gather(1, places)
     return values, indices

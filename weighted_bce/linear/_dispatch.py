@@ -6,15 +6,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .. import _dispatch, _func
+from .. import _dispatch, _transforms
 from .._dtensor_import import is_dtensor
 from .._eager import is_recorded
 from .._kernels import kernels_for
 from .._options import SUM, Options
 from . import _eager, _ops
 from ._chunks import ChunkOptions, Layer
-from ._logits import all_logits
 from ._passes import Step
+from ._unchunked import all_logits
 
 _When = Callable[[Layer, Options, Step | None], bool]
 _How = Callable[[Layer, Options, ChunkOptions, Step | None], Tensor]
@@ -35,7 +35,7 @@ def loss(layer: Layer, options: Options, chunk_options: ChunkOptions, step: Step
 
 def _needs_all_logits(layer: Layer, options: Options, step: Step | None) -> bool:
     """A derivative is wanted that is not made in chunks."""
-    if _func.is_active():
+    if _transforms.is_active():
         return True
     return torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in options.tensors
@@ -49,12 +49,12 @@ def _is_sharded(layer: Layer, options: Options, step: Step | None) -> bool:
 
 def _is_eager(layer: Layer, options: Options, step: Step | None) -> bool:
     """Gradients are needed, and may be made before it is known what for: nothing traces the call,
-    no checkpoint would drop them, there are numbers to compare, and no CUDA graph is recorded, in
+    no checkpoint would drop them, there are numbers to compare, and no CUDA graph is captured, in
     which nobody may wait for them. A step takes gradients in the backward pass."""
     if step is None:
         x = layer.input
-        recorded = x.is_cuda and torch.cuda.is_current_stream_capturing()
-        if _dispatch.is_observed() or x.is_meta or recorded:
+        is_capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        if _dispatch.is_observed() or x.is_meta or is_capturing:
             return False
     return any(t is not None and is_recorded(t) for t in layer)
 
@@ -67,7 +67,7 @@ def _always(layer: Layer, options: Options, step: Step | None) -> bool:
 def _by_all_logits(
     layer: Layer, options: Options, chunk_options: ChunkOptions, step: Step | None
 ) -> Tensor:
-    if step is not None and _func.is_active():
+    if step is not None and _transforms.is_active():
         raise NotImplementedError("fused_step does not work under torch.func")
     return _dispatch.loss(all_logits(layer), options)
 
@@ -89,7 +89,7 @@ def _by_pass(
 
 
 def _by_ops(layer: Layer, options: Options, chunk_options: ChunkOptions, *_: object) -> Tensor:
-    return _ops.loss(layer, _dispatch.pos_weight_as_tensor(options), chunk_options)
+    return _ops.loss(layer, options, chunk_options)
 
 
 # The first line that serves a call computes it. Why is in the docstring of its condition.

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from .. import _reference
-from .._checks import check_csr_values
-from .._dtensor import Whole, as_sum, local_options, redistributed
+from .._checks import check_csr_indices
+from .._dtensor import GlobalLogits, as_sum, local_options, redistributed
 from .._options import Options
 from ._chunks import Layer
 
@@ -21,12 +21,12 @@ class LocalPart(NamedTuple):
 
     layer: Layer
     options: Options
-    whole: Whole  # all logits
+    all_logits: GlobalLogits
     logits: Tensor  # stands for all logits where only their shape, dtype and device are asked for
 
     def reduced(self, total: Tensor, options: Options) -> Tensor:
         """Returns the loss of all processes, of which this one has a sum."""
-        return _reference.divided(as_sum(total, self.whole), self.logits, options)
+        return _reference.divided(as_sum(total, self.all_logits), self.logits, options)
 
 
 def shard_of(layer: Layer, options: Options, has_step: bool) -> LocalPart:
@@ -34,13 +34,13 @@ def shard_of(layer: Layer, options: Options, has_step: bool) -> LocalPart:
 
     Args:
         layer: at least its input or its weight is a DTensor.
-        options: of the whole logits.
+        options: those of all logits.
         has_step: whether a step takes the gradients, which then go no further.
 
     Raises:
         TypeError, ValueError, NotImplementedError: the tensors are not placed in a way that fits.
     """
-    check_csr_values(layer.shape, options)  # a shard does not know how many labels there are
+    check_csr_indices(layer.shape, options)  # a shard does not know how many labels there are
     x, weight = _checked(layer)
     if has_step and Shard(0) in x.placements:
         raise NotImplementedError(
@@ -53,8 +53,8 @@ def shard_of(layer: Layer, options: Options, has_step: bool) -> LocalPart:
     own = Layer(x.to_local(grad_placements=_of_gradients(x, weight)), *parameters)
     pairs = zip(x.placements, weight.placements, strict=True)
     placements = tuple(Shard(1) if w == Shard(0) else p for p, w in pairs)
-    whole = Whole(x.device_mesh, placements, layer.shape)
-    return LocalPart(own, local_options(options, whole), whole, layer.logits_like())
+    all_logits = GlobalLogits(x.device_mesh, placements, layer.shape)
+    return LocalPart(own, local_options(options, all_logits), all_logits, layer.logits_like())
 
 
 def _checked(layer: Layer) -> tuple[DTensor, DTensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._eager import expected_grad_output, is_plain_backward
+from .._eager import expected_grad_output, is_first_order
 from .._options import Options
 from . import _ops, _passes
 from ._chunks import ChunkOptions, Layer
@@ -36,10 +36,10 @@ class FusedLinearLoss(Function):
         ctx.chunk_options, ctx.step, ctx.gradients = chunk_options, step, None
         if step is not None:
             return _passes.loss(layer, options, chunk_options)
-        ctx.used = _expected(layer).clone()
+        ctx.used_grad_output = _expected(layer).clone()
         of_input, of_weight, of_bias, *_ = ctx.needs_input_grad
         loss, ctx.gradients = _passes.loss_and_gradients(
-            layer, options, chunk_options, ctx.used, (of_input, of_weight, of_bias)
+            layer, options, chunk_options, ctx.used_grad_output, (of_input, of_weight, of_bias)
         )
         return loss
 
@@ -59,7 +59,7 @@ def _gradients(
     needs: tuple[bool, ...],
 ) -> Gradients:
     if ctx.step is not None:
-        if not is_plain_backward(grad_output):
+        if not is_first_order(grad_output):
             raise NotImplementedError(
                 "fused_step changes the weight: there are no second derivatives"
             )
@@ -69,8 +69,8 @@ def _gradients(
     made, ctx.gradients = ctx.gradients, None  # they are given away, or wrong
     if torch.compiler.is_compiling():  # compiled autograd traces this function
         return _ops.gradients(grad_output, *call, needs)
-    is_plain = is_plain_backward(grad_output)
-    if made is not None and is_plain and _is_same(grad_output, ctx.used):
+    is_plain = is_first_order(grad_output)
+    if made is not None and is_plain and _is_same(grad_output, ctx.used_grad_output):
         return made
     del made  # before there are others
     gradients = _ops.gradients(grad_output, *call, needs)

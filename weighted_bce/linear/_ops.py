@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from .._derivatives import refuse_others
-from .._eager import is_plain_backward
-from .._ops import fake_loss
+from .._eager import is_first_order
+from .._ops import fake_loss, pos_weight_as_tensor
 from .._options import Options, compute_dtype
 from . import _passes
 from ._chunks import ChunkOptions, Layer, topk
-from ._logits import differentiable_gradients
 from ._passes import Gradients
+from ._unchunked import differentiable_gradients
 
 _library: Any = torch.library.Library("weighted_bce", "FRAGMENT")  # type: ignore[no-untyped-call]
 
@@ -32,21 +32,23 @@ _SCHEMA_TYPES: dict[Any, str] = {
 }
 # The options that have a default came after version 0.6. They are the last, so that programs that
 # were exported before still load, with those that are reserved; see csrc/args.h.
-_FIRST = tuple(name for name in Options._fields if name not in Options._field_defaults)
-_LAST = (*Options._field_defaults, "values", "normalizer")
+_REQUIRED = tuple(name for name in Options._fields if name not in Options._field_defaults)
+_DEFAULTED = (*Options._field_defaults, "values", "normalizer")
 _LAYER_SCHEMA = "Tensor input, Tensor linear_weight, Tensor? linear_bias"
-_FIRST_SCHEMA = ", ".join(f"{_SCHEMA_TYPES[Options.__annotations__[n]]} {n}" for n in _FIRST)
+_REQUIRED_SCHEMA = ", ".join(f"{_SCHEMA_TYPES[Options.__annotations__[n]]} {n}" for n in _REQUIRED)
 _CHUNK_SCHEMA = "ScalarType? product_dtype, int? chunk_labels"
-_LAST_SCHEMA = "int loss=0, float[]? parameters=None, Tensor? values=None, Tensor? normalizer=None"
+_DEFAULTED_SCHEMA = (
+    "int loss=0, float[]? parameters=None, Tensor? values=None, Tensor? normalizer=None"
+)
 
 ops = torch.ops.weighted_bce
 
 
 def loss(layer: Layer, options: Options, chunk_options: ChunkOptions) -> Tensor:
     """Returns the loss after the reduction."""
-    *first, loss, parameters = options
+    *required, loss, parameters = pos_weight_as_tensor(options)
     op = ops.linear_loss.default
-    return cast(Tensor, op(*layer, *first, *chunk_options, loss, parameters))
+    return cast(Tensor, op(*layer, *required, *chunk_options, loss, parameters))
 
 
 def gradients(
@@ -57,12 +59,12 @@ def gradients(
     needs: tuple[bool, ...],
 ) -> Gradients:
     """Returns what the layer's tensors receive, from logits that are computed again."""
-    if not is_plain_backward(grad_output):
+    if not is_first_order(grad_output):
         return differentiable_gradients(grad_output, layer, options, needs)
     needs = tuple(n and t is not None for n, t in zip(needs, layer, strict=True))
-    *first, loss, parameters = options
+    *required, loss, parameters = options
     op = ops.linear_grads.default
-    each = iter(op(grad_output, *layer, *first, *chunk_options, needs, loss, parameters))
+    each = iter(op(grad_output, *layer, *required, *chunk_options, needs, loss, parameters))
     return Gradients(*(next(each) if needed else None for needed in needs))
 
 
@@ -78,7 +80,7 @@ def _unpacked(names: tuple[str, ...], arguments: Sequence[Any]) -> tuple[Layer, 
     The last arguments may be missing, since the dispatcher drops defaults.
     """
     input, weight, bias, *rest = arguments
-    given = dict(zip((*_FIRST, *names, *_LAST), rest, strict=False))
+    given = dict(zip((*_REQUIRED, *names, *_DEFAULTED), rest, strict=False))
     for name in ("values", "normalizer"):
         if given.pop(name, None) is not None:
             raise NotImplementedError(f"{name} must be None, which alone is supported")
@@ -130,11 +132,11 @@ def _define(name: str, schema: str, implementation: Any, fake: Callable[..., Any
     torch.library.register_fake(f"weighted_bce::{name}", fake, lib=_library)
 
 
-_ARGUMENTS = f"{_LAYER_SCHEMA}, {_FIRST_SCHEMA}, {_CHUNK_SCHEMA}"
-_define("linear_loss", f"{_ARGUMENTS}, {_LAST_SCHEMA}) -> Tensor", _linear_loss, fake_loss)
+_ARGUMENTS = f"{_LAYER_SCHEMA}, {_REQUIRED_SCHEMA}, {_CHUNK_SCHEMA}"
+_define("linear_loss", f"{_ARGUMENTS}, {_DEFAULTED_SCHEMA}) -> Tensor", _linear_loss, fake_loss)
 _define(
     "linear_grads",  # those that are needed, of input, linear_weight and linear_bias
-    f"Tensor grad_output, {_ARGUMENTS}, bool[3] needs, {_LAST_SCHEMA}) -> Tensor[]",
+    f"Tensor grad_output, {_ARGUMENTS}, bool[3] needs, {_DEFAULTED_SCHEMA}) -> Tensor[]",
     _linear_grads,
     _fake_linear_grads,
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _reference
-from .._checks import check_csr_values
+from .._checks import check_csr_indices
 from .._kernels import kernels_for
 from .._options import SUM, Options
 from ._chunks import ChunkOptions, Chunks, Layer, product
@@ -34,36 +34,36 @@ class _Loss:
 
     def __init__(self, chunks: Chunks, layer: Layer, options: Options) -> None:
         if options.first_label is None:
-            check_csr_values(layer.shape, options)
+            check_csr_indices(layer.shape, options)
         tensors = (None if t is None else t.detach().resolve_neg() for t in options.tensors)
         self._options = options.with_tensors(*tensors)._replace(reduction=SUM)
         self._num_labels = chunks.num_labels
         self.kernels = kernels_for(chunks.x)
 
-    def _of_chunk(self, labels: slice) -> Options:
+    def _of_chunk(self, chunk: slice) -> Options:
         """Returns the options of a chunk. Sparse labels are not cut."""
         options = self._options
 
         def part(factor: Tensor | None) -> Tensor | None:
             if factor is None or factor.dim() == 0 or factor.shape[-1] != self._num_labels:
                 return factor
-            return factor[..., labels]
+            return factor[..., chunk]
 
         options = options._replace(weight=part(options.weight), pos_weight=part(options.pos_weight))
         if options.is_sparse:
-            return options._replace(first_label=(options.first_label or 0) + labels.start)
-        return options._replace(target=options.target[:, labels])
+            return options._replace(first_label=(options.first_label or 0) + chunk.start)
+        return options._replace(target=options.target[:, chunk])
 
-    def sum(self, logits: Tensor, labels: slice) -> Tensor:
+    def sum(self, logits: Tensor, chunk: slice) -> Tensor:
         """Returns the sum of the losses."""
-        options = self._of_chunk(labels)
+        options = self._of_chunk(chunk)
         if self.kernels is None:
             return _reference.loss(logits, options)
         return cast(Tensor, self.kernels.loss(logits, *options))
 
-    def sum_and_gradient(self, logits: Tensor, labels: slice, grad_output: Tensor) -> Tensor:
+    def sum_and_gradient(self, logits: Tensor, chunk: slice, grad_output: Tensor) -> Tensor:
         """Returns the sum of the losses; writes its gradient times grad_output over the logits."""
-        options = self._of_chunk(labels)
+        options = self._of_chunk(chunk)
         if self.kernels is None:
             loss = _reference.loss(logits, options)
             logits.copy_(_reference.grad(grad_output, logits, options))
@@ -85,7 +85,7 @@ class _Gradients:
     ) -> None:
         self._chunks, self._grad_output, self._step = chunks, grad_output, step
         # In half precision 1 / (rows * labels) would vanish: it is multiplied into the products.
-        self.is_late = chunks.operands != chunks.dtype
+        self.scales_products = chunks.product_dtype != chunks.dtype
 
         def memory(parameter: Tensor | None, needed: bool) -> Tensor | None:
             """All of a gradient; where a step takes each chunk's at once, that of the largest."""
@@ -97,46 +97,46 @@ class _Gradients:
 
         x, weight, bias = layer
         self._weight, self._bias = memory(weight, needs[1]), memory(bias, needs[2])
-        self._input = self._to_input = None
+        self._input = self._input_part = None
         if needs[0]:
             self._input = torch.zeros(x.shape, dtype=chunks.dtype, device=x.device)
-            self._to_input = torch.empty_like(self._input) if self.is_late else None
+            self._input_part = torch.empty_like(self._input) if self.scales_products else None
         self._products = None
         if needs[1] and weight.dtype != chunks.dtype:
             self._products = chunks.workspace(chunks.dtype, x.shape[1])
 
-    def add(self, logits: Tensor, weights: Tensor, labels: slice) -> None:
+    def add(self, logits: Tensor, weights: Tensor, chunk: slice) -> None:
         """Adds what follows from the gradient of a chunk's logits, which has taken their place."""
-        slopes = self._chunks.slopes(logits)
-        self._add_to_input(slopes, weights)
+        logits_grad = self._chunks.logits_grad(logits)
+        self._add_to_input(logits_grad, weights)
         weight_grad = bias_grad = None
         if self._weight is not None:
-            weight_grad = self._part(self._weight, labels)
+            weight_grad = self._part(self._weight, chunk)
             products = weight_grad
             if self._products is not None:
                 products = self._products.matrix(*weight_grad.shape)
-            product(slopes.t(), self._chunks.x, products)
+            product(logits_grad.t(), self._chunks.x, products)
             self._finish(products, weight_grad)
         if self._bias is not None:
-            bias_grad = self._part(self._bias, labels)
+            bias_grad = self._part(self._bias, chunk)
             self._finish(logits.sum(0), bias_grad)
         if self._step is not None and weight_grad is not None:
-            self._step(labels, weight_grad, bias_grad)
+            self._step(chunk, weight_grad, bias_grad)
 
-    def _add_to_input(self, slopes: Tensor, weights: Tensor) -> None:
+    def _add_to_input(self, logits_grad: Tensor, weights: Tensor) -> None:
         if self._input is None:
             return
-        if self._to_input is None:
-            self._input.addmm_(slopes, weights)
+        if self._input_part is None:
+            self._input.addmm_(logits_grad, weights)
         else:
-            product(slopes, weights, self._to_input)
-            self._input.add_(self._to_input)
+            product(logits_grad, weights, self._input_part)
+            self._input.add_(self._input_part)
 
-    def _part(self, gradient: Tensor, labels: slice) -> Tensor:
-        return gradient[labels if self._step is None else slice(labels.stop - labels.start)]
+    def _part(self, gradient: Tensor, chunk: slice) -> Tensor:
+        return gradient[chunk if self._step is None else slice(chunk.stop - chunk.start)]
 
     def _finish(self, sums: Tensor, out: Tensor) -> None:
-        if self.is_late:
+        if self.scales_products:
             sums.mul_(self._grad_output)
         if out is not sums:
             out.copy_(sums)
@@ -155,7 +155,7 @@ def loss(layer: Layer, options: Options, chunk_options: ChunkOptions) -> Tensor:
     """Returns the loss of all logits after the reduction."""
     chunks = Chunks(layer, chunk_options)
     losses = _Loss(chunks, layer, options)
-    sums = [losses.sum(chunks.logits(s, chunks.weights(s)), s) for s in chunks]
+    sums = [losses.sum(chunks.logits(c, chunks.weights(c)), c) for c in chunks]
     return _reduced(sums, chunks, layer, options)
 
 
@@ -186,12 +186,12 @@ def loss_and_gradients(
     kernels = losses.kernels
     empty = torch.empty_like if kernels is None else kernels.empty_grad
     gradients = _Gradients(layer, chunks, empty, needs, grad_output, step)
-    factor = torch.ones_like(grad_output) if gradients.is_late else grad_output
+    factor = torch.ones_like(grad_output) if gradients.scales_products else grad_output
     sums = []
-    for labels in chunks:
-        weights = chunks.weights(labels)
-        logits = chunks.logits(labels, weights)
-        sums.append(losses.sum_and_gradient(logits, labels, factor))
-        gradients.add(logits, weights, labels)
+    for chunk in chunks:
+        weights = chunks.weights(chunk)
+        logits = chunks.logits(chunk, weights)
+        sums.append(losses.sum_and_gradient(logits, chunk, factor))
+        gradients.add(logits, weights, chunk)
     loss = _reduced(sums, chunks, layer, options)
     return loss, gradients.finished(layer.input.dtype)

@@ -11,8 +11,8 @@ from .._numbers import check_count
 from ..losses import BCE, Loss, check_loss
 from . import _dispatch
 from ._chunks import ChunkOptions, Layer
-from ._logits import autocast_available
 from ._passes import Step
+from ._unchunked import autocast_available
 
 _BCE = BCE()
 
@@ -242,6 +242,6 @@ def _autocast_dtype(input: Tensor) -> torch.dtype | None:
     """Returns the dtype in which autocast would multiply; None where it is not at work."""
     if not isinstance(input, Tensor) or input.dtype == torch.float64:
         return None
-    kind = input.device.type
-    enabled = autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if enabled else None
+    device = input.device.type
+    enabled = autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else None

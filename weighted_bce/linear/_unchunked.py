@@ -1,4 +1,4 @@
-"""All logits of a linear layer at once, for what is not computed in chunks."""
+"""What is not computed in chunks: all logits of a linear layer, derivatives of its gradients."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -7,36 +7,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._derivatives import gradient
+from .._derivatives import differentiable_grad
 from .._options import Options, compute_dtype
 from ._chunks import Layer
 from ._passes import Gradients
 
-_KINDS = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
-_WITH_AUTOCAST = frozenset(kind for kind in _KINDS if torch.amp.is_autocast_available(kind))
+_DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
+_WITH_AUTOCAST = frozenset(
+    device_type for device_type in _DEVICE_TYPES if torch.amp.is_autocast_available(device_type)
+)
 _IS_TRACEABLE = torch.__version__ >= "2.13"  # is_autocast_available; it is not in torch 2.11
 
 
-def autocast_available(kind: str) -> bool:
-    """Tells whether torch has autocast on this kind of device."""
+def autocast_available(device_type: str) -> bool:
+    """Tells whether torch has autocast on devices of this type."""
     if torch.compiler.is_compiling() and not _IS_TRACEABLE:
-        return kind in _WITH_AUTOCAST
-    return torch.amp.is_autocast_available(kind)
+        return device_type in _WITH_AUTOCAST
+    return torch.amp.is_autocast_available(device_type)
 
 
 def _no_autocast(like: Tensor) -> Any:
-    kind = like.device.type
-    return torch.autocast(kind, enabled=False) if autocast_available(kind) else nullcontext()
+    device_type = like.device.type
+    return (
+        torch.autocast(device_type, enabled=False)
+        if autocast_available(device_type)
+        else nullcontext()
+    )
 
 
 def _widened(layer: Layer) -> Layer:
-    """Converts the layer to the dtype of arithmetic."""
+    """Converts the layer to the compute dtype."""
     dtype = compute_dtype(layer.input.dtype)
     return Layer(*(None if t is None else t.to(dtype) for t in layer))  # type: ignore[arg-type]
 
 
 def all_logits(layer: Layer) -> Tensor:
-    """Returns the logits, (rows, labels), in the dtype of arithmetic."""
+    """Returns the logits, (rows, labels), in the compute dtype."""
     with _no_autocast(layer.input):
         return functional.linear(*_widened(layer))
 
@@ -46,7 +52,7 @@ def differentiable_gradients(
 ) -> Gradients:
     """Returns what the layer's tensors receive; it may itself be differentiated."""
     x, weight, _ = _widened(layer)
-    of_logits = gradient(grad_output, all_logits(layer), options)
+    of_logits = differentiable_grad(grad_output, all_logits(layer), options)
     with _no_autocast(x):
         all_three = of_logits @ weight, of_logits.t() @ x, of_logits.sum(0)
     each = zip(all_three, layer, needs, strict=True)

@@ -1,4 +1,4 @@
-"""How far each contender is from float64. What is farther than by rounding is not timed."""
+"""How far each baseline is from float64. What is farther than by rounding is not timed."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .contenders import Contender, loss_scale
+from .runner import Runner
 from .samples import Sample
 from .settings import Setting
 
@@ -25,9 +25,9 @@ class Truth(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Relative: of the loss, and the largest one of an element of the gradient.
+    """Relative errors: that of the loss, and the largest one of an element of the gradient.
 
-    Of a linear layer's gradients, which are sums, relative to the largest element.
+    Those of a linear layer's gradients, which are sums, are relative to the largest element.
     """
 
     loss: float
@@ -35,31 +35,45 @@ class Errors(NamedTuple):
 
 
 class Disagreement(Exception):
-    """A contender does not compute what it should."""
+    """A baseline does not compute what it should."""
 
 
 class Overflow(Exception):
-    """A contender has infinity or NaN where float16 could hold the result."""
+    """A baseline has infinity or NaN where float16 could hold the result."""
 
 
 def chunk_of(device: str) -> int:
     return CHUNK if device == "cpu" else GPU_CHUNK
 
 
-def truth(sample: Sample, pos_weight: float, positives: bool) -> Truth:
-    """By the formula for targets of 0 and 1 and finite logits, in float64."""
-    if len(sample.values) > 1:
-        return _truth_of_layer(sample, pos_weight)
-    x, y = sample.values[0].flatten(), sample.ready.flatten()
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    slopes, known, size = [], 0, chunk_of(x.device.type)
-    for logits, targets in zip(x.split(size), y.split(size), strict=True):
-        loss, slope = _of_logits(logits.double(), targets.double() * positives, pos_weight)
+def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) -> Truth:
+    """The formula for targets of 0 and 1 and finite logits, in float64, a chunk at a time.
+
+    A chunk is of logits, or of the labels of a linear layer.
+    """
+    first, ready = sample.values[0], sample.ready
+    size = chunk_of(first.device.type)
+    if setting.features:
+        x, weight = first.double(), sample.values[1]
+        size = max(1, size // setting.rows)
+        parts, targets = weight.split(size), ready.split(size, 1)
+    else:
+        parts, targets = first.flatten().split(size), ready.flatten().split(size)
+    total = torch.zeros((), dtype=torch.float64, device=first.device)
+    of_input, others, known = torch.zeros_like(first, dtype=torch.float64), [], 0
+    for part, target in zip(parts, targets, strict=True):
+        part = part.double()
+        logits = x @ part.t() if setting.features else part
+        loss, slopes = _of_logits(logits, target.double() * positives, pos_weight)
         total += loss
+        slopes /= setting.elements
+        if setting.features:
+            of_input += slopes @ part
         if known < MOST:
-            slopes.append(slope / len(x))
-            known += len(logits)
-    return Truth(float(total) / len(x), (torch.cat(slopes),))
+            others.append(slopes.t() @ x if setting.features else slopes)
+            known += part.numel()
+    gradients = (of_input, torch.cat(others)) if setting.features else (torch.cat(others),)
+    return Truth(float(total) / setting.elements, gradients)
 
 
 def _of_logits(logits: Tensor, targets: Tensor, pos_weight: float) -> tuple[Tensor, Tensor]:
@@ -71,31 +85,11 @@ def _of_logits(logits: Tensor, targets: Tensor, pos_weight: float) -> tuple[Tens
     return loss, sign * weight * wrong.sigmoid()
 
 
-def _truth_of_layer(sample: Sample, pos_weight: float) -> Truth:
-    """A chunk of labels at a time."""
-    x, weight = sample.values[0].double(), sample.values[1]
-    rows, labels = sample.ready.shape
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    of_input, of_weight, known = torch.zeros_like(x), [], 0
-    size = max(1, chunk_of(x.device.type) // rows)
-    for some, targets in zip(weight.split(size), sample.ready.split(size, 1), strict=True):
-        w = some.double()
-        loss, slopes = _of_logits(x @ w.t(), targets.double(), pos_weight)
-        total += loss
-        slopes /= rows * labels
-        of_input += slopes @ w
-        if known < MOST:
-            of_weight.append(slopes.t() @ x)
-            known += some.numel()
-    return Truth(float(total) / rows / labels, (of_input, torch.cat(of_weight)))
-
-
-def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
-    """Those of one call; raises Disagreement where they are larger than roundings make them, and
-    Overflow."""
-    assert contender.loss is not None
-    sample = contender.before()
-    result = contender.step(sample)
+def errors(runner: Runner, known: Truth) -> Errors:
+    """The errors of one call; raises Overflow, and Disagreement where they are larger than
+    roundings make them."""
+    sample, setting = runner.prepare(), runner.samples.setting
+    result = runner.run(sample)
     assert result is not None
     loss, grads = float(result.double()), [leaf.grad for leaf in sample.leaves]
     sample.drop_gradients()
@@ -108,7 +102,7 @@ def errors(contender: Contender, known: Truth, setting: Setting) -> Errors:
     sums = max(1.0, math.sqrt(setting.elements) / 16) * min(of_dtype.eps, FLOAT_EPS)
     if not off_loss <= 4 * (of_dtype.eps + sums):
         raise Disagreement(f"the loss is {loss:.8g}, off by {off_loss:.2g} of {known.loss:.8g}")
-    scale = loss_scale(contender.loss, setting)
+    scale = runner.baseline.scale(setting)
     pairs = zip(grads, known.gradients, strict=True)
     made = [(grad, wanted) for grad, wanted in pairs if grad is not None]
     if not made:
@@ -133,7 +127,7 @@ def _is_finite(grad: Tensor | None) -> bool:
 def _off_elements(
     grad: Tensor, known: Tensor, scale: float, setting: Setting
 ) -> tuple[float, float]:
-    """Of the worst element: relative to its value, and to what its roundings are relative to.
+    """The worst element's error: relative to its value, and to what its roundings are relative to.
 
     These are few, in the logits' dtype. The gradient of a positive, which is negative, is to
     others a difference of numbers up to pos_weight.

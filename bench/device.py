@@ -39,25 +39,18 @@ class Device:
         return time.perf_counter() - start
 
     def cache_bytes(self) -> int:
-        """Of the cache that samples should exceed; 0 where that is not known."""
+        """The cache that samples should exceed; 0 where that is not known."""
         return max(map(_cache_bytes, CACHES.glob("index*/size")), default=0)
 
-    def free_bytes(self) -> int | None:
-        """What can be allocated now; None where it is not known."""
+    def free_bytes(self) -> int:
+        """What can be allocated now."""
         return int(psutil.virtual_memory().available)
-
-    def rise_of_peak(self, work: Callable[[], object]) -> int | None:
-        """How many bytes the work needs at its peak, beyond what is in use; None: not known."""
-        return None
 
     def release(self) -> None:
         """Gives unused memory back to the system."""
 
-    def works(self) -> bool:
-        """It can go on: a GPU cannot after an error within a kernel."""
-        return True
-
     def facts(self) -> dict[str, str]:
+        """What is known of it, by name."""
         return {}
 
 
@@ -85,13 +78,14 @@ class Cuda(Device):
     def cache_bytes(self) -> int:
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
 
-    def free_bytes(self) -> int | None:
+    def free_bytes(self) -> int:
         """What torch's allocator keeps for later is free, too, where it cannot give it back."""
         self._empty_cache()
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + kept
 
-    def rise_of_peak(self, work: Callable[[], object]) -> int | None:
+    def rise_of_peak(self, work: Callable[[], object]) -> int:
+        """How many bytes the work needs at its peak, beyond what is in use."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -107,13 +101,6 @@ class Cuda(Device):
         # Refused for the rest of the process once the capture of a graph has failed.
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
-
-    def works(self) -> bool:
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError:
-            return False
-        return True
 
     def graph(self, prepare: Callable[[], T], work: Callable[[T], object]) -> Callable[[], None]:
         """Captures the work on what `prepare` returns; the result replays it."""
@@ -146,9 +133,9 @@ def _driver() -> str:
 
 
 def _cache_bytes(path: Path) -> int:
-    """Of a file that says something like 32768K."""
-    found = re.fullmatch(r"(\d+)([KMG]?)\s*", path.read_text())
-    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else 0
+    """The size in a file that says something like 32768K."""
+    size = re.fullmatch(r"(\d+)([KMG]?)\s*", path.read_text())
+    return int(size[1]) << 10 * " KMG".index(size[2] or " ") if size else 0
 
 
 CPU = Device()

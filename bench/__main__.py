@@ -5,8 +5,6 @@ Run as: python -m bench --help
 
 import argparse
 import math
-import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -158,9 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
     options.arguments = given
-    quick = options.quick
-    options.rounds = options.rounds or (QUICK_ROUNDS if quick else ROUNDS)
-    options.seconds = options.seconds or (QUICK_SECONDS if quick else SECONDS)
+    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    options.seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
     packages = (*PACKAGES, "matplotlib") if options.out else PACKAGES
     on_cpu = options.device == "cpu"
     if options.reference and not on_cpu:
@@ -173,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .run import run
 
     try:
-        run(options, _finish_when_interrupted)
+        run(options)
     except Refusal as error:
         return _fail(error, error.code)
     return 0
@@ -184,22 +181,8 @@ def _fail(message: object, code: int) -> int:
     return code
 
 
-def _finish_when_interrupted(run: Any) -> None:
-    def finish(*_: object) -> NoReturn:
-        signal.signal(signal.SIGINT, _interrupt)  # the second one does not wait
-        run.finish()
-        _interrupt()
-
-    if signal.getsignal(signal.SIGINT) is _interrupt:
-        signal.signal(signal.SIGINT, finish)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    """Ends at once: a KeyboardInterrupt may get lost in an import, or in compiled code."""
-    sys.stdout.flush()
-    os._exit(_fail("interrupted", 130))
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, _interrupt)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))

@@ -1,6 +1,7 @@
 """How far each baseline is from float64. What is farther than by rounding is not timed."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,13 +9,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .runner import Runner
-from .samples import Sample
+from .samples import MOST_CHECKED, Sample, chunk_of
 from .settings import Setting
 
-# Elements that are computed at once: in the cache of a CPU; enough to keep a GPU busy.
-CHUNK, GPU_CHUNK = 2**16, 2**22
 FLOAT_EPS = torch.finfo(torch.float32).eps
-MOST = 2**24  # elements of the gradient that are compared, the first ones
 
 
 class Truth(NamedTuple):
@@ -42,10 +40,6 @@ class Overflow(Exception):
     """A baseline has infinity or NaN where float16 could hold the result."""
 
 
-def chunk_of(device: str) -> int:
-    return CHUNK if device == "cpu" else GPU_CHUNK
-
-
 def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) -> Truth:
     """The formula for targets of 0 and 1 and finite logits, in float64, a chunk at a time.
 
@@ -69,7 +63,7 @@ def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) 
         slopes /= setting.elements
         if setting.features:
             of_input += slopes @ part
-        if known < MOST:
+        if known < MOST_CHECKED:
             others.append(slopes.t() @ x if setting.features else slopes)
             known += part.numel()
     gradients = (of_input, torch.cat(others)) if setting.features else (torch.cat(others),)
@@ -85,71 +79,63 @@ def _of_logits(logits: Tensor, targets: Tensor, pos_weight: float) -> tuple[Tens
     return loss, sign * weight * wrong.sigmoid()
 
 
-def errors(runner: Runner, known: Truth) -> Errors:
+def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> Errors:
     """The errors of one call; raises Overflow, and Disagreement where they are larger than
-    roundings make them."""
-    sample, setting = runner.prepare(), runner.samples.setting
+    roundings make them. `known` is asked for the truth, by pos_weight and whether positives count.
+    """
+    baseline, setting = runner.baseline, runner.samples.setting
+    right = known(setting.pos_weight if baseline.weighted else 1.0, baseline.positives)
+    sample = runner.prepare()
     result = runner.run(sample)
     assert result is not None
     loss, grads = float(result.double()), [leaf.grad for leaf in sample.leaves]
     sample.drop_gradients()
     if setting.dtype == "float16" and not (math.isfinite(loss) and all(map(_is_finite, grads))):
         raise Overflow("it overflows float16")
-    off_loss = abs(loss - known.loss) / (known.loss or 1)
-    of_dtype = torch.finfo(getattr(torch, setting.dtype))
+    off_loss = abs(loss - right.loss) / (right.loss or 1)
+    eps = torch.finfo(getattr(torch, setting.dtype)).eps
     # The result is rounded to the dtype. Sums, of half precision in float32, are made one by one,
     # in some lanes: their roundings add up at random.
-    sums = max(1.0, math.sqrt(setting.elements) / 16) * min(of_dtype.eps, FLOAT_EPS)
-    if not off_loss <= 4 * (of_dtype.eps + sums):
-        raise Disagreement(f"the loss is {loss:.8g}, off by {off_loss:.2g} of {known.loss:.8g}")
-    scale = runner.baseline.scale(setting)
-    pairs = zip(grads, known.gradients, strict=True)
-    made = [(grad, wanted) for grad, wanted in pairs if grad is not None]
-    if not made:
-        return Errors(off_loss, None)
-    if setting.features:
-        worst = max(_off_largest(grad, wanted, scale) for grad, wanted in made)
-        excess, allowed = worst, of_dtype.eps + sums
-    else:
-        worst, excess = _off_elements(*made[0], scale, setting)
-        allowed = of_dtype.eps
-    if not excess <= 4 * allowed:
-        raise Disagreement(f"the gradient is off by up to {excess:.2g} times what it should be")
-    return Errors(off_loss, worst)
+    sums = max(1.0, math.sqrt(setting.elements) / 16) * min(eps, FLOAT_EPS)
+    if not off_loss <= 4 * (eps + sums):
+        raise Disagreement(f"the loss is {loss:.8g}, off by {off_loss:.2g} of {right.loss:.8g}")
+    off_gradient, scale = None, baseline.scale(setting)
+    for grad, wanted in zip(grads, right.gradients, strict=True):
+        if grad is None:
+            continue
+        off, excess = _off(grad, wanted, scale, setting)
+        if not excess <= 4 * (eps + sums * (setting.features > 0)):
+            raise Disagreement(f"the gradient is off by up to {excess:.2g} times what it should be")
+        off_gradient = max(off, off_gradient or 0.0)
+    return Errors(off_loss, off_gradient)
 
 
 def _is_finite(grad: Tensor | None) -> bool:
     """One part is looked at after the other: torch makes several tensors to see it."""
-    parts = () if grad is None else grad.flatten().split(MOST)
+    parts = () if grad is None else grad.flatten().split(MOST_CHECKED)
     return all(bool(part.isfinite().all()) for part in parts)
 
 
-def _off_elements(
-    grad: Tensor, known: Tensor, scale: float, setting: Setting
-) -> tuple[float, float]:
+def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[float, float]:
     """The worst element's error: relative to its value, and to what its roundings are relative to.
 
     These are few, in the logits' dtype. The gradient of a positive, which is negative, is to
-    others a difference of numbers up to pos_weight.
+    others a difference of numbers up to pos_weight. Elements of a linear layer's gradients are
+    sums: their errors are relative to the largest element.
     """
     smallest = torch.finfo(getattr(torch, setting.dtype)).smallest_normal / scale
-    weight = max(1.0, setting.pos_weight) / setting.elements
+    known = known.flatten()
+    weight, largest = max(1.0, setting.pos_weight) / setting.elements, known.abs().max()
     worst, excess = torch.zeros(2, dtype=torch.float64, device=grad.device)
     size = chunk_of(grad.device.type)
     pairs = zip(grad.flatten()[: len(known)].split(size), known.split(size), strict=True)
     for got, wanted in pairs:
-        off, value = (got.double() / scale).sub_(wanted).abs_(), wanted.abs()
-        allowed = (wanted < 0) * weight + value + smallest
+        off = (got.double() / scale).sub_(wanted).abs_()
+        value = largest if setting.features else wanted.abs()
+        allowed = value if setting.features else (wanted < 0) * weight + value + smallest
         worst = worst.maximum(_largest(off / value.clamp_min(smallest)))
         excess = excess.maximum(_largest(off / allowed))
     return float(worst), float(excess)
-
-
-def _off_largest(grad: Tensor, known: Tensor, scale: float) -> float:
-    """The worst element, relative to the largest one; of the elements that are known."""
-    got, wanted = grad.flatten()[: known.numel()], known.flatten()
-    off = (got.double() / scale).sub_(wanted).abs_()
-    return float(_largest(off) / wanted.abs().max())
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -187,12 +186,10 @@ def fitting(setting: Setting, pass_: str, device: str) -> list[Baseline]:
 @cache
 def lack(package: str) -> str:
     """Why a package cannot be used; "" where it can, or none is needed."""
-    if not package:
-        return ""
-    if find_spec(package) is None:
-        return f"{package} is not installed"
     try:
-        import_module(package)
+        import_module(package or "torch")
+    except ModuleNotFoundError:
+        return f"{package} is not installed"
     except Exception as error:  # such as a torchvision for another torch
         return f"{package} does not import: {error}"
     return ""

@@ -120,16 +120,7 @@ class Cuda(Device):
         assert extension is not None
         version = int(extension.cuda_driver())
         supported = f"{version // 1000}.{version % 1000 // 10}"
-        return {"driver": f"{_driver()} (CUDA {supported})", "CUDA": str(torch.version.cuda)}
-
-
-def _driver() -> str:
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        text = ""
-    found = re.search(r"\d+\.\d+(\.\d+)?", text)
-    return found[0] if found else "unknown"
+        return {"driver": f"CUDA {supported}", "CUDA": str(torch.version.cuda)}
 
 
 def _cache_bytes(path: Path) -> int:
@@ -156,10 +147,8 @@ def find(name: str) -> Device:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether it tells of no memory, whoever reports it: ours has words of its own (tensors.h)."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in text for words in ("out of memory", "failed to allocate a tensor")
-    )
+    words = re.search("out of memory|failed to allocate a tensor", str(error), re.IGNORECASE)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or words is not None
 
 
 def reason(error: Exception) -> str:

@@ -13,7 +13,6 @@ from functools import cache, partial
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
-from typing import NamedTuple
 
 import torch
 
@@ -29,21 +28,18 @@ WARM_UPS = 2
 MOST_SECONDS = 600.0
 
 
-class Peak(NamedTuple):
-    """Memory that a step on a sample needs beyond it, and what of it are the gradients."""
+def peak(key: str, setting: Setting) -> tuple[int, int] | None:
+    """How far a step raises the resident set of a fresh process; None where that is not known.
 
-    bytes: int
-    gradients: int
-
-
-def peak(key: str, setting: Setting) -> Peak | None:
-    """How far a step raises the resident set of a fresh process; None where that is not known."""
+    Returns:
+        Bytes beyond the sample, and how many of them are gradients.
+    """
     receiver, sender = get_context("forkserver").Pipe(duplex=False)
     process = _context().Process(target=_measure, args=(sender, key, setting), daemon=True)
     process.start()
     sender.close()
     try:
-        found: Peak | None = receiver.recv() if receiver.poll(MOST_SECONDS) else None
+        found: tuple[int, int] | None = receiver.recv() if receiver.poll(MOST_SECONDS) else None
     except EOFError:  # it failed
         found = None
     process.kill()
@@ -70,4 +66,4 @@ def _measure(sender: Connection, key: str, setting: Setting) -> None:
         sample = make(setting)  # the logits may have been overwritten
     empty_cache()
     rise = rise_of_peak(partial(run, sample))
-    sender.send(Peak(rise, sample.gradients_bytes))
+    sender.send((rise, sample.gradients_bytes))

@@ -13,7 +13,7 @@ from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 
 from .baselines import BASELINES
-from .names import BCE, LOSSES, OURS, STEP, in_rows
+from .names import LOSSES, OURS, STEP, in_rows
 from .records import Row, load
 from .settings import Setting
 
@@ -62,9 +62,9 @@ AXES = (
     Axis("threads", lambda s: s.threads, lambda s: s._replace(threads=0), fewest=2),
     Axis("layer", lambda s: s.labels, _of_layers, label="labels"),
 )
-# The pictures of one group: the field, the name, the title, the unit, and whether it is logarithmic.
+# Pictures of one group: the field, the name, the title, the unit, and whether it is logarithmic.
 BARS = (
-    ("seconds", "time", "Training step, {}: seconds", 1, True),
+    ("seconds", "time", "Seconds of a step: {}", 1, True),
     ("peak_gradients", "memory", "Peak memory beyond the inputs, in gradients", 1, False),
     ("beyond_bytes", "memory", "Peak memory beyond the inputs and gradients, MiB", 2**20, False),
     ("gradient_error", "error", "Largest relative error of the gradient", 1, True),
@@ -78,7 +78,11 @@ def draw(folder: Path) -> list[Path]:
         return []
     saved = []
     with plt.rc_context(STYLE):
-        for name, figure in (_bars(steps) | _lines(steps)).items():
+        figures = _bars(steps)
+        for axis in AXES:
+            rows = longest_line(axis, steps)
+            figures |= {axis.name: _along(axis, rows)} if rows else {}
+        for name, figure in figures.items():
             for kind in FORMATS:
                 path = folder / f"{name}.{kind}"
                 known = {"Description": digest(folder)} | ({"Date": None} if kind == "svg" else {})
@@ -99,8 +103,7 @@ def digest(folder: Path) -> str:
 
 def _bars(steps: list[Row]) -> dict[str, Figure]:
     """Pictures of the first group."""
-    first, found = [row for row in steps if row.group == steps[0].group], {}
-    where = f"{' x '.join(map(str, first[0].setting.sizes))} {_what(first[0].setting)}"
+    first, found = [row for row in steps if row.title == steps[0].title], {}
     for field, name, title, unit, logarithmic in BARS:
         values = ((row, getattr(row, field)) for row in first)
         shown = [(row, value / unit) for row, value in values if value is not None]
@@ -117,20 +120,10 @@ def _bars(steps: list[Row]) -> dict[str, Figure]:
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.xaxis.set_visible(False)
-        axes.set_title(title.format(where), loc="left")
+        axes.set_title(title.format(first[0].setting), loc="left")
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         found[name] = figure
     return found
-
-
-def _what(setting: Setting) -> str:
-    what = "linear layer and loss" if setting.features else "logits"
-    return f"{setting.dtype} {what}" + f", {setting.loss} loss" * (setting.loss != BCE)
-
-
-def _lines(steps: list[Row]) -> dict[str, Figure]:
-    longest = {axis: longest_line(axis, steps) for axis in AXES}
-    return {axis.name: _along(axis, rows) for axis, rows in longest.items() if rows}
 
 
 def longest_line(axis: Axis, steps: list[Row]) -> list[Row]:
@@ -165,10 +158,9 @@ def _along(axis: Axis, rows: list[Row]) -> Figure:
         axes.set_xscale("log")
     setting = rows[0].setting
     axes.set_xlabel(axis.label or axis.name)
-    what = f"{_what(setting)}, {setting.target} target"
-    if axis.name == "layer":
-        what = f"{setting.rows} rows, {setting.features} features"
-    axes.set_title(f"Seconds of a training step, {what}", loc="left")
+    layer = f"{setting.rows} rows, {setting.features} features"
+    what = layer if setting.features else f"{setting.dtype} logits, {setting.target} target"
+    axes.set_title(f"Seconds of a step, {setting.loss}, {what}", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return figure

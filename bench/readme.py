@@ -11,14 +11,12 @@ from pathlib import Path
 from tools.gpu.tables import markdown
 
 from .baselines import BY_KEY
-from .names import FORWARD, STEP
 from .records import Row, load
-from .report import FASTER, overview, ratio, table
+from .report import FASTER, overview, ratio, short_name, shown_facts, table
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-FACTS = ("GPU", "driver", "CPU", "threads", "torch", "weighted_bce", "commit")
 OVERVIEW = ("copy", "masked", "bce", "bce-float", "compile", "scatter", "timm", "torchvision")
 PICTURES = {
     "elements": "Seconds of a step against the number of elements",
@@ -41,11 +39,10 @@ def written(text: str) -> str:
 
 def _of_machine(folder: Path) -> str:
     records, link = load(folder), folder.relative_to(ROOT).as_posix()
-    known, groups = records.facts, records.groups()
-    text = ", ".join(f"{name} {known[name]}" for name in FACTS if name in known)
-    parts = [f"`{known['command']}` ([results]({link})): {text}."]
-    parts += _of_losses([group for group in groups if not group[0].setting.features])
-    parts += _of_layers([group for group in groups if group[0].setting.features])
+    groups, facts = records.groups(), shown_facts(records.facts)
+    parts = [f"`{records.facts['command']}` ([results]({link})): {facts}."]
+    for is_layer in (False, True):
+        parts += _of_groups([g for g in groups if (g[0].setting.features > 0) == is_layer])
     parts.append(_faster(row for row in records.rows if row.loses))
     parts += [
         f"![{what}]({link}/{name}.svg)"
@@ -55,60 +52,30 @@ def _of_machine(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _of_losses(groups: list[list[Row]]) -> list[str]:
-    """The groups of the first setting, an overview of others, and those of the most labels."""
+def _of_groups(groups: list[list[Row]]) -> list[str]:
+    """The groups of the first setting and of the most labels, and an overview of some others."""
     if not groups:
         return []
-    main = groups[0][0].setting
-    first, others, most = [], [], []
-    for group in groups:
-        setting = group[0].setting
-        if setting == main:
-            first.append(group)
-        elif (
-            setting.sizes == main.sizes
-            and (setting.density, setting.threads)
-            == (
-                main.density,
-                main.threads,
-            )
-        ) or setting.elements < 2**10:
-            others.append(group)
-        elif setting.is_sparse and setting.positives_per_row == 5 and setting.labels > 10**5:
-            most.append(group)
-    parts = [_table(group) for group in first]
-    if others:
-        parts += ["Times of ours, of other dtypes, targets and sizes:"]
+    main, most = groups[0][0].setting, max(rows[0].setting.labels for rows in groups)
+    tables, others = [], []
+    for rows in groups:
+        setting = rows[0].setting
+        usual = setting.density == main.density and setting.threads == main.threads
+        if setting == main or setting.labels == most:
+            tables.append(_table(rows))
+        elif (setting.sizes == main.sizes and usual) or setting.elements < 2**10:
+            others.append(rows)
+    if others and not main.features:
         (name, ours, *keys), *lines = overview(others, OVERVIEW)
-        parts += [_markdown([[name, ours, *(BY_KEY[key].name(main.loss) for key in keys)], *lines])]
-    return [*parts, *(_table(group) for group in most[:2])]
-
-
-def _of_layers(groups: list[list[Row]]) -> list[str]:
-    """Those of the first shape, and of the most labels; a picture shows the others."""
-    if not groups:
-        return []
-    sizes, most = groups[0][0].setting.sizes, max(group[0].setting.labels for group in groups)
-    settings = ((group, group[0].setting) for group in groups)
-    return [_table(group) for group, s in settings if s.sizes == sizes or s.labels == most]
+        names = [BY_KEY[key].name(main.loss) for key in keys]
+        tables.append(_markdown([[name, ours, *names], *lines]))
+    return tables
 
 
 def _table(rows: Sequence[Row]) -> str:
-    timed = [row for row in rows if row.seconds is not None and row.times_floor is not None]
+    timed = [row for row in rows if row.seconds is not None]
     (_, *head), *lines = table(timed)
-    return _markdown([[_described(rows[0]), *head], *lines])
-
-
-def _described(row: Row) -> str:
-    setting = row.setting
-    passes = {STEP: "forward and backward", FORWARD: "forward alone, under `no_grad`"}
-    layer = "linear layer and loss, " * (setting.features > 0)
-    text = f"{layer}{passes[row.pass_]}{', CUDA graphs' * row.graphs}"
-    sizes = " x ".join(f"{size:,}" for size in setting.sizes)
-    logits = "" if setting.features else " logits"
-    return (
-        f"{text[0].upper()}{text[1:]}: {sizes} {setting.dtype}{logits}, {setting.described_target}"
-    )
+    return _markdown([[rows[0].title, *head], *lines])
 
 
 def _markdown(lines: list[list[str]]) -> str:
@@ -124,11 +91,7 @@ def _cell(text: str) -> str:
 
 
 def _faster(rows: Iterable[Row]) -> str:
-    found = [
-        f"{row.name} at {' x '.join(map(str, row.setting.sizes))} {row.setting.dtype}, "
-        f"{row.setting.target} targets, {row.pass_} ({ratio(row).removesuffix(FASTER)})"
-        for row in rows
-    ]
+    found = [f"{row.name} at {short_name(row)} ({ratio(row).removesuffix(FASTER)})" for row in rows]
     if not found:
         return "Nothing that computes this loss was faster than ours in this run."
     return f"Faster than ours in this run: {'; '.join(found)}."

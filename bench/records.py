@@ -4,8 +4,8 @@ import csv
 import json
 import os
 import platform
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Hashable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from weighted_bce import show_config
 
 from .baselines import BY_KEY, Baseline
 from .device import Device
+from .names import STEP
 from .settings import Setting
 
 DIGITS = 5
@@ -46,7 +47,7 @@ class Row:
     failed: str | None = None  # why there are no times
     disagrees: bool = False
     fits: bool = True  # in the device's memory
-    rounds: Sequence[float] = ()  # seconds
+    rounds: list[float] = field(default_factory=list)  # seconds
 
     @property
     def baseline(self) -> Baseline:
@@ -57,16 +58,14 @@ class Row:
         return self.baseline.name(self.setting.loss)
 
     @property
-    def group(self) -> Hashable:
-        return self.setting, self.pass_, self.graphs
+    def title(self) -> str:
+        """What names its group."""
+        what = "Training step" if self.pass_ == STEP else "Forward alone"
+        return f"{what}{', CUDA graphs' * self.graphs}: {self.setting}"
 
     @property
-    def identity(self) -> Hashable:
-        return self.group, self.key
-
-    @property
-    def times_floor(self) -> float | None:
-        return self.times_products if self.setting.features else self.times_copy
+    def identity(self) -> tuple[Hashable, ...]:
+        return self.setting, self.pass_, self.graphs, self.key
 
     @property
     def loses(self) -> bool:
@@ -75,7 +74,7 @@ class Row:
         return is_other and self.times_ours is not None and self.times_ours < 1
 
 
-FIELDS = [field.name for field in fields(Row)[1:]]
+FIELDS = [one.name for one in fields(Row)[1:]]
 RENAMED = {"pass_": "pass", "key": "baseline"}  # what fields of a row are called in a file
 
 
@@ -89,7 +88,7 @@ class Records(NamedTuple):
         """The rows of each group, in the order of the run."""
         found: dict[Hashable, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(row.group, []).append(row)
+            found.setdefault(row.identity[:3], []).append(row)
         return list(found.values())
 
     def save(self, folder: Path) -> None:

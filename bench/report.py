@@ -14,7 +14,7 @@ from .records import Row
 
 SHOWN = (
     *("GPU", "driver", "CUDA", "CUDA kernels", "CPU", "threads"),
-    *("torch", "weighted_bce", "extension", "SIMD level in use"),
+    *("torch", "weighted_bce", "commit", "SIMD level in use"),
 )
 BUSY = 0.1  # share of the CPU
 FASTER = "*"
@@ -130,8 +130,12 @@ def short_name(row: Row) -> str:
     )
 
 
+def shown_facts(known: dict[str, str]) -> str:
+    return ", ".join(f"{name} {known[name]}" for name in SHOWN if name in known)
+
+
 def show_head(console: Console, known: dict[str, str], rounds: int) -> None:
-    text = ", ".join(f"{name} {known[name]}" for name in SHOWN if name in known)
+    text = shown_facts(known)
     console.print(f"{text}\nMedians of up to {rounds} rounds.", highlight=False, soft_wrap=True)
 
 

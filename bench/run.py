@@ -4,9 +4,7 @@ import shlex
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,39 +15,34 @@ from . import report
 from .baselines import BASELINES, BY_KEY, Baseline, fitting, lack
 from .compare import changes, common
 from .device import Device, Refusal, find
-from .memory import with_most_rows
-from .names import BCE, OURS, PASSES
-from .records import Records, Row, facts, load
-from .runner import MOST_ELEMENTS_OF_GRAPH, Group, group, replayed
+from .names import BCE, OURS, PASSES, STEP
+from .records import Records, facts, load
+from .runner import MOST_ELEMENTS_OF_GRAPH, Group, Runner, group, replayed
 from .samples import Samples
 from .settings import Grid, Setting, few, grids
-from .timing import Limits, measure
+from .timing import measure
 
 WIDTH = 132  # of what is not printed to a terminal
-
-
-class Task(NamedTuple):
-    """A setting and its passes."""
-
-    setting: Setting
-    passes: tuple[str, ...]
+# The share of free memory that the largest size may need: making samples takes more for a moment,
+# and allocators round.
+SHARE = 0.9
 
 
 class Run:
-    """What a run has measured so far; `finish` may come at any time."""
+    """What a run has measured so far."""
 
     def __init__(self, options: Namespace) -> None:
         self.options, self.device = options, find(options.device)
         self.before = None if options.check is None else _earlier(options.check)
-        self.console = _new_console()
+        self.console = Console()
+        if not self.console.is_terminal:
+            self.console = Console(width=WIDTH)
         command = shlex.join(["python", "-m", "bench", *options.arguments])
         self.records = Records(facts(self.device, command), [])
         self.reliable = True
-        self._finished = False
 
     def all_groups(self) -> None:
-        torch_threads = torch.get_num_threads()
-        tasks = [task for task in tasks_of(self.options, self.device) if self._fits(task.setting)]
+        torch_threads, tasks = torch.get_num_threads(), tasks_of(self.options, self.device)
         for baseline in BASELINES:
             why = lack(baseline.needs)
             if why and baseline.key in (self.options.against or BY_KEY):
@@ -58,43 +51,27 @@ class Run:
         report.show_head(self.console, self.records.facts, self.options.rounds)
         try:
             with _progress(self.console) as progress:
-                bar = progress.add_task("", total=sum(len(task.passes) for task in tasks))
-                for task in tasks:
-                    torch.set_num_threads(task.setting.threads)
-                    for one, samples in _groups(task, self.options, self.device):
+                bar = progress.add_task("", total=sum(map(len, tasks.values())))
+                for one in _groups(tasks, self.options, self.device):
 
-                        def tick(text: str, title: str = str(one.setting)) -> None:
-                            description = f"{title}: {text}" if text else title
-                            progress.update(bar, description=description, refresh=True)
+                    def tick(text: str, title: str = str(one)) -> None:
+                        progress.update(bar, description=f"{title} {text}", refresh=True)
 
-                        self._measure(one, samples, tick)
-                        progress.update(bar, advance=not one.graphs, refresh=True)
-                        if is_lost():
-                            self.reliable = False
-                            self.console.print("The device has failed: nothing more is measured.")
-                            return
+                    self._measure(one, tick)
+                    progress.update(bar, advance=not one.graphs, refresh=True)
+                    if is_lost():
+                        self.reliable = False
+                        self.console.print("The device has failed: nothing more is measured.")
+                        return
         finally:
             torch.set_num_threads(torch_threads)
 
-    def _fits(self, setting: Setting) -> bool:
-        """Whether the CPU has memory for ours; raises Refusal where that shape was asked for."""
-        needed = Samples(setting, self.device).bytes + 2 * setting.gradient_bytes
-        available = psutil.virtual_memory().available
-        if self.device.is_gpu or needed <= available:
-            return True
-        text = (
-            f"{'x'.join(map(str, setting.sizes))} needs {needed / 2**30:.1f} GiB of memory, "
-            f"{available / 2**30:.1f} GiB are free"
-        )
-        if self.options.shapes is not None:
-            raise Refusal(f"--shapes {text}", 2)
-        self.console.print(f"skipped: {text}", highlight=False)
-        return False
-
-    def _measure(self, one: Group, samples: Samples, tick: Callable[[str], object]) -> None:
-        limits = Limits(self.options.rounds, self.options.seconds)
-        rows, taken = measure(one, samples, limits, tick)
-        self.reliable = self.reliable and not any(map(_is_unreliable, rows))
+    def _measure(self, one: Group, tick: Callable[[str], object]) -> None:
+        torch.set_num_threads(one.samples.setting.threads)
+        taken = measure(one, self.options.rounds, self.options.seconds, tick)
+        rows = [runner.row for runner in one.runners]
+        failed = (row.key == OURS and row.failed is not None and row.fits for row in rows)
+        self.reliable = self.reliable and not any(failed) and not any(r.disagrees for r in rows)
         self.records.rows.extend(rows)
         if self.options.out is not None:
             self.records.save(self.options.out)
@@ -102,10 +79,8 @@ class Run:
 
     def finish(self) -> None:
         """Shows the summary and draws the pictures of what there is."""
-        if self._finished or not self.records.rows:
+        if not self.records.rows:
             return
-        self._finished = True
-        self.console = _new_console()  # an interrupt may find the other one within a table
         report.show_summary(self.console, self.records.groups())
         if self.options.out is not None:
             from .pictures import draw  # takes a second to import
@@ -129,21 +104,19 @@ class Run:
         self.console.print(text, highlight=False)
 
 
-def run(options: Namespace, started: Callable[[Run], object] = lambda _: None) -> None:
-    """Raises Refusal where there are no numbers to rely on. `started` is given the run."""
+def run(options: Namespace) -> None:
+    """Raises Refusal where there are no numbers to rely on, and shows those that there are."""
     one = Run(options)
-    started(one)
-    one.all_groups()
-    one.finish()
+    try:
+        one.all_groups()
+    finally:
+        one.finish()
     if not one.reliable:
         raise Refusal("ours failed, or there are baselines that compute something else", 1)
+    if all(row.seconds is None for row in one.records.rows):
+        raise Refusal("nothing that was asked for fits in memory", 2)
     if options.check is not None:
         one.compare()
-
-
-def _new_console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _progress(console: Console) -> Progress:
@@ -166,23 +139,30 @@ def _earlier(path: Path) -> Records:
         raise Refusal(f"--check {path} holds no results of this benchmark", 2) from None
 
 
-def _is_unreliable(row: Row) -> bool:
-    failed = row.key == OURS and row.failed is not None and row.fits
-    return failed or row.disagrees
-
-
-def tasks_of(options: Namespace, device: Device) -> Iterator[Task]:
-    """No setting comes twice."""
-    seen: set[tuple[Setting, str]] = set()
+def tasks_of(options: Namespace, device: Device) -> dict[Setting, list[str]]:
+    """The passes of each setting, none of which comes twice."""
+    tasks: dict[Setting, list[str]] = {}
     for grid in _grids(options):
         for setting in grid.settings(options.pos_weight, options.seed, options.loss):
             if not setting.rows:
                 setting = with_most_rows(setting, device)
-            passes = [p for p in grid.passes if p in (options.passes or grid.passes)]
-            new = tuple(p for p in passes if (setting, p) not in seen)
-            seen.update((setting, p) for p in new)
-            if new:
-                yield Task(setting, new)
+            passes = tasks.setdefault(setting, [])
+            wanted = [p for p in grid.passes if p in (options.passes or grid.passes)]
+            passes += [p for p in wanted if p not in passes]
+    return {setting: passes for setting, passes in tasks.items() if passes}
+
+
+def with_most_rows(setting: Setting, device: Device) -> Setting:
+    """The setting gets as many rows, a power of two, as ours has memory for."""
+    free, rows = SHARE * device.free_bytes(), 1
+
+    def fits(rows: int) -> bool:
+        samples = Samples(setting._replace(rows=rows), device)
+        return Runner(BY_KEY[OURS], STEP, samples).memory <= free
+
+    while fits(2 * rows):
+        rows *= 2
+    return setting._replace(rows=rows)
 
 
 def _grids(options: Namespace) -> list[Grid]:
@@ -199,15 +179,17 @@ def _grids(options: Namespace) -> list[Grid]:
     return [*alone, *(few(shape, passes=PASSES)._replace(**given) for shape in layers)]
 
 
-def _groups(task: Task, options: Namespace, device: Device) -> Iterator[tuple[Group, Samples]]:
+def _groups(tasks: dict[Setting, list[str]], options: Namespace, device: Device) -> Iterator[Group]:
     """Each takes memory when it is measured, after the last one is gone."""
-    setting, samples = task.setting, Samples(task.setting, device)
-    for pass_ in task.passes:
-        chosen = fitting(setting, pass_, device.name)
-        one = group(pass_, [b for b in chosen if _is_wanted(b, options)], samples)
-        yield one, samples
-        if device.is_gpu and setting.elements <= MOST_ELEMENTS_OF_GRAPH and not setting.features:
-            yield replayed(one), samples
+    for setting, passes in tasks.items():
+        samples = Samples(setting, device)
+        for pass_ in passes:
+            chosen = fitting(setting, pass_, device.name)
+            one = group(pass_, [b for b in chosen if _is_wanted(b, options)], samples)
+            yield one
+            small = setting.elements <= MOST_ELEMENTS_OF_GRAPH and not setting.features
+            if device.is_gpu and small:
+                yield replayed(one)
 
 
 def _is_wanted(baseline: Baseline, options: Namespace) -> bool:

@@ -12,7 +12,8 @@ from weighted_bce import empty_cache
 from .baselines import Baseline
 from .device import Cuda
 from .names import FORWARD, STEP
-from .samples import Sample, Samples
+from .records import Row
+from .samples import MOST_CHECKED, Sample, Samples, chunk_of
 from .settings import Setting
 
 # A call is as many steps as make so many elements, so that the clock is no part of it.
@@ -32,7 +33,7 @@ class Runner:
     def __init__(self, baseline: Baseline, pass_: str, samples: Samples) -> None:
         setting, device = samples.setting, samples.device
         self.baseline, self.pass_, self.samples = baseline, pass_, samples
-        self.key = baseline.key
+        self.key, self.row = baseline.key, Row(setting, pass_, False, baseline.key)
         self.step = self.step_before = baseline.work(pass_, setting, device.name)
         # A second step would find no logits, or the loss scale of the first.
         is_single = baseline.prepare == "overwritable" or baseline.scale_before
@@ -88,13 +89,18 @@ class Runner:
 
     @property
     def memory(self) -> int:
-        """Bytes in use at the peak, the samples and the gradient of the step before included."""
+        """Bytes in use at the peak of a step, which follows others, and of its check.
+
+        The check holds three gradients in float64 and the intermediate results of a chunk.
+        """
         setting, matrices = self.samples.setting, self.baseline.matrices
         if setting.features:  # ours holds a chunk of the logits at a time
             matrices = 0 if self.baseline.is_own else matrices + 1
         makes_gradient = self.pass_ == STEP and (self.baseline.is_loss or setting.features > 0)
         gradient = makes_gradient * setting.gradient_bytes
-        return self.samples.bytes + matrices * setting.logits_bytes + gradient
+        chunk = chunk_of(self.samples.device.name)
+        check = 24 * min(setting.elements, MOST_CHECKED) + 96 * min(setting.elements, chunk)
+        return self.samples.bytes + matrices * setting.logits_bytes + gradient + check
 
 
 class GraphRunner(Runner):
@@ -106,7 +112,7 @@ class GraphRunner(Runner):
 
     def __init__(self, eager: Runner) -> None:
         vars(self).update(vars(eager))
-        self.steps = self.samples.count
+        self.steps, self.row = self.samples.count, replace(self.row, graphs=True, rounds=[])
         self._replay: Callable[[], None] | None = None
         self._results: list[tuple[Tensor | None, Tensor | None]] = []
 
@@ -133,20 +139,18 @@ class GraphRunner(Runner):
 class Group(NamedTuple):
     """Baselines that are compared with one another; as CUDA graphs, or not."""
 
-    setting: Setting
-    pass_: str
+    samples: Samples
     runners: list[Runner]
     graphs: bool = False
 
     def __str__(self) -> str:
-        what = "Training step" if self.pass_ == STEP else "Forward alone"
-        return f"{what}{', CUDA graphs' * self.graphs}: {self.setting}"
+        return self.runners[0].row.title
 
 
 def group(pass_: str, baselines: Iterable[Baseline], samples: Samples) -> Group:
     """The baselines at work; where a call is many steps, a loss scale cannot change within it."""
     chosen = [b for b in baselines if steps_of(samples.setting) == 1 or not b.scale_before]
-    return Group(samples.setting, pass_, [Runner(b, pass_, samples) for b in chosen])
+    return Group(samples, [Runner(b, pass_, samples) for b in chosen])
 
 
 def replayed(eager: Group) -> Group:

@@ -12,6 +12,13 @@ from .device import CPU, Device
 from .settings import Setting
 
 MOST = 256
+# Elements that are compared with float64 at once: in the cache of a CPU; enough to keep a GPU busy.
+CHUNK, GPU_CHUNK = 2**16, 2**22
+MOST_CHECKED = 2**24  # elements of the gradient that are compared, the first ones
+
+
+def chunk_of(device: str) -> int:
+    return CHUNK if device == "cpu" else GPU_CHUNK
 
 
 class Sample(NamedTuple):

@@ -66,18 +66,16 @@ class Setting(NamedTuple):
             return 8 * (self.rows * self.positives_per_row + self.rows + 1)
         return self.elements * int(self.target_dtype.itemsize)
 
-    @property
-    def described_target(self) -> str:
-        if self.is_sparse:
-            return f"sparse labels, {self.positives_per_row} in each row"
-        return f"{self.target} target with {100 * self.density:.3g}% positives"
-
     def __str__(self) -> str:
+        sizes = " x ".join(f"{size:,}" for size in self.sizes)
+        target = f"{self.target} target with {100 * self.density:.3g}% positives"
+        if self.is_sparse:
+            target = f"sparse labels, {self.positives_per_row} in each row"
         what = "linear layer and loss" if self.features else "logits"
         loss = "" if self.loss == BCE else f"{self.loss} loss, "
         return (
-            f"{' x '.join(map(str, self.sizes))} {self.dtype} {what}, {self.described_target}, "
-            f"{loss}pos_weight {self.pos_weight:g}, {self.threads} thread{'s' * (self.threads > 1)}"
+            f"{sizes} {self.dtype} {what}, {target}, {loss}pos_weight {self.pos_weight:g}, "
+            f"{self.threads} thread{'s' * (self.threads > 1)}"
         )
 
 

@@ -1,26 +1,24 @@
 """Baselines that take turns: all are compared with float64 first, then timed in rounds."""
 
 import gc
+import math
 import os
 import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import psutil
 
 from tools.gpu.device import is_lost
 
-from .accuracy import Disagreement, Errors, Truth, errors, truth
-from .device import Cuda, Device, out_of_memory, reason
-from .memory import needed_bytes
+from .accuracy import Disagreement, Truth, errors, truth
+from .device import Cuda, out_of_memory, reason
 from .names import COPY, OURS, PRODUCTS, STEP
-from .peak import Peak, peak
-from .records import Row
+from .peak import peak
 from .runner import Group, Runner
-from .samples import Samples
 
 FEWEST_ROUNDS = 5
 # Elements of logits whose peak is measured on the CPU: fewer say nothing, more take long.
@@ -29,82 +27,65 @@ T = TypeVar("T")
 Tick = Callable[[str], object]
 
 
-class Limits(NamedTuple):
-    """Rounds end when there are as many, or some and the time is over."""
-
-    rounds: int
-    seconds: float = 1e9
-
-
 def measure(
-    group: Group, samples: Samples, limits: Limits, tick: Tick = lambda _: None
-) -> tuple[list[Row], float]:
-    """Rounds in which all take turns, so that noise of the machine meets all of them.
+    group: Group, rounds: int, seconds: float = math.inf, tick: Tick = lambda _: None
+) -> float:
+    """Fills the rows of a group, in rounds in which all take turns: noise of the machine meets all.
 
     Args:
-        group: its baselines work on `samples`.
-        samples: and their device.
-        limits: how many rounds, and how long.
+        group: its baselines work on its samples.
+        rounds: how many at most.
+        seconds: after which they end, where there are some.
         tick: told the name of each baseline before it is first run, and "" after each round.
 
     Returns:
-        A row for each baseline, and what share of the CPU other programs took meanwhile.
+        The share of the CPU that other programs took meanwhile.
     """
-    rows = check(group, samples, tick)
+    check(group, tick)
     start, before = time.perf_counter(), _seconds_of_others()
-    _time(rows, limits, samples.device, tick)
+    _time(group.runners, rounds, seconds, tick)
     available = max(1.0, time.perf_counter() - start) * (psutil.cpu_count() or 1)
     taken = max(0.0, _seconds_of_others() - before) / available
-    for runner, row in rows.items():
-        if row.failed is None and not group.graphs:  # a graph allocates when it is captured
-            _add_peak(runner, row, tick)
-    times = {row.key: row.rounds for row in rows.values() if row.failed is None}
-    moved = {runner.key: runner.moved_bytes for runner in rows}
-    for row in rows.values():
-        if row.failed is None:
-            _add_times(row, times, moved)
-    return list(rows.values()), taken
+    for runner in group.runners:
+        if runner.row.failed is None and not group.graphs:  # a graph allocates when it is captured
+            _add_peak(runner, tick)
+    timed = {runner.key: runner for runner in group.runners if runner.row.failed is None}
+    for runner in timed.values():
+        _add_times(runner, timed)
+    return taken
 
 
-def check(group: Group, samples: Samples, tick: Tick = lambda _: None) -> dict[Runner, Row]:
-    """A row for each, which tells what does not fit, raises or is wrong; and the errors of others.
+def check(group: Group, tick: Tick = lambda _: None) -> None:
+    """Tells in each row what does not fit, raises or is wrong; or the errors.
 
     What is known not to fit is not tried. Another pass may have made the samples.
     """
-    setting, device = group.setting, samples.device
-    rows = {r: Row(setting, group.pass_, group.graphs, r.key) for r in group.runners}
-    free = device.free_bytes() + samples.held_bytes
-    for runner, row in rows.items():
-        needed = needed_bytes(runner) / 2**30
-        row.fits = needed * 2**30 <= free
-        if not row.fits:
-            row.failed = f"it needs some {needed:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    samples = group.samples
+    free = samples.device.free_bytes() + samples.held_bytes
 
     @cache
     def known(pos_weight: float, positives: bool) -> Truth:
-        return truth(samples.take(), setting, pos_weight, positives)
+        return truth(samples.take(), samples.setting, pos_weight, positives)
 
-    for runner, row in rows.items():
-        if not runner.baseline.is_loss or row.failed is not None:
-            continue
-        tick(row.name)
-        found = _attempt(row, device, partial(_errors, runner, known))
-        if found is not None:
-            row.loss_error, row.gradient_error = found
-    return rows
-
-
-def _errors(runner: Runner, known: Callable[[float, bool], Truth]) -> Errors:
-    baseline = runner.baseline
-    weight = runner.samples.setting.pos_weight if baseline.weighted else 1.0
-    return errors(runner, known(weight, baseline.positives))
+    for runner in group.runners:
+        row, needed = runner.row, runner.memory
+        row.fits = needed <= free
+        if not row.fits:
+            needs = f"it needs some {needed / 2**30:.1f} GiB"
+            row.failed = f"{needs}, {free / 2**30:.1f} GiB are free"
+        elif runner.baseline.is_loss:
+            tick(row.name)
+            found = _attempt(runner, partial(errors, runner, known))
+            if found is not None:
+                row.loss_error, row.gradient_error = found
 
 
-def _attempt(row: Row, device: Device, work: Callable[[], T]) -> T | None:
+def _attempt(runner: Runner, work: Callable[[], T]) -> T | None:
     """What the work returns; or None, and the row tells why it failed.
 
     An allocation also fails on a device where nothing works any more.
     """
+    row = runner.row
     try:
         return work()
     except Exception as error:
@@ -113,31 +94,28 @@ def _attempt(row: Row, device: Device, work: Callable[[], T]) -> T | None:
         row.fits = not (out_of_memory(error) and not is_lost())
         if row.key == OURS and row.fits:
             traceback.print_exc()
-    device.release()  # not before the error is gone, which holds what it interrupted
+    runner.samples.device.release()  # after the error is gone, which holds what it interrupted
     return None
 
 
-def _time(rows: dict[Runner, Row], limits: Limits, device: Device, tick: Tick) -> None:
+def _time(runners: list[Runner], rounds: int, seconds: float, tick: Tick) -> None:
     """Adds the seconds of a step in each round."""
-    end = time.perf_counter() + limits.seconds
-    times: dict[Runner, list[float]] = {runner: [] for runner in rows}
+    end = time.perf_counter() + seconds
     gc.collect()
-    for number in range(1 + limits.rounds):
+    for number in range(1 + rounds):
         if number > FEWEST_ROUNDS and time.perf_counter() > end:
             break
-        for runner, row in rows.items():
-            if row.failed is None:
-                seconds = _attempt(row, device, partial(_timed, runner, device))
-                if seconds is not None and number > 0:  # the first round warms up
-                    times[runner].append(seconds)
+        for runner in runners:
+            if runner.row.failed is None:
+                spent = _attempt(runner, partial(_timed, runner))
+                if spent is not None and number > 0:  # the first round warms up
+                    runner.row.rounds.append(spent)
         tick("")
-    for runner, row in rows.items():
-        row.rounds = times[runner] if row.failed is None else ()
 
 
-def _timed(runner: Runner, device: Device) -> float:
+def _timed(runner: Runner) -> float:
     sample = runner.prepare()
-    return device.seconds(partial(runner.run, sample)) / runner.steps
+    return runner.samples.device.seconds(partial(runner.run, sample)) / runner.steps
 
 
 def _seconds_of_others() -> float:
@@ -146,45 +124,45 @@ def _seconds_of_others() -> float:
     return everyone.user + everyone.nice + everyone.system - ours.user - ours.system
 
 
-def _add_peak(runner: Runner, row: Row, tick: Tick) -> None:
+def _add_peak(runner: Runner, tick: Tick) -> None:
     """On the CPU steps are measured, in other processes; on a GPU all that was timed."""
-    setting, device = row.setting, runner.samples.device
-    found: Peak | None = None
-    if isinstance(device, Cuda):
-        found = _attempt(row, device, partial(_peak_on_gpu, runner, device))
+    row, setting = runner.row, runner.row.setting
+    is_measured = setting.features or setting.elements in PEAKS
+    found = None
+    if runner.samples.device.is_gpu:
+        found = _attempt(runner, partial(_peak_on_gpu, runner))
         if not row.fits:  # memory may have become too fragmented
             row.failed, row.fits = None, True
-    elif (
-        row.pass_ == STEP
-        and runner.baseline.is_loss
-        and (setting.features or setting.elements in PEAKS)
-    ):
+    elif row.pass_ == STEP and runner.baseline.is_loss and is_measured:
         tick(f"memory of {row.name}")
         found = peak(runner.key, setting)
-    if found is not None:
-        row.peak_bytes = found.bytes
-        if setting.features:
-            row.beyond_bytes = max(0, found.bytes - found.gradients)
-        else:
-            row.peak_gradients = found.bytes / setting.gradient_bytes
+    if found is None:
+        return
+    row.peak_bytes, gradients = found
+    if setting.features:
+        row.beyond_bytes = max(0, row.peak_bytes - gradients)
+    else:
+        row.peak_gradients = row.peak_bytes / setting.gradient_bytes
 
 
-def _peak_on_gpu(runner: Runner, device: Cuda) -> Peak:
-    sample = runner.prepare()
-    rise = device.rise_of_peak(partial(runner.run, sample))
-    return Peak(rise, sample.gradients_bytes)
+def _peak_on_gpu(runner: Runner) -> tuple[int, int]:
+    device, sample = runner.samples.device, runner.prepare()
+    assert isinstance(device, Cuda)
+    return device.rise_of_peak(partial(runner.run, sample)), sample.gradients_bytes
 
 
-def _add_times(row: Row, times: dict[str, Sequence[float]], moved: dict[str, int]) -> None:
+def _add_times(runner: Runner, timed: dict[str, Runner]) -> None:
+    row, moved = runner.row, runner.moved_bytes
     row.seconds = statistics.median(row.rounds)
     row.p20, row.p80 = percentiles(row.rounds)
-    row.times_copy = median_ratio(row.rounds, times.get(COPY))
-    row.times_products = median_ratio(row.rounds, times.get(PRODUCTS))
-    row.times_ours = median_ratio(row.rounds, times.get(OURS))
-    if moved[row.key]:
-        row.gigabytes_per_second = moved[row.key] / row.seconds / 1e9
+    row.times_copy, row.times_products, row.times_ours = (
+        median_ratio(row.rounds, timed[key].row.rounds) if key in timed else None
+        for key in (COPY, PRODUCTS, OURS)
+    )
+    if moved:
+        row.gigabytes_per_second = moved / row.seconds / 1e9
     if row.times_copy is not None:
-        row.share_of_copy = moved[row.key] / moved[COPY] / row.times_copy
+        row.share_of_copy = moved / timed[COPY].moved_bytes / row.times_copy
 
 
 def percentiles(times: Sequence[float]) -> tuple[float, float]:
@@ -195,5 +173,5 @@ def percentiles(times: Sequence[float]) -> tuple[float, float]:
     return fifths[0], fifths[-1]
 
 
-def median_ratio(times: Sequence[float], to: Sequence[float] | None) -> float | None:
-    return None if to is None else statistics.median(a / b for a, b in zip(times, to, strict=True))
+def median_ratio(times: Sequence[float], to: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(times, to, strict=True))

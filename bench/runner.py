@@ -112,7 +112,8 @@ class GraphRunner(Runner):
 
     def __init__(self, eager: Runner) -> None:
         vars(self).update(vars(eager))
-        self.steps, self.row = self.samples.count, replace(self.row, graphs=True, rounds=[])
+        self.steps = self.samples.count
+        self.row = Row(self.samples.setting, self.pass_, True, self.key)
         self._replay: Callable[[], None] | None = None
         self._results: list[tuple[Tensor | None, Tensor | None]] = []
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
+from .losses import LOSSES
 from .runner import Runner
 from .samples import MOST_CHECKED, Sample, chunk_of
 from .settings import Setting
@@ -58,7 +58,7 @@ def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) 
     for part, target in zip(parts, targets, strict=True):
         part = part.double()
         logits = x @ part.t() if setting.features else part
-        loss, slopes = _of_logits(logits, target.double() * positives, pos_weight)
+        loss, slopes = _of_logits(logits, target * positives, pos_weight, setting.loss)
         total += loss
         slopes /= setting.elements
         if setting.features:
@@ -70,13 +70,14 @@ def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) 
     return Truth(float(total) / setting.elements, gradients)
 
 
-def _of_logits(logits: Tensor, targets: Tensor, pos_weight: float) -> tuple[Tensor, Tensor]:
-    """The sum of the loss, and its gradient. A positive is a negative of the other sign."""
-    sign = 1 - 2 * targets
-    weight = torch.ones_like(sign).masked_fill(sign < 0, pos_weight)
-    wrong = sign * logits
-    loss = -(weight * logsigmoid(-wrong)).sum()
-    return loss, sign * weight * wrong.sigmoid()
+def _of_logits(
+    logits: Tensor, targets: Tensor, pos_weight: float, loss: str
+) -> tuple[Tensor, Tensor]:
+    """The sum of the loss, and its gradient."""
+    (positive, negative), is_positive = LOSSES[loss].terms, targets > 0
+    value = torch.where(is_positive, pos_weight * positive.value(logits), negative.value(logits))
+    slope = torch.where(is_positive, pos_weight * positive.slope(logits), negative.slope(logits))
+    return value.sum(), slope
 
 
 def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> Errors:
@@ -120,7 +121,8 @@ def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[f
     """The worst element's error: relative to its value, and to what its roundings are relative to.
 
     These are few, in the logits' dtype. The gradient of a positive, which is negative, is to
-    others a difference of numbers up to pos_weight. Elements of a linear layer's gradients are
+    others a difference of numbers up to pos_weight; that of any element where a loss cancels.
+    Elements of a linear layer's gradients are
     sums: their errors are relative to the largest element.
     """
     smallest = torch.finfo(getattr(torch, setting.dtype)).smallest_normal / scale
@@ -132,7 +134,8 @@ def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[f
     for got, wanted in pairs:
         off = (got.double() / scale).sub_(wanted).abs_()
         value = largest if setting.features else wanted.abs()
-        allowed = value if setting.features else (wanted < 0) * weight + value + smallest
+        is_difference = (wanted < 0) | LOSSES[setting.loss].cancels
+        allowed = value if setting.features else is_difference * weight + value + smallest
         worst = worst.maximum(_largest(off / value.clamp_min(smallest)))
         excess = excess.maximum(_largest(off / allowed))
     return float(worst), float(excess)

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from bench import runner, timing
 from bench.baselines import BY_KEY, Baseline
@@ -88,12 +90,15 @@ def measured(group: Group, rounds: int = 1, **more: Any) -> dict[str, Row]:
     return rows(group)
 
 
-def truth(setting: Setting, pos_weight: float = 7.0) -> tuple[torch.Tensor, ...]:
+def truth(setting: Setting, pos_weight: float = 7.0) -> tuple[Tensor, ...]:
     """The mean loss and the gradients of the leaves, as PyTorch has them in float64."""
     sample = Samples(setting).take()
-    leaves = [value.double().requires_grad_() for value in sample.values]
-    logits = torch.nn.functional.linear(*leaves) if setting.features else leaves[0]
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(
-        logits, sample.ready.double(), pos_weight=torch.tensor(pos_weight).double()
+    leaves, y = [v.double().requires_grad_() for v in sample.values], sample.ready.double()
+    logits = F.linear(*leaves) if setting.features else leaves[0]
+    loss = F.binary_cross_entropy_with_logits(
+        logits, y, pos_weight=torch.tensor(pos_weight).double(), reduction="none"
     )
-    return loss.detach(), *torch.autograd.grad(loss, leaves)
+    if setting.loss == "focal":
+        loss = loss * torch.where(y > 0, torch.sigmoid(-logits), logits.sigmoid()) ** 2
+    mean = loss.mean()
+    return mean.detach(), *torch.autograd.grad(mean, leaves)

@@ -16,15 +16,17 @@ from bench import makers, report, runner, timing
 from bench.accuracy import truth
 from bench.baselines import BASELINES, BY_KEY, fitting, lack
 from bench.device import CPU
-from bench.names import FORWARD, OURS, STEP
+from bench.names import FORWARD, LOSSES, OURS, STEP
 from bench.peak import peak
 from bench.records import Row
 from bench.samples import Samples
 from bench.settings import Setting
+from weighted_bce import Focal, multilabel_loss_with_logits
 
 from . import bench_cases as cases
 from .bench_cases import LAYER, SETTING, checked, group, measured, with_make
 
+FOCAL = SETTING._replace(loss="focal")
 DENSE_LAYER = LAYER._replace(target="bool")
 OF_LAYERS = [
     *("products", OURS, "fused-step", "ours-compiled", "reference", "unfused"),
@@ -57,22 +59,23 @@ def test_which_baselines_a_layer_has() -> None:
     assert not {"products", "fused-step", "unfused", "scatter"} & alone
 
 
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("sizes", [(300, 700), (32, 16, 900)])
 @pytest.mark.parametrize("target", ["bool", "int64", "float", "sparse"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-def test_all_compute_the_same(dtype: str, target: str, sizes: tuple[int, ...]) -> None:
+def test_all_compute_the_same(dtype: str, target: str, sizes: tuple[int, ...], loss: str) -> None:
     """Against float64, step and forward; what compiles is in a test of its own."""
     rows, *features, labels = sizes
-    setting = Setting(rows, labels, dtype, target, 0.05, features=sum(features))
+    setting = Setting(rows, labels, dtype, target, 0.05, features=sum(features), loss=loss)
     for pass_ in (STEP, FORWARD):
         known = checked(group(setting, keys(setting, pass_), pass_))
         assert {key: row.failed for key, row in known.items() if row.failed} == {}
         assert all(row.loss_error is not None for row in known.values())
-        assert len(known) >= 4
+        assert {OURS, "reference", loss if target != "sparse" else "scatter"} <= set(known)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("setting", [SETTING, LAYER, DENSE_LAYER])
+@pytest.mark.parametrize("setting", [SETTING, LAYER, DENSE_LAYER, FOCAL])
 def test_what_inductor_makes_computes_the_same(setting: Setting) -> None:
     chosen = [one for one in fitting(setting, STEP, "cpu") if one.compiles]
     assert {"ours-compiled", "compile"} <= {one.key for one in chosen}
@@ -84,6 +87,8 @@ EDGES = (
     Setting(8, 64, "float64", density=0.0),
     Setting(8, 64, density=1.0, pos_weight=0.0),
     LAYER,
+    FOCAL,
+    LAYER._replace(loss="focal"),
     # The last chunk is smaller than the others: its rows do not divide a chunk.
     Setting(7, 30000, "float64", "sparse", 5 / 30000, features=4),
 )
@@ -99,7 +104,7 @@ def test_errors_are_against_float64(setting: Setting) -> None:
         assert known.loss == pytest.approx(loss.item(), rel=1e-13)
         for got, wanted in zip(known.gradients, gradients, strict=True):
             torch.testing.assert_close(got.view_as(wanted), wanted, rtol=1e-10, atol=1e-17)
-    for row in checked(group(setting, [OURS, "bce"])).values():
+    for row in checked(group(setting, [OURS, setting.loss])).values():
         assert row.loss_error is not None
         assert row.gradient_error is not None
         assert 0 <= row.loss_error < 30 * eps
@@ -126,6 +131,19 @@ def with_loss(
 ) -> runner.Group:
     other = with_make(key, lambda *_: function)
     return group(setting, ["copy", OURS, other] if key == "timm" else [OURS, other])
+
+
+@pytest.mark.parametrize("setting", [FOCAL, LAYER._replace(loss="focal")])
+def test_another_exponent_is_another_loss(setting: Setting) -> None:
+    loss = multilabel_loss_with_logits
+
+    def other(*given: Any) -> Tensor:
+        *leaves, target = given
+        logits = F.linear(*leaves) if setting.features else leaves[0]
+        return loss(logits, target, Focal(2.001), pos_weight=setting.pos_weight)
+
+    known = checked(group(setting, [OURS, with_make("focal", lambda *_: other)]))
+    assert [key for key, row in known.items() if row.disagrees] == ["focal"]
 
 
 def right_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -327,11 +345,12 @@ def focal_loss(inputs: Tensor, targets: Tensor, alpha: float, gamma: float, redu
     return ((alpha * targets + (1 - alpha) * (1 - targets)) * wrong * matrix).mean()
 
 
-def test_what_torchvision_would_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting", [SETTING, FOCAL])
+def test_what_torchvision_would_compute(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is not installed."""
     pretended = SimpleNamespace(sigmoid_focal_loss=focal_loss)
     monkeypatch.setattr(makers, "import_module", lambda _: pretended)
-    assert not checked(group(SETTING, ["torchvision"]))["torchvision"].failed
+    assert not checked(group(setting, ["torchvision"]))["torchvision"].failed
 
 
 def test_ratios_are_of_each_round() -> None:

@@ -112,25 +112,15 @@ def _sizes(text: str) -> tuple[int, ...]:
     """The sizes of a shape; one of 0 rows stands for as many as there is memory for."""
     if text == LARGEST:
         return 0, LABELS
-    sizes = tuple(map(_size, text.split("x")))
+    words = text.split("x")
+    sizes = tuple(2 ** int(w[2:]) if w.startswith("2^") else int(w) for w in words)
+    if len(sizes) > 3 or not all(1 <= size < 2**63 for size in sizes):
+        raise ValueError
     return sizes if len(sizes) > 1 else in_rows(*sizes)
 
 
-def _size(text: str) -> int:
-    """A whole number above 0, or a power of two."""
-    base, power, exponent = text.partition("^")
-    if power and (base != "2" or not 0 <= int(exponent) <= 62):
-        raise ValueError
-    size = 2 ** int(exponent) if power else int(base)
-    if size <= 0:
-        raise ValueError
-    return size
-
-
 _shape = checked(
-    _sizes,
-    lambda sizes: len(sizes) <= 3,
-    "like 1024x16384, 256x256x131072 or a number of elements such as 2^20",
+    _sizes, any, "like 1024x16384, 256x256x131072 or a number such as 2^20 of elements"
 )
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,24 +11,8 @@ from .runner import Runner
 from .samples import MOST_CHECKED, Sample, chunk_of
 from .settings import Setting
 
+Truth = tuple[float, tuple[Tensor, ...]]
 FLOAT_EPS = torch.finfo(torch.float32).eps
-
-
-class Truth(NamedTuple):
-    """The mean loss of all elements, and the gradients of the leaves' first ones, float64."""
-
-    loss: float
-    gradients: tuple[Tensor, ...]
-
-
-class Errors(NamedTuple):
-    """Relative errors: that of the loss, and the largest one of an element of the gradient.
-
-    Those of a linear layer's gradients, which are sums, are relative to the largest element.
-    """
-
-    loss: float
-    gradient: float | None
 
 
 class Disagreement(Exception):
@@ -44,6 +27,9 @@ def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) 
     """The formula for targets of 0 and 1 and finite logits, in float64, a chunk at a time.
 
     A chunk is of logits, or of the labels of a linear layer.
+
+    Returns:
+        The mean loss of all elements, and the gradients of the leaves' first ones.
     """
     first, ready = sample.values[0], sample.ready
     size = chunk_of(first.device.type)
@@ -67,7 +53,7 @@ def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) 
             others.append(slopes.t() @ x if setting.features else slopes)
             known += part.numel()
     gradients = (of_input, torch.cat(others)) if setting.features else (torch.cat(others),)
-    return Truth(float(total) / setting.elements, gradients)
+    return float(total) / setting.elements, gradients
 
 
 def _of_logits(
@@ -80,12 +66,16 @@ def _of_logits(
     return value.sum(), slope
 
 
-def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> Errors:
-    """The errors of one call; raises Overflow, and Disagreement where they are larger than
-    roundings make them. `known` is asked for the truth, by pos_weight and whether positives count.
+def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> tuple[float, float | None]:
+    """The relative errors of one call: of the loss, and the largest of the gradient's elements.
+
+    `known` is asked for the truth, by pos_weight and whether positives count. Raises Overflow, and
+    Disagreement where errors are larger than roundings make them.
     """
     baseline, setting = runner.baseline, runner.samples.setting
-    right = known(setting.pos_weight if baseline.weighted else 1.0, baseline.positives)
+    right_loss, right_gradients = known(
+        setting.pos_weight if baseline.weighted else 1.0, baseline.positives
+    )
     sample = runner.prepare()
     result = runner.run(sample)
     assert result is not None
@@ -93,22 +83,22 @@ def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> Errors:
     sample.drop_gradients()
     if setting.dtype == "float16" and not (math.isfinite(loss) and all(map(_is_finite, grads))):
         raise Overflow("it overflows float16")
-    off_loss = abs(loss - right.loss) / (right.loss or 1)
+    off_loss = abs(loss - right_loss) / (right_loss or 1)
     eps = torch.finfo(getattr(torch, setting.dtype)).eps
     # The result is rounded to the dtype. Sums, of half precision in float32, are made one by one,
     # in some lanes: their roundings add up at random.
     sums = max(1.0, math.sqrt(setting.elements) / 16) * min(eps, FLOAT_EPS)
     if not off_loss <= 4 * (eps + sums):
-        raise Disagreement(f"the loss is {loss:.8g}, off by {off_loss:.2g} of {right.loss:.8g}")
+        raise Disagreement(f"the loss is {loss:.8g}, off by {off_loss:.2g} of {right_loss:.8g}")
     off_gradient, scale = None, baseline.scale(setting)
-    for grad, wanted in zip(grads, right.gradients, strict=True):
+    for grad, wanted in zip(grads, right_gradients, strict=True):
         if grad is None:
             continue
         off, excess = _off(grad, wanted, scale, setting)
         if not excess <= 4 * (eps + sums * (setting.features > 0)):
             raise Disagreement(f"the gradient is off by up to {excess:.2g} times what it should be")
         off_gradient = max(off, off_gradient or 0.0)
-    return Errors(off_loss, off_gradient)
+    return off_loss, off_gradient
 
 
 def _is_finite(grad: Tensor | None) -> bool:

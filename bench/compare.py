@@ -23,17 +23,18 @@ class Change(NamedTuple):
     is_worse: bool
 
 
-def changes(now: Records, before: Records, tolerance: float) -> list[Change]:
-    """Those beyond the tolerance, a share such as 0.25.
+def changes(now: Records, before: Records, tolerance: float) -> tuple[int, list[Change]]:
+    """How many rows both have, and changes beyond the tolerance, a share such as 0.25.
 
     Against the other baselines of the same round ours may have become slower; its memory and its
     errors larger. What only one of the runs has is left out.
     """
     earlier, found = {row.identity: row for row in before.rows}, []
-    for row in now.rows:
-        old, is_own = earlier.get(row.identity), row.baseline.is_own
+    pairs = [(row, earlier[row.identity]) for row in now.rows if row.identity in earlier]
+    for row, old in pairs:
+        is_own = row.baseline.is_own
         for field in OF_OURS if is_own else OF_OTHERS:
-            was, value = getattr(old, field, None), getattr(row, field)
+            was, value = getattr(old, field), getattr(row, field)
             if was is None or value is None:
                 continue
             is_error = field.endswith("error")
@@ -43,9 +44,4 @@ def changes(now: Records, before: Records, tolerance: float) -> list[Change]:
             growth = (value + floor) / (was + floor)
             if max(growth, 1 / growth) > (ERRORS if is_error else 1 + tolerance):
                 found.append(Change(row, field, was, value, (growth > 1) == is_own))
-    return found
-
-
-def common(now: Records, before: Records) -> int:
-    """How many rows both have."""
-    return len({row.identity for row in now.rows} & {row.identity for row in before.rows})
+    return len(pairs), found

@@ -1,7 +1,7 @@
 """The tables of a run, for the terminal and for README."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -47,14 +47,6 @@ fused_step: FusedSGD updates the weight within the backward pass, which makes th
 the weight has no gradient."""
 
 
-class Column(NamedTuple):
-    """A column of the table of a group: what it shows of a field, where that is not None."""
-
-    head: str
-    field: str
-    cell: Callable[[Any], str]
-
-
 def number(value: float) -> str:
     """Three digits or more, but no more than two decimals."""
     digits = 0 if value >= 999.5 else 1 if value >= 99.95 else 2
@@ -65,15 +57,16 @@ def _times(value: float) -> str:
     return f"{number(value)}x"
 
 
-COLUMNS = (
-    Column("times copy_", "times_copy", _times),
-    Column("times products", "times_products", _times),
-    Column("GB/s", "gigabytes_per_second", number),
-    Column("% of copy_", "share_of_copy", "{:.0%}".format),
-    Column("peak, gradients", "peak_gradients", number),
-    Column("beyond, MiB", "beyond_bytes", lambda value: number(value / 2**20)),
-    Column("loss error", "loss_error", "{:.0e}".format),
-    Column("gradient error", "gradient_error", "{:.0e}".format),
+# The columns of a group's table, with their fields, and what is shown of one that is not None.
+COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("times copy_", "times_copy", _times),
+    ("times products", "times_products", _times),
+    ("GB/s", "gigabytes_per_second", number),
+    ("% of copy_", "share_of_copy", "{:.0%}".format),
+    ("peak, gradients", "peak_gradients", number),
+    ("beyond, MiB", "beyond_bytes", lambda value: number(value / 2**20)),
+    ("loss error", "loss_error", "{:.0e}".format),
+    ("gradient error", "gradient_error", "{:.0e}".format),
 )
 
 
@@ -88,10 +81,10 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
         times = [number(scale * value) for value in (row.seconds, row.p20, row.p80)]
         return [times[0], f"{times[1]} to {times[2]}", ratio(row)]
 
-    lines = [["", unit, "p20 to p80", "times ours", *(column.head for column in COLUMNS)]]
+    lines = [["", unit, "p20 to p80", "times ours", *(head for head, *_ in COLUMNS)]]
     for row in rows:
-        values = ((column, getattr(row, column.field)) for column in COLUMNS)
-        cells = ("-" if value is None else column.cell(value) for column, value in values)
+        values = ((getattr(row, field), cell) for _, field, cell in COLUMNS)
+        cells = ("-" if value is None else cell(value) for value, cell in values)
         lines.append([row.name, *seconds(row), *cells])
     return _without_empty_columns(lines)
 

@@ -13,7 +13,7 @@ from tools.gpu.device import is_lost
 
 from . import report
 from .baselines import BASELINES, BY_KEY, Baseline, fitting, lack
-from .compare import changes, common
+from .compare import changes
 from .device import Device, Refusal, find
 from .names import BCE, OURS, PASSES, STEP
 from .records import Records, facts, load
@@ -92,10 +92,9 @@ class Run:
         """Shows what has changed since an earlier run; raises Refusal where something is worse."""
         path, tolerance, before = self.options.check, self.options.tolerance, self.before
         assert before is not None
-        shared = common(self.records, before)
+        shared, found = changes(self.records, before, tolerance)
         if not shared:
             raise Refusal(f"--check {path} has nothing that this run has measured", 2)
-        found = changes(self.records, before, tolerance)
         report.show_changes(self.console, found, tolerance)
         worse = len({change.row.identity for change in found if change.is_worse})
         if worse:

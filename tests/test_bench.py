@@ -173,6 +173,8 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
         (("--shapes", "0x5"), ("--shapes", "'0x5'", "1024x16384")),
         (("--shapes", "2^20,"), ("--shapes", "''")),
         (("--shapes", "3^2"), ("--shapes", "'3^2'", "2^20")),
+        (("--shapes", "32^2"), ("--shapes", "'32^2'")),
+        (("--shapes", "2^-1"), ("--shapes", "'2^-1'")),
         (("--shapes", "2^63"), ("--shapes", "'2^63'")),
         (("--shapes", "1e3"), ("--shapes", "'1e3'")),
         (("--shapes", "8x4x"), ("--shapes", "'8x4x'", "256x256x131072")),

@@ -13,7 +13,7 @@ pytest.importorskip("psutil")
 pytest.importorskip("matplotlib")
 
 from bench import pictures, readme
-from bench.compare import changes, common
+from bench.compare import changes
 from bench.names import OURS, PRODUCTS
 from bench.records import Records, Row, load
 from bench.settings import Setting, grids
@@ -81,10 +81,9 @@ def test_results_of_earlier_versions(tmp_path: Path) -> None:
             del one[name]
     file.write_text(json.dumps(earlier))
     assert load(tmp_path).rows == rounded(records)
-    assert changes(records, load(tmp_path), 0.25) == []
-    assert common(records, load(tmp_path)) == len(OF_LOGITS)
+    assert changes(records, load(tmp_path), 0.25) == (len(OF_LOGITS), [])
     for other in (Setting(8, 16, features=4), Setting(8, 16, loss="focal")):
-        assert common(made_up([other]), load(tmp_path)) == 0
+        assert changes(made_up([other]), load(tmp_path), 0.25) == (0, [])
 
 
 def full_grid() -> list[Setting]:
@@ -153,11 +152,10 @@ def test_no_lines_from_one_setting(tmp_path: Path) -> None:
 )
 def test_changes(setting: Setting, key: str, field: str, factor: float, worse: bool | None) -> None:
     before, now = made_up([setting, Setting(8, 17)]), made_up([setting])
-    assert common(now, before) == 5
-    assert changes(now, before, 0.25) == []
+    assert changes(now, before, 0.25) == (5, [])
     (changed,) = (row for row in now.rows if row.key == key)
     setattr(changed, field, getattr(changed, field) * factor)
-    found = changes(now, before, 0.25)
+    _, found = changes(now, before, 0.25)
     assert [change.is_worse for change in found] == ([] if worse is None else [worse])
     for change in found:
         assert (change.row, change.field) == (changed, field)

@@ -65,7 +65,7 @@ class Cuda(Device):
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """From the end of what was queued before to the end of the work.
+        """The time from the end of what was queued before to the end of the work.
 
         So the time that it takes to queue the work counts only where the GPU waits for it.
         """

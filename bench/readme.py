@@ -68,7 +68,7 @@ def _of_groups(groups: list[list[Row]]) -> list[str]:
     if others and not main.features:
         (name, ours, *keys), *lines = overview(others, OVERVIEW)
         names = [BY_KEY[key].name(main.loss) for key in keys]
-        tables.append(_markdown([[name, ours, *names], *lines]))
+        tables += ["Times of ours:", _markdown([[name, ours, *names], *lines])]
     return tables
 
 

@@ -96,7 +96,7 @@ def _without_empty_columns(lines: list[list[str]]) -> list[list[str]]:
 
 def overview(groups: Iterable[Sequence[Row]], keys: Sequence[str]) -> list[list[str]]:
     """The time of ours, and how many times as long as ours these take, by group."""
-    lines = [["times ours", "ours, ms", *keys]]
+    lines = [["", "ours, ms", *keys]]
     for rows in groups:
         by_key = {row.key: row for row in rows}
         ours = by_key[OURS].seconds
@@ -146,7 +146,7 @@ def show_group(console: Console, title: str, rows: list[Row], taken: float) -> N
 def show_summary(console: Console, groups: Sequence[list[Row]]) -> None:
     """The times of all groups, and what the words in the tables mean."""
     keys = [baseline.key for baseline in BASELINES if not baseline.is_own]
-    _show(console, "Summary", overview(groups, keys))
+    _show(console, "Times of ours", overview(groups, keys))
     console.print(CAPTION, style="dim", highlight=False)
     if any(rows[0].setting.features for rows in groups):
         console.print(LAYERS, style="dim", highlight=False)

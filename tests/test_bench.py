@@ -155,7 +155,7 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
         out, err = child.communicate(timeout=60)
     assert child.returncode == 130
     assert err == "python -m bench: interrupted\n"
-    assert "Summary" in out
+    assert "Times of ours" in out
     assert [row["baseline"] for row in json.loads(found.read_text())["rows"]] == [
         COPY,
         OURS,
@@ -297,7 +297,7 @@ def test_what_cannot_be_imported_is_skipped_by_name(
     assert __main__.main([*SHORT, "--against", "timm,bce"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"timm BinaryCrossEntropy: skipped, {why}" in printed
-    assert "torchvision" not in printed.partition("Summary")[0]
+    assert "torchvision" not in printed.partition("Times of ours")[0]
 
 
 def test_a_wrong_baseline_is_exit_code_1(

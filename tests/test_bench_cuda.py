@@ -63,7 +63,7 @@ def test_a_run(
     assert main("--quick", *given, *against, "--out", str(tmp_path)) == 0
     printed = capsys.readouterr().out
     assert "a pretended one" in printed
-    assert "Summary" in printed
+    assert "Times of ours" in printed
     found = json.loads((tmp_path / "results.json").read_text())["rows"]
     of = {"bool": KEYS, "sparse": ["copy", OURS, *SCALED, "inplace", "dense", "scatter"]}
     once = {*SCALED, "inplace"}  # in steps
@@ -114,7 +114,7 @@ def test_a_wrong_loss_scale_is_found() -> None:
 
 
 def test_percent_of_copy() -> None:
-    """By the bytes that must move: a step of 2 s + t bytes for each 2 s of a copy."""
+    """What must move counts: a step of 2 s + t bytes for each 2 s of a copy."""
     gpu = Pretended()
     now = iter([0.0, 1.0] * 100)
     gpu.clock = lambda: next(now)  # whatever is timed takes a second
@@ -152,7 +152,7 @@ def test_ours_that_fails_is_exit_code_1(
     assert "ours failed: operation not permitted" in printed.out
     assert "copy_ of the logits failed: operation not permitted" in printed.out
     assert "in fail" in printed.err
-    assert "Summary" in printed.out
+    assert "Times of ours" in printed.out
 
 
 def test_graphs_are_short(monkeypatch: pytest.MonkeyPatch) -> None:

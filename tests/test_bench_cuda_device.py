@@ -101,7 +101,7 @@ def test_nothing_is_made_where_the_inputs_do_not_fit(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("calls", [1, 4])
 def test_out_of_memory_is_no_error(calls: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the check, or only in a later round."""
+    """Memory is short in the check, or only in a later round."""
     left = [None] * (calls - 1)
 
     def hungry(*setting: Any) -> Callable[[Tensor, Tensor], Tensor]:

@@ -53,7 +53,7 @@ def rounded(records: Records) -> list[Row]:
 
 
 def test_files(tmp_path: Path) -> None:
-    """Of logits and of layers; numbers have as many digits as mean something."""
+    """Rows of logits and of layers come back; numbers have as many digits as mean something."""
     settings = [SMALL, Setting(8, 16, "float16", "sparse"), LAYER, LAYER._replace(features=0)]
     records, folder = made_up(settings, ("step", "forward")), tmp_path / "new" / "folder"
     records.save(folder)

@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_named_and_the_others_are_timed(
 
 
 def test_peak_memory() -> None:
-    """Of logits in gradients; of a layer beyond its gradients."""
+    """The peak of logits in gradients, that of a layer beyond its gradients."""
     setting = Setting(64, 2**15)
     for key, gradients in ((OURS, 1), ("inplace", 0), ("bce", 4)):
         found = peak(key, setting)
@@ -337,7 +337,7 @@ def test_the_peak_becomes_part_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def focal_loss(inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str) -> Any:
-    """As torchvision documents it."""
+    """The function that torchvision documents."""
     matrix = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
     p = inputs.sigmoid()
     wrong = (p * (1 - targets) + (1 - p) * targets) ** gamma

@@ -58,7 +58,7 @@ def test_figures_of_the_reference_where_they_are_asked_for(
 ) -> None:
     given = "--quick --shapes 8x50 --passes forward --rounds 1 --against bce --reference"
     assert bench.__main__.main(given.split()) == 0
-    assert "Summary" in capsys.readouterr().out
+    assert "Times of ours" in capsys.readouterr().out
     assert command.obstacle((), reference=True) == ""
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import psutil
 import torch
 
-from examples.command import why_no_kernels
+from tools.command import why_no_kernels
 from weighted_bce._extension import extension
 
 WARM_UPS = 2
@@ -39,25 +39,18 @@ class Device:
         return time.perf_counter() - start
 
     def cache_bytes(self) -> int:
-        """Of the cache that samples should exceed; 0 where that is not known."""
+        """The cache that samples should exceed; 0 where that is not known."""
         return max(map(_cache_bytes, CACHES.glob("index*/size")), default=0)
 
-    def free_bytes(self) -> int | None:
-        """What can be allocated now; None where it is not known."""
+    def free_bytes(self) -> int:
+        """What can be allocated now."""
         return int(psutil.virtual_memory().available)
-
-    def rise_of_peak(self, work: Callable[[], object]) -> int | None:
-        """How many bytes the work needs at its peak, beyond what is in use; None: not known."""
-        return None
 
     def release(self) -> None:
         """Gives unused memory back to the system."""
 
-    def works(self) -> bool:
-        """It can go on: a GPU cannot after an error within a kernel."""
-        return True
-
     def facts(self) -> dict[str, str]:
+        """What is known of it, by name."""
         return {}
 
 
@@ -72,7 +65,7 @@ class Cuda(Device):
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """From the end of what was queued before to the end of the work.
+        """The time from the end of what was queued before to the end of the work.
 
         So the time that it takes to queue the work counts only where the GPU waits for it.
         """
@@ -85,13 +78,14 @@ class Cuda(Device):
     def cache_bytes(self) -> int:
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
 
-    def free_bytes(self) -> int | None:
+    def free_bytes(self) -> int:
         """What torch's allocator keeps for later is free, too, where it cannot give it back."""
         self._empty_cache()
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + kept
 
-    def rise_of_peak(self, work: Callable[[], object]) -> int | None:
+    def rise_of_peak(self, work: Callable[[], object]) -> int:
+        """How many bytes the work needs at its peak, beyond what is in use."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -107,13 +101,6 @@ class Cuda(Device):
         # Refused for the rest of the process once the capture of a graph has failed.
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
-
-    def works(self) -> bool:
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError:
-            return False
-        return True
 
     def graph(self, prepare: Callable[[], T], work: Callable[[T], object]) -> Callable[[], None]:
         """Captures the work on what `prepare` returns; the result replays it."""
@@ -133,22 +120,13 @@ class Cuda(Device):
         assert extension is not None
         version = int(extension.cuda_driver())
         supported = f"{version // 1000}.{version % 1000 // 10}"
-        return {"driver": f"{_driver()} (CUDA {supported})", "CUDA": str(torch.version.cuda)}
-
-
-def _driver() -> str:
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        text = ""
-    found = re.search(r"\d+\.\d+(\.\d+)?", text)
-    return found[0] if found else "unknown"
+        return {"driver": f"CUDA {supported}", "CUDA": str(torch.version.cuda)}
 
 
 def _cache_bytes(path: Path) -> int:
-    """Of a file that says something like 32768K."""
-    found = re.fullmatch(r"(\d+)([KMG]?)\s*", path.read_text())
-    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else 0
+    """The size in a file that says something like 32768K."""
+    size = re.fullmatch(r"(\d+)([KMG]?)\s*", path.read_text())
+    return int(size[1]) << 10 * " KMG".index(size[2] or " ") if size else 0
 
 
 CPU = Device()
@@ -169,10 +147,8 @@ def find(name: str) -> Device:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether it tells of no memory, whoever reports it: ours has words of its own (tensors.h)."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in text for words in ("out of memory", "failed to allocate a tensor")
-    )
+    words = re.search("out of memory|failed to allocate a tensor", str(error), re.IGNORECASE)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or words is not None
 
 
 def reason(error: Exception) -> str:

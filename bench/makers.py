@@ -1,4 +1,4 @@
-"""How the losses that are compared are computed: each for a setting, on a device."""
+"""How what is compared is computed: each for a setting, on a device."""
 
 import logging
 import warnings
@@ -11,60 +11,63 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weighted_bce import (
-    FusedSGD,
-    SparseLabels,
-    backend,
-    linear_weighted_bce_with_logits,
-    weighted_bce_with_logits,
-)
+from weighted_bce import FusedSGD, SparseLabels, backend
 
+from .losses import LOSSES
+from .samples import Sample
 from .settings import Setting
 
-# Of logits, or the input and the weight of a linear layer, and a target.
+# Takes logits, or the input and the weight of a linear layer, and a target.
 LossFunction = Callable[..., Tensor]
-Maker = Callable[..., LossFunction]  # for a setting, on a device
+Maker = Callable[..., Any]  # of a LossFunction, for a setting and a device
 
 
-def _weight(setting: Setting, device: str) -> Tensor:
-    return torch.tensor(setting.pos_weight, dtype=getattr(torch, setting.dtype), device=device)
+def copy(setting: Setting, device: str) -> Callable[[Sample], object]:
+    return lambda sample: sample.room[0].copy_(sample.values[0])
+
+
+def products(setting: Setting, device: str) -> Callable[[Sample], object]:
+    """What a linear layer multiplies; the logits stand for their gradient."""
+
+    def multiply(sample: Sample) -> None:
+        x, weight = sample.values
+        logits, *gradients = sample.room
+        torch.mm(x, weight.t(), out=logits)
+        if gradients:
+            torch.mm(logits, weight, out=gradients[0])
+            torch.mm(logits.t(), x, out=gradients[1])
+
+    return multiply
 
 
 def after_linear(make: Maker) -> Maker:
-    """The loss of a linear layer's logits, where the setting has one."""
+    """The loss is that of a linear layer's logits, where the setting has a layer."""
 
     @wraps(make)
-    def of(setting: Setting, device: str, **options: Any) -> LossFunction:
+    def made(setting: Setting, device: str, **options: Any) -> LossFunction:
         loss = make(setting, device, **options)
         if not setting.features:
             return loss
         return lambda input, weight, target: loss(F.linear(input, weight), target)
 
-    return of
+    return made
 
 
 @after_linear
-def alone(setting: Setting, device: str, **options: Any) -> LossFunction:
-    def loss(logits: Tensor, target: Any) -> Tensor:
-        return weighted_bce_with_logits(logits, target, pos_weight=setting.pos_weight, **options)
-
-    return loss
+def unfused(setting: Setting, device: str, **options: Any) -> LossFunction:
+    loss = LOSSES[setting.loss].ours
+    return lambda x, target: loss(x, target, pos_weight=setting.pos_weight, **options)
 
 
 def ours(setting: Setting, device: str, **options: Any) -> LossFunction:
     if not setting.features:
-        return alone(setting, device, **options)
-
-    def loss(input: Tensor, weight: Tensor, target: Any) -> Tensor:
-        return linear_weighted_bce_with_logits(
-            input, weight, target, pos_weight=setting.pos_weight, **options
-        )
-
-    return loss
+        return unfused(setting, device, **options)
+    loss = LOSSES[setting.loss].of_layer
+    return lambda *given: loss(*given, pos_weight=setting.pos_weight, **options)
 
 
 def fused_step(setting: Setting, device: str) -> LossFunction:
-    """Of learning rate 0, which costs the same as others: all steps see the same weight."""
+    """The learning rate is 0, which costs the same: all steps see the same weight."""
 
     def loss(input: Tensor, weight: Tensor, target: Any) -> Tensor:
         step = FusedSGD([weight], lr=0.0)
@@ -83,6 +86,10 @@ def reference(setting: Setting, device: str) -> LossFunction:
     return loss
 
 
+def _pos_weight(setting: Setting, device: str) -> Tensor:
+    return torch.tensor(setting.pos_weight, dtype=getattr(torch, setting.dtype), device=device)
+
+
 @after_linear
 def masked(setting: Setting, device: str) -> LossFunction:
     """The question that began it all, with the target in the dtypes that torch takes."""
@@ -98,37 +105,33 @@ def masked(setting: Setting, device: str) -> LossFunction:
 
 
 @after_linear
-def bce(setting: Setting, device: str, weighted: bool = True) -> LossFunction:
-    weight = _weight(setting, device) if weighted else None
-
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(
-            logits, target.to(logits.dtype), pos_weight=weight
-        )
-
-    return loss
+def usual(
+    setting: Setting, device: str, name: str | None = None, weighted: bool = True
+) -> LossFunction:
+    function = LOSSES[name or setting.loss].usual
+    weight = _pos_weight(setting, device) if weighted else None
+    return lambda logits, target: function(logits, target.to(logits.dtype), weight)
 
 
 @after_linear
 def scatter(setting: Setting, device: str) -> LossFunction:
-    weight = _weight(setting, device)
+    function, weight = LOSSES[setting.loss].usual, _pos_weight(setting, device)
 
     def loss(logits: Tensor, labels: SparseLabels) -> Tensor:
         places = labels.col_indices.view(len(logits), -1)
-        target = torch.zeros_like(logits).scatter_(1, places, 1.0)
-        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
+        return function(logits, torch.zeros_like(logits).scatter_(1, places, 1.0), weight)
 
     return loss
 
 
 def torchvision(setting: Setting, device: str) -> LossFunction:
-    """The focal loss without focus, which weighs positives by alpha and negatives by 1 - alpha."""
+    """Its focal loss weighs positives by alpha and negatives by 1 - alpha."""
     focal = import_module("torchvision.ops").sigmoid_focal_loss
-    total = 1 + setting.pos_weight
+    total, gamma = 1 + setting.pos_weight, LOSSES[setting.loss].gamma
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         alpha = setting.pos_weight / total
-        mean = focal(logits, target.to(logits.dtype), alpha, gamma=0.0, reduction="mean")
+        mean = focal(logits, target.to(logits.dtype), alpha, gamma=gamma, reduction="mean")
         return total * mean
 
     return loss
@@ -136,17 +139,17 @@ def torchvision(setting: Setting, device: str) -> LossFunction:
 
 def timm(setting: Setting, device: str) -> LossFunction:
     criterion = import_module("timm.loss").BinaryCrossEntropy(
-        smoothing=0.0, pos_weight=_weight(setting, device)
+        smoothing=0.0, pos_weight=_pos_weight(setting, device)
     )
     return lambda logits, target: criterion(logits, target.to(logits.dtype))
 
 
 def compiled(make: Maker, fullgraph: bool = True) -> Maker:
-    def of(setting: Setting, device: str) -> LossFunction:
+    def made(setting: Setting, device: str) -> LossFunction:
         torch.compiler.reset()  # what earlier settings compiled counts towards a limit
         if not fullgraph:  # much is said of each graph break
             torch._logging.set_logs(dynamo=logging.ERROR)
             warnings.filterwarnings("ignore", "Error detected in IndexPut")
         return torch.compile(make(setting, device), dynamic=False, fullgraph=fullgraph)
 
-    return of
+    return made

@@ -6,14 +6,14 @@ PASSES = STEP, FORWARD = "step", "forward"
 COPY, PRODUCTS, OURS, SPARSE = "copy", "products", "ours", "sparse"
 LABELS = 16384
 LARGEST = "largest"  # a shape of LABELS columns, and as many rows as memory allows
+LOSSES = BCE, FOCAL = "bce", "focal"
 
-# The keys of losses.LOSSES, but ours.
+# The keys of baselines.BASELINES that a run may do without, in that order.
 AGAINST = (
     *("released", "scaled", "scaled-changing", "inplace", "fused-step"),
-    *("ours-compiled", "reference"),
-    *("no-positives", "dense", "unfused"),
-    *("masked", "bce", "bce-float", "bce-plain", "compile", "compile-plain", "compile-masked"),
-    *("scatter", "torchvision", "timm"),
+    *("ours-compiled", "reference", "no-positives", "dense", "unfused"),
+    *("masked", *LOSSES, "bce-float", "bce-plain"),
+    *("compile", "compile-plain", "compile-masked", "scatter", "torchvision", "timm"),
 )
 
 

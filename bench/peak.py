@@ -16,27 +16,30 @@ from multiprocessing.context import ForkServerContext
 
 import torch
 
-from examples.losses import rise_of_peak
+from tools.measuring import rise_of_peak
 from weighted_bce import empty_cache
 
-from .contenders import work
-from .losses import BY_KEY
+from .baselines import BY_KEY
 from .names import STEP
-from .samples import Peak, make
+from .samples import make
 from .settings import Setting
 
 WARM_UPS = 2
 MOST_SECONDS = 600.0
 
 
-def peak(key: str, setting: Setting) -> Peak | None:
-    """How far a step raises the resident set of a fresh process; None where that is not known."""
-    ours, childs = get_context("forkserver").Pipe(duplex=False)
-    process = _context().Process(target=_measure, args=(childs, key, setting), daemon=True)
+def peak(key: str, setting: Setting) -> tuple[int, int] | None:
+    """How far a step raises the resident set of a fresh process; None where that is not known.
+
+    Returns:
+        Bytes beyond the sample, and how many of them are gradients.
+    """
+    receiver, sender = get_context("forkserver").Pipe(duplex=False)
+    process = _context().Process(target=_measure, args=(sender, key, setting), daemon=True)
     process.start()
-    childs.close()
+    sender.close()
     try:
-        found: Peak | None = ours.recv() if ours.poll(MOST_SECONDS) else None
+        found: tuple[int, int] | None = receiver.recv() if receiver.poll(MOST_SECONDS) else None
     except EOFError:  # it failed
         found = None
     process.kill()
@@ -47,25 +50,20 @@ def peak(key: str, setting: Setting) -> Peak | None:
 @cache
 def _context() -> ForkServerContext:
     """Processes come from one that has torch in memory, but has not run it yet."""
-    context, name = get_context("forkserver"), "MALLOC_MMAP_THRESHOLD_"
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # read when a process starts
+    context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    before = os.environ.get(name)
-    os.environ[name] = "65536"
     forkserver.ensure_running()
-    if before is None:
-        del os.environ[name]
-    else:
-        os.environ[name] = before
+    del os.environ["MALLOC_MMAP_THRESHOLD_"]
     return context
 
 
-def _measure(connection: Connection, key: str, setting: Setting) -> None:
+def _measure(sender: Connection, key: str, setting: Setting) -> None:
     torch.set_num_threads(setting.threads)
-    run = work(STEP, BY_KEY[key], setting, "cpu")
-    sample = make(setting)
+    run, sample = BY_KEY[key].work(STEP, setting, "cpu"), make(setting)
     for _ in range(WARM_UPS):
         run(sample)
-        sample = make(setting)  # some contender may have overwritten the logits
+        sample = make(setting)  # the logits may have been overwritten
     empty_cache()
     rise = rise_of_peak(partial(run, sample))
-    connection.send(Peak(rise, sample.gradients_bytes))
+    sender.send((rise, sample.gradients_bytes))

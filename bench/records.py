@@ -1,76 +1,116 @@
-"""What was measured, as files: a row for each contender of each group."""
+"""What was measured, as files: a row for each baseline of each group."""
 
 import csv
 import json
 import os
 import platform
-import subprocess
-from collections.abc import Iterable
+from collections.abc import Hashable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tools.gpu.machine import of_git
 from weighted_bce import show_config
 
-from .contenders import Group
+from .baselines import BY_KEY, Baseline
 from .device import Device
+from .names import STEP
 from .settings import Setting
-from .timing import Result
 
-Row = dict[str, Any]
-WHAT = (*Setting._fields, "pass", "graphs", "contender")  # what names a row
-KINDS = WHAT[:-1]  # what names a group
-# Fields that earlier results lack, which have no linear layers.
-ADDED = {"features": 0, "times_products": None, "beyond_bytes": None}
 DIGITS = 5
 
 
+@dataclass
+class Row:
+    """A baseline of a group: what was measured, None where nothing was.
+
+    The ratios are medians of the ratios in each round; the errors are relative, against float64.
+    """
+
+    setting: Setting
+    pass_: str
+    graphs: bool
+    key: str
+    seconds: float | None = None  # of a step: the median
+    p20: float | None = None
+    p80: float | None = None
+    times_copy: float | None = None
+    times_ours: float | None = None
+    gigabytes_per_second: float | None = None
+    share_of_copy: float | None = None  # of its bandwidth
+    peak_bytes: int | None = None  # beyond the inputs
+    peak_gradients: float | None = None
+    loss_error: float | None = None
+    gradient_error: float | None = None
+    times_products: float | None = None  # of a linear layer, instead of times_copy
+    beyond_bytes: int | None = None  # of a linear layer, beyond the inputs and their gradients
+    failed: str | None = None  # why there are no times
+    disagrees: bool = False
+    fits: bool = True  # in the device's memory
+    rounds: list[float] = field(default_factory=list)  # seconds
+
+    @property
+    def baseline(self) -> Baseline:
+        return BY_KEY[self.key]
+
+    @property
+    def name(self) -> str:
+        return self.baseline.name(self.setting.loss)
+
+    @property
+    def title(self) -> str:
+        """What names its group."""
+        what = "Training step" if self.pass_ == STEP else "Forward alone"
+        return f"{what}{', CUDA graphs' * self.graphs}: {self.setting}"
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        return self.setting, self.pass_, self.graphs, self.key
+
+    @property
+    def loses(self) -> bool:
+        """Whether it is another way to compute the loss, or less than it, and faster than ours."""
+        is_other = self.baseline.is_loss and not self.baseline.is_own
+        return is_other and self.times_ours is not None and self.times_ours < 1
+
+
+FIELDS = [one.name for one in fields(Row)[1:]]
+RENAMED = {"pass_": "pass", "key": "baseline"}  # what fields of a row are called in a file
+
+
 class Records(NamedTuple):
-    """Of one run."""
+    """What one run has measured, and on what."""
 
     facts: dict[str, str]
     rows: list[Row]
 
     def groups(self) -> list[list[Row]]:
         """The rows of each group, in the order of the run."""
-        found: dict[tuple[Any, ...], list[Row]] = {}
+        found: dict[Hashable, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(tuple(row[field] for field in KINDS), []).append(row)
+            found.setdefault(row.identity[:3], []).append(row)
         return list(found.values())
 
     def save(self, folder: Path) -> None:
-        """results.json and results.csv. The csv leaves out the single rounds."""
+        """Writes results.json and results.csv. The csv leaves out the single rounds."""
         folder.mkdir(parents=True, exist_ok=True)
-        text = ",\n".join(json.dumps(row) for row in self.rows)
-        facts = json.dumps(self.facts, indent=1)
-        _write(folder / "results.json", f'{{"facts": {facts},\n"rows": [\n{text}\n]}}\n')
+        rows, facts = [_flat(row) for row in self.rows], json.dumps(self.facts, indent=1)
+        text = ",\n".join(map(json.dumps, rows))
+        # All of it or nothing is written: the run may be stopped at any time.
+        new = folder / "results.new"
+        new.write_text(f'{{"facts": {facts},\n"rows": [\n{text}\n]}}\n')
+        new.replace(folder / "results.json")
         with (folder / "results.csv").open("w", newline="") as file:
-            fields = (*WHAT, *(f for f in Result._fields if f not in (*WHAT, "rounds")))
-            table = csv.DictWriter(file, fields, extrasaction="ignore", lineterminator="\n")
+            names = [name for name in rows[0] if name != "rounds"]
+            table = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
             table.writeheader()
-            table.writerows(self.rows)
+            table.writerows(rows)
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing: the run may be stopped at any time."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
-
-
-def load(path: Path) -> Records:
-    """Of results.json, or of the folder that holds it."""
-    found = json.loads((path / "results.json" if path.is_dir() else path).read_text())
-    return Records(found["facts"], [{**ADDED, **row} for row in found["rows"]])
-
-
-def setting_of(row: Row) -> Setting:
-    return Setting(*(row[field] for field in Setting._fields))
-
-
-def rows_of(group: Group, results: Iterable[Result]) -> list[Row]:
-    """Numbers are cut to what they are good for."""
-    head = {**group.setting._asdict(), "pass": group.pass_, "graphs": group.graphs}
-    return [head | {k: _short(v) for k, v in result._asdict().items()} for result in results]
+def _flat(row: Row) -> dict[str, Any]:
+    """The fields of the row and its setting. Numbers are cut to what they are good for."""
+    own = {RENAMED.get(name, name): _short(getattr(row, name)) for name in FIELDS}
+    return row.setting._asdict() | own
 
 
 def _short(value: Any) -> Any:
@@ -79,12 +119,26 @@ def _short(value: Any) -> Any:
     return [_short(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+def load(path: Path) -> Records:
+    """The records in results.json, or in the folder that holds it."""
+    found = json.loads((path / "results.json" if path.is_dir() else path).read_text())
+    return Records(found["facts"], [_row(row) for row in found["rows"]])
+
+
+def _row(flat: dict[str, Any]) -> Row:
+    """Rows of earlier versions lack fields, and call the baseline a contender."""
+    flat = {"baseline": flat.get("contender"), **flat}
+    names = [name for name in FIELDS if RENAMED.get(name, name) in flat]
+    setting = {name: flat[name] for name in Setting._fields if name in flat}
+    return Row(Setting(**setting), **{name: flat[RENAMED.get(name, name)] for name in names})
+
+
 def facts(device: Device, command: str) -> dict[str, str]:
     """The command, the machine, and what weighted_bce's installation says of itself."""
     lines = (line.partition(": ") for line in show_config().splitlines())
     known = {name: value for name, _, value in lines if value}
     own = {"command": command, "CPU": _processor(), "system": platform.platform(terse=True)}
-    commit = _commit()
+    commit = of_git()
     return own | ({"commit": commit} if commit else {}) | device.facts() | known
 
 
@@ -95,13 +149,3 @@ def _processor() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return f"{next(names, platform.processor() or platform.machine())}, {os.cpu_count()} cores"
-
-
-def _commit() -> str | None:
-    """Of the working tree that this file is in, with a + where it has changes."""
-    command = ("git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*")
-    try:
-        ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return None
-    return ran.stdout.strip() or None

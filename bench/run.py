@@ -1,209 +1,173 @@
 """A whole run: all groups, one after the other, and what is made of them."""
 
-import argparse
 import shlex
+from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import graphs, report
-from .compare import COMPARED, changes, common
-from .contenders import Group, group
+from tools.gpu.device import is_lost
+
+from . import report
+from .baselines import BASELINES, BY_KEY, Baseline, fitting, lack
+from .compare import changes
 from .device import Device, Refusal, find
-from .losses import BY_KEY, LOSSES, NAMES, Loss, fitting, lack
-from .memory import with_most_rows
-from .names import OURS, PASSES, STEP
-from .peak import peak
-from .records import WHAT, Records, facts, load, rows_of
+from .names import BCE, OURS, PASSES, STEP
+from .records import Records, facts, load
+from .runner import MOST_ELEMENTS_OF_GRAPH, Group, Runner, group, replayed
 from .samples import Samples
 from .settings import Grid, Setting, few, grids
-from .timing import Limits, Result, measure
+from .timing import measure
 
-PEAKS = range(2**20, 2**27)  # elements: fewer say nothing, more take long; linear layers: all
 WIDTH = 132  # of what is not printed to a terminal
-
-
-class Task(NamedTuple):
-    """A setting and its passes."""
-
-    setting: Setting
-    passes: tuple[str, ...]
+# The share of free memory that the largest size may need: making samples takes more for a moment,
+# and allocators round.
+SHARE = 0.9
 
 
 class Run:
-    """What a run has found so far; `finish` may come at any time."""
+    """What a run has measured so far."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: Namespace) -> None:
         self.options, self.device = options, find(options.device)
         self.before = None if options.check is None else _earlier(options.check)
-        self.console = _new_console()
+        self.console = Console()
+        if not self.console.is_terminal:
+            self.console = Console(width=WIDTH)
         command = shlex.join(["python", "-m", "bench", *options.arguments])
         self.records = Records(facts(self.device, command), [])
         self.reliable = True
-        self._finished = False
 
     def all_groups(self) -> None:
-        torch_threads = torch.get_num_threads()
-        tasks = [t for t in _tasks(self.options, self.device) if self._fits(t.setting)]
-        for loss in LOSSES:
-            why = lack(loss.needs)
-            if why and loss.key in (self.options.against or BY_KEY):
-                self.console.print(f"{loss.name}: skipped, {why}", highlight=False, markup=False)
+        torch_threads, tasks = torch.get_num_threads(), tasks_of(self.options, self.device)
+        for baseline in BASELINES:
+            why = lack(baseline.needs)
+            if why and baseline.key in (self.options.against or BY_KEY):
+                text = f"{baseline.name(BCE)}: skipped, {why}"
+                self.console.print(text, highlight=False, markup=False)
         report.show_head(self.console, self.records.facts, self.options.rounds)
         try:
-            with _progress() as progress:
-                bar = progress.add_task("", total=sum(len(task.passes) for task in tasks))
-                for task in tasks:
-                    torch.set_num_threads(task.setting.threads)
-                    for one, samples in _groups(task, self.options, self.device):
-                        self._measure(one, samples, _Ticker(progress, bar))
-                        progress.update(bar, advance=not one.graphs, refresh=True)
-                        if not self.device.works():
-                            self.reliable = False
-                            self.console.print("The device has failed: nothing more is measured.")
-                            return
+            with _progress(self.console) as progress:
+                bar = progress.add_task("", total=sum(map(len, tasks.values())))
+                for one in _groups(tasks, self.options, self.device):
+
+                    def tick(text: str, title: str = str(one)) -> None:
+                        progress.update(bar, description=f"{title} {text}", refresh=True)
+
+                    self._measure(one, tick)
+                    progress.update(bar, advance=not one.graphs, refresh=True)
+                    if is_lost():
+                        self.reliable = False
+                        self.console.print("The device has failed: nothing more is measured.")
+                        return
         finally:
             torch.set_num_threads(torch_threads)
 
-    def _fits(self, setting: Setting) -> bool:
-        """In the memory of the CPU, ours at least; raises Refusal where its shape was asked for."""
-        needed = Samples(setting, self.device).bytes + 2 * setting.gradient_bytes
-        available = psutil.virtual_memory().available
-        if self.device.is_gpu or needed <= available:
-            return True
-        text = (
-            f"{'x'.join(map(str, setting.sizes))} needs {needed / 2**30:.1f} GiB of memory, "
-            f"{available / 2**30:.1f} GiB are free"
-        )
-        if self.options.shapes is not None:
-            raise Refusal(f"--shapes {text}", 2)
-        self.console.print(f"skipped: {text}", highlight=False)
-        return False
-
-    def _measure(self, one: Group, samples: Samples, ticker: "_Ticker") -> None:
-        limits = Limits(self.options.rounds, self.options.seconds)
-        ticker.title(str(one.setting))
-        measured = measure(one, samples, limits, ticker)
-        results = measured.results
-        wanted = one.setting.features or one.setting.elements in PEAKS
-        if not self.device.is_gpu and one.pass_ == STEP and wanted:
-            results = [_with_peak(result, one, ticker) for result in results]
-        self.reliable = self.reliable and not any(map(_is_unreliable, results))
-        rows = rows_of(one, results)
+    def _measure(self, one: Group, tick: Callable[[str], object]) -> None:
+        torch.set_num_threads(one.samples.setting.threads)
+        taken = measure(one, self.options.rounds, self.options.seconds, tick)
+        rows = [runner.row for runner in one.runners]
+        failed = (row.key == OURS and row.failed is not None and row.fits for row in rows)
+        self.reliable = self.reliable and not any(failed) and not any(r.disagrees for r in rows)
         self.records.rows.extend(rows)
         if self.options.out is not None:
             self.records.save(self.options.out)
-        with ticker.paused():
-            report.show_group(self.console, str(one), rows, measured.taken)
+        report.show_group(self.console, str(one), rows, taken)
 
     def finish(self) -> None:
-        """The summary and the pictures, of what there is."""
-        if self._finished or not self.records.rows:
+        """Shows the summary and draws the pictures of what there is."""
+        if not self.records.rows:
             return
-        self._finished = True
-        self.console = _new_console()  # an interrupt may find the other one within a table
         report.show_summary(self.console, self.records.groups())
         if self.options.out is not None:
             from .pictures import draw  # takes a second to import
 
-            draw(self.records, self.options.out)
+            draw(self.options.out)
             self.console.print(f"Results and pictures: {self.options.out}", highlight=False)
 
     def compare(self) -> None:
-        """With an earlier run; raises Refusal where something is worse."""
+        """Shows what has changed since an earlier run; raises Refusal where something is worse."""
         path, tolerance, before = self.options.check, self.options.tolerance, self.before
         assert before is not None
-        shared = common(self.records, before)
+        shared, found = changes(self.records, before, tolerance)
         if not shared:
             raise Refusal(f"--check {path} has nothing that this run has measured", 2)
-        found = changes(self.records, before, tolerance)
-        columns = {
-            "": [report.short_name(change.row) for change in found],
-            "contender": [NAMES[change.row["contender"]] for change in found],
-            "what": [change.field.replace("_", " ") for change in found],
-            "before": [f"{change.before:.3g}" for change in found],
-            "now": [f"{change.now:.3g}" for change in found],
-            "is": ["worse" if change.is_worse else "better" for change in found],
-        }
-        if found:
-            report.show(self.console, f"Changed by more than {tolerance:.0%}", columns)
-        worse = len({id(change.row) for change in found if change.is_worse})
+        report.show_changes(self.console, found, tolerance)
+        worse = len({change.row.identity for change in found if change.is_worse})
         if worse:
             raise Refusal(f"{worse} of {shared} rows are worse than in {path}", 1)
         text = f"None of {shared} rows is worse than in {path}, by more than {tolerance:.0%}."
         self.console.print(text, highlight=False)
 
 
-def run(options: argparse.Namespace, started: Callable[[Run], object] = lambda _: None) -> None:
-    """Raises Refusal where there are no numbers to rely on. `started` is given the run."""
+def run(options: Namespace) -> None:
+    """Raises Refusal where there are no numbers to rely on, and shows those that there are."""
     one = Run(options)
-    started(one)
-    one.all_groups()
-    one.finish()
+    try:
+        one.all_groups()
+    finally:
+        one.finish()
     if not one.reliable:
-        raise Refusal("ours failed, or there are contenders that compute something else", 1)
+        raise Refusal("ours failed, or there are baselines that compute something else", 1)
+    if all(row.seconds is None for row in one.records.rows):
+        raise Refusal("nothing that was asked for fits in memory", 2)
     if options.check is not None:
         one.compare()
 
 
-def _new_console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+def _progress(console: Console) -> Progress:
+    """A bar of the groups. It moves between timings, not in them: nothing else refreshes it."""
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", style="dim"),
+    )
+    disable = not console.is_terminal
+    return Progress(*columns, console=console, auto_refresh=False, transient=True, disable=disable)
 
 
 def _earlier(path: Path) -> Records:
-    """Before anything is written, perhaps over it."""
+    """An earlier run, read before anything is written, perhaps over it."""
     try:
-        found = load(path)
-        if all(field in row for row in found.rows for field in (*WHAT, *COMPARED)):
-            return found
-    except (ValueError, TypeError, LookupError):
-        pass
-    raise Refusal(f"--check {path} holds no results of this benchmark", 2)
+        return load(path)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise Refusal(f"--check {path} holds no results of this benchmark", 2) from None
 
 
-def _is_unreliable(result: Result) -> bool:
-    failed = result.contender == OURS and result.failed is not None and result.fits
-    return failed or result.disagrees
-
-
-def _with_peak(result: Result, one: Group, ticker: "_Ticker") -> Result:
-    if result.failed is not None or result.contender not in BY_KEY:
-        return result
-    ticker(f"memory of {NAMES[result.contender]}")
-    return result.with_peak(peak(result.contender, one.setting), one.setting)
-
-
-def _tasks(options: argparse.Namespace, device: Device) -> Iterator[Task]:
-    """No setting twice."""
-    seen: set[tuple[Setting, str]] = set()
+def tasks_of(options: Namespace, device: Device) -> dict[Setting, list[str]]:
+    """The passes of each setting, none of which comes twice."""
+    tasks: dict[Setting, list[str]] = {}
     for grid in _grids(options):
-        for setting in grid.settings(options.pos_weight, options.seed):
+        for setting in grid.settings(options.pos_weight, options.seed, options.loss):
             if not setting.rows:
                 setting = with_most_rows(setting, device)
-            passes = [p for p in grid.passes if p in (options.passes or grid.passes)]
-            new = tuple(p for p in passes if (setting, p) not in seen)
-            seen.update((setting, p) for p in new)
-            if new:
-                yield Task(setting, new)
+            passes = tasks.setdefault(setting, [])
+            wanted = [p for p in grid.passes if p in (options.passes or grid.passes)]
+            passes += [p for p in wanted if p not in passes]
+    return {setting: passes for setting, passes in tasks.items() if passes}
 
 
-def _grids(options: argparse.Namespace) -> list[Grid]:
+def with_most_rows(setting: Setting, device: Device) -> Setting:
+    """The setting gets as many rows, a power of two, as ours has memory for."""
+    free, rows = SHARE * device.free_bytes(), 1
+
+    def fits(rows: int) -> bool:
+        samples = Samples(setting._replace(rows=rows), device)
+        return Runner(BY_KEY[OURS], STEP, samples).memory <= free
+
+    while fits(2 * rows):
+        rows *= 2
+    return setting._replace(rows=rows)
+
+
+def _grids(options: Namespace) -> list[Grid]:
     """What was asked for, or the grids of a quick or a full run."""
-    axes = {
-        "shapes": options.shapes,
-        "dtypes": options.dtypes,
-        "targets": options.targets,
-        "densities": options.density,
-        "threads": options.threads,
-    }
-    given = {name: values for name, values in axes.items() if values is not None}
+    axes = ("shapes", "dtypes", "targets", "densities", "threads")
+    given = {name: vars(options)[name] for name in axes if vars(options)[name] is not None}
     usual = grids(options.device, options.quick)
     if not given:
         return usual
@@ -214,72 +178,22 @@ def _grids(options: argparse.Namespace) -> list[Grid]:
     return [*alone, *(few(shape, passes=PASSES)._replace(**given) for shape in layers)]
 
 
-def _groups(
-    task: Task, options: argparse.Namespace, device: Device
-) -> Iterator[tuple[Group, Samples]]:
+def _groups(tasks: dict[Setting, list[str]], options: Namespace, device: Device) -> Iterator[Group]:
     """Each takes memory when it is measured, after the last one is gone."""
-    samples = Samples(task.setting, device)
-    for pass_ in task.passes:
-        chosen = [
-            loss
-            for loss in fitting(task.setting, pass_, device.name)
-            if not lack(loss.needs) and _is_wanted(loss, options)
-        ]
-        one = group(pass_, chosen, samples)
-        yield one, samples
-        small = task.setting.elements <= graphs.MOST_ELEMENTS and not task.setting.features
-        if device.is_gpu and small:
-            yield graphs.replayed(one, samples), samples
+    for setting, passes in tasks.items():
+        samples = Samples(setting, device)
+        for pass_ in passes:
+            chosen = fitting(setting, pass_, device.name)
+            one = group(pass_, [b for b in chosen if _is_wanted(b, options)], samples)
+            yield one
+            small = setting.elements <= MOST_ELEMENTS_OF_GRAPH and not setting.features
+            if device.is_gpu and small:
+                yield replayed(one)
 
 
-def _is_wanted(loss: Loss, options: argparse.Namespace) -> bool:
-    if loss.key == OURS:
-        return True
+def _is_wanted(baseline: Baseline, options: Namespace) -> bool:
+    if lack(baseline.needs):
+        return False
     if options.against is not None:
-        return loss.key in options.against
-    return loss.quick or not options.quick
-
-
-def _progress() -> Progress:
-    """Of the groups. It moves between timings, not in them: nothing refreshes it but what ticks."""
-    notes = Console(stderr=True)
-    columns = (
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", style="dim"),
-    )
-    return Progress(
-        *columns,
-        console=notes,
-        auto_refresh=False,
-        transient=True,
-        disable=not notes.is_terminal,
-    )
-
-
-class _Ticker:
-    """Shows what is being measured."""
-
-    def __init__(self, progress: Progress, bar: object) -> None:
-        self._progress, self._bar = progress, bar
-        self._title, self._rounds = "", 0
-
-    def title(self, text: str) -> None:
-        self._title, self._rounds = text, 0
-        self("")
-
-    def __call__(self, text: str) -> None:
-        if not text:
-            text = f"round {self._rounds}" if self._rounds else ""
-            self._rounds += 1
-        description = f"{self._title}: {text}" if text else self._title
-        self._progress.update(self._bar, description=description, refresh=True)  # type: ignore[arg-type]
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Without the bar, while something is printed."""
-        self._progress.stop()
-        yield
-        if not self._progress.disable:
-            self._progress.start()
+        return baseline.key in options.against or not baseline.is_optional
+    return baseline.quick or not options.quick

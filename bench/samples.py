@@ -1,32 +1,39 @@
-"""What the contenders work on."""
+"""What the baselines work on."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tools.measuring import made_up_labels
 from weighted_bce import SparseLabels
 
 from .device import CPU, Device
-from .settings import Setting, Target
+from .settings import Setting
 
 MOST = 256
+# Elements that are compared with float64 at once: in the cache of a CPU; enough to keep a GPU busy.
+CHUNK, GPU_CHUNK = 2**16, 2**22
+MOST_CHECKED = 2**24  # elements of the gradient that are compared, the first ones
+
+
+def chunk_of(device: str) -> int:
+    return CHUNK if device == "cpu" else GPU_CHUNK
 
 
 class Sample(NamedTuple):
     """What one step works on."""
 
     leaves: tuple[Tensor, ...]  # the logits, or the input and the weight of a linear layer
-    values: tuple[Tensor, ...]  # the same, outside of autograd
-    target: Target
+    target: Tensor | SparseLabels
     ready: Tensor  # the target in the dtype of the logits, or sparse labels as a bool target
     nothing: SparseLabels | None  # as many rows without labels, where labels are sparse
-    room: tuple[Tensor, ...]  # what the yardstick writes to; for logits as large as they are
+    room: tuple[Tensor, ...]  # outputs of work that computes no loss; of logits, as large as they
 
     @property
-    def logits(self) -> Tensor:
-        (only,) = self.leaves
-        return only
+    def values(self) -> tuple[Tensor, ...]:
+        """The leaves, outside of autograd."""
+        return tuple(leaf.detach() for leaf in self.leaves)
 
     @property
     def gradients_bytes(self) -> int:
@@ -35,13 +42,6 @@ class Sample(NamedTuple):
     def drop_gradients(self) -> None:
         for leaf in self.leaves:
             leaf.grad = None
-
-
-class Peak(NamedTuple):
-    """Memory that a step on a sample needs beyond it, and what of it are the gradients."""
-
-    bytes: int
-    gradients: int
 
 
 class Samples:
@@ -59,18 +59,17 @@ class Samples:
 
     @property
     def bytes(self) -> int:
+        """What all samples take."""
         setting = self.setting
-        room = ready = 0 if setting.features else setting.gradient_bytes
+        room = 0 if setting.features else setting.gradient_bytes
+        ready = 0 if setting.target == "float" else room
         if setting.is_sparse:
-            each = setting.gradient_bytes + room + setting.elements + setting.target_bytes
-            return self.count * each
-        if setting.target == "float":
-            ready = 0
+            ready = setting.elements
         return self.count * (setting.gradient_bytes + room + ready + setting.target_bytes)
 
     @property
     def held_bytes(self) -> int:
-        """So much is in memory by now, with the gradients that earlier steps left."""
+        """What is in memory by now, with the gradients that earlier steps left."""
         gradients = sum(sample.gradients_bytes for sample in self._made)
         return gradients + (self.bytes if self._made else 0)
 
@@ -98,12 +97,22 @@ class Samples:
 
 
 def make(setting: Setting, device: str = "cpu") -> Sample:
-    leaves, target = setting.sample(device)
-    values, nothing = tuple(leaf.detach() for leaf in leaves), None
-    if isinstance(target, SparseLabels):
-        ready = target.to_dense(setting.labels)
-        nothing = SparseLabels(torch.zeros_like(target.crow_indices), target.col_indices[:0])
+    generator = torch.Generator(device).manual_seed(setting.seed)
+    options: dict[str, Any] = {"generator": generator, "device": device}
+    made: tuple[Tensor, ...]
+    if setting.features:
+        weight = torch.randn(setting.labels, setting.features, **options)
+        weight *= setting.features**-0.5  # logits of variance 1
+        made = torch.randn(setting.rows, setting.features, **options), weight
     else:
-        ready = target if setting.features else target.to(leaves[0].dtype)
-    room = () if setting.features else tuple(torch.empty_like(value) for value in values)
-    return Sample(leaves, values, target, ready, nothing, room)
+        made = (torch.randn(setting.rows, setting.labels, **options),)
+    leaves = tuple(t.to(getattr(torch, setting.dtype)).requires_grad_() for t in made)
+    room = () if setting.features else (torch.empty_like(leaves[0], requires_grad=False),)
+    if setting.is_sparse:
+        labels = made_up_labels(setting.rows, setting.labels, setting.positives_per_row, generator)
+        nothing = SparseLabels(torch.zeros_like(labels.crow_indices), labels.col_indices[:0])
+        return Sample(leaves, labels, labels.to_dense(setting.labels), nothing, room)
+    target = torch.rand(setting.rows, setting.labels, **options) < setting.density
+    target = target.to(setting.target_dtype)
+    ready = target if setting.features else target.to(leaves[0].dtype)
+    return Sample(leaves, target, ready, None, room)

@@ -2,17 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from examples.losses import made_up_labels
-from weighted_bce import SparseLabels
+from .names import BCE, DTYPES, LABELS, PASSES, SPARSE, STEP, in_rows
 
-from .names import DTYPES, LABELS, PASSES, SPARSE, STEP, in_rows
-
-Target = Tensor | SparseLabels
 Shape = tuple[int, ...]  # rows and labels; or rows, features and labels
 
 
@@ -31,29 +26,12 @@ class Setting(NamedTuple):
     threads: int = 1
     seed: int = 0
     features: int = 0
-
-    def sample(self, device: str = "cpu") -> tuple[tuple[Tensor, ...], Target]:
-        """The logits, or the input and the weight of the layer; and the target."""
-        generator = torch.Generator(device).manual_seed(self.seed)
-        options: dict[str, Any] = {"generator": generator, "device": device}
-        if self.features:
-            weight = torch.randn(self.labels, self.features, **options)
-            weight *= self.features**-0.5  # logits of variance 1
-            made = torch.randn(self.rows, self.features, **options), weight
-        else:
-            made = (torch.randn(self.rows, self.labels, **options),)
-        leaves = tuple(t.to(getattr(torch, self.dtype)).requires_grad_() for t in made)
-        if self.is_sparse:
-            each = self.positives_per_row
-            return leaves, made_up_labels(self.rows, self.labels, each, generator)
-        target = torch.rand(self.rows, self.labels, **options) < self.density
-        return leaves, target.to(self.target_dtype)
+    loss: str = BCE
 
     @property
     def target_dtype(self) -> torch.dtype:
-        """Of a dense target."""
-        name = self.dtype if self.target == "float" else self.target
-        found: torch.dtype = getattr(torch, name)
+        """The dtype of a dense target."""
+        found: torch.dtype = getattr(torch, self.dtype if self.target == "float" else self.target)
         return found
 
     @property
@@ -78,10 +56,8 @@ class Setting(NamedTuple):
 
     @property
     def gradient_bytes(self) -> int:
-        """Of the gradient of the logits, or of those of the input and the weight."""
-        if not self.features:
-            return self.logits_bytes
-        elements = (self.rows + self.labels) * self.features
+        """The bytes of the gradient of the logits, or of those of the input and the weight."""
+        elements = (self.rows + self.labels) * self.features or self.elements
         return elements * int(getattr(torch, self.dtype).itemsize)
 
     @property
@@ -91,13 +67,15 @@ class Setting(NamedTuple):
         return self.elements * int(self.target_dtype.itemsize)
 
     def __str__(self) -> str:
-        target = f"{self.target} target with {self.density:.3g} positives"
+        sizes = " x ".join(f"{size:,}" for size in self.sizes)
+        target = f"{self.target} target with {100 * self.density:.3g}% positives"
         if self.is_sparse:
             target = f"sparse labels, {self.positives_per_row} in each row"
         what = "linear layer and loss" if self.features else "logits"
+        loss = "" if self.loss == BCE else f"{self.loss} loss, "
         return (
-            f"{' x '.join(map(str, self.sizes))} {self.dtype} {what}, {target}, "
-            f"pos_weight {self.pos_weight:g}, {self.threads} thread" + "s" * (self.threads > 1)
+            f"{sizes} {self.dtype} {what}, {target}, {loss}pos_weight {self.pos_weight:g}, "
+            f"{self.threads} thread{'s' * (self.threads > 1)}"
         )
 
 
@@ -111,13 +89,14 @@ class Grid(NamedTuple):
     threads: Sequence[int] = ()
     passes: Sequence[str] = PASSES
 
-    def settings(self, pos_weight: float, seed: int) -> Iterator[Setting]:
+    def settings(
+        self, pos_weight: float = 7.0, seed: int = 0, loss: str = BCE
+    ) -> Iterator[Setting]:
         threads = self.threads or (torch.get_num_threads(),)
-        for shape, *kind, count in product(
-            self.shapes, self.dtypes, self.targets, self.densities, threads
-        ):
-            rows, *features, labels = shape
-            yield Setting(rows, labels, *kind, pos_weight, count, seed, *features)
+        axes = self.shapes, self.dtypes, self.targets, self.densities, threads
+        for (rows, *features, labels), *kind, count in product(*axes):
+            layer = features[0] if features else 0
+            yield Setting(rows, labels, *kind, pos_weight, count, seed, layer, loss)
 
 
 MAIN = (1024, LABELS)

@@ -6,26 +6,29 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
 import psutil
 
-from bench import __main__, report, run
+from bench import __main__, names, run
+from bench.baselines import BASELINES, BY_KEY
 from bench.device import CPU
 from bench.losses import LOSSES
-from bench.names import AGAINST, COPY, FORWARD, OURS, STEP
-from bench.settings import Setting, grids
+from bench.names import AGAINST, COPY, FORWARD, OURS, PRODUCTS, STEP
+from bench.settings import grids
 
 ROOT = Path(__file__).parents[1]
-SETTING = Setting(6, 50, density=0.1)
+SHORT = ("--quick", "--shapes", "8x50", "--passes", "step", "--rounds", "1")
 DENSE = ["inplace", "masked", "bce", "bce-float", "bce-plain"]
 
 
@@ -44,32 +47,47 @@ def test_a_run_and_its_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run is a process of its own, the checks are calls in this one."""
-    kinds = ("--shapes", "64x1000,16x16384", "--targets", "bool,sparse", "--dtypes", "float16")
-    against = ("--against", ",".join([*DENSE, "scatter"]))
+    kinds = ("--shapes", "64x1000,4x8x200", "--targets", "bool,sparse", "--dtypes", "float16")
+    against = ("--against", ",".join([*DENSE, "fused-step", "unfused", "scatter"]))
     given = ("--quick", *kinds, *against, "--rounds", "2", "--out", str(tmp_path))
     ran = bench(*given)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr == ""
+    assert (ran.returncode, ran.stderr) == (0, "")
     found = json.loads((tmp_path / "results.json").read_text())
     assert {"command", "CPU", "torch", "weighted_bce", "threads"} <= set(found["facts"])
-    dense, sparse = [COPY, OURS, *DENSE], [COPY, OURS, "inplace", "scatter"]
+    layer = [PRODUCTS, OURS, "fused-step", "unfused", "masked", "bce"]
     groups = [
-        (rows, labels, target, pass_, [n for n in names if pass_ == STEP or n != "inplace"])
-        for rows, labels in ((64, 1000), (16, 16384))
-        for target, names in (("bool", dense), ("sparse", sparse))
-        for pass_ in (STEP, FORWARD)
+        (0, "bool", [COPY, OURS, *DENSE]),
+        (0, "sparse", [COPY, OURS, "inplace", "scatter"]),
+        (8, "bool", layer),
+        (8, "sparse", [*layer, "scatter"]),
     ]
-    expected = [(*what, name) for *what, names in groups for name in names]
-    what = ("rows", "labels", "target", "pass", "contender")
+    expected = [
+        (features, target, pass_, key)
+        for features, target, keys in groups
+        for pass_ in (STEP, FORWARD)
+        for key in keys
+        if BY_KEY[key].only in ("", pass_)
+    ]
+    what = ("features", "target", "pass", "baseline")
     assert [tuple(row[k] for k in what) for row in found["rows"]] == expected
     for row in found["rows"]:
-        assert report.NAMES[row["contender"]] in ran.stdout
-        assert row["failed"] is None
-        assert len(row["rounds"]) == 2
+        is_step, is_loss = row["pass"] == STEP, row["baseline"] not in (COPY, PRODUCTS)
+        assert BY_KEY[row["baseline"]].name("bce") in ran.stdout
+        assert (row["failed"], row["loss"], len(row["rounds"])) == (None, "bce", 2)
         assert 0 < row["p20"] <= row["seconds"] <= row["p80"]
-        assert all(row[key] > 0 for key in ("times_ours", "times_copy", "share_of_copy"))
-        assert (row["loss_error"] is None) == (row["contender"] == COPY)
-        assert (row["gradient_error"] is None) == (row["contender"] == COPY or row["pass"] != STEP)
+        floor, other = ("times_products", "times_copy")[:: 1 if row["features"] else -1]
+        assert row["times_ours"] > 0
+        assert row[floor] > 0
+        assert row[other] is None
+        assert (row["share_of_copy"] is None) == (row["gigabytes_per_second"] is None)
+        assert (row["share_of_copy"] is None) == bool(row["features"])
+        assert (row["loss_error"] is not None) == is_loss
+        assert (row["gradient_error"] is not None) == (is_loss and is_step)
+        has_peak = row["features"] and is_step and is_loss
+        assert (row["beyond_bytes"] is not None) == has_peak
+        assert row["peak_gradients"] is None
+    assert "4x8x200 float16 sparse 2.5% 1t step" in ran.stdout
+    assert "Linear layer and loss: a step is" in ran.stdout
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert len(lines) == 1 + len(expected)
     assert lines[0].startswith("rows,labels,dtype,target,density,pos_weight,threads,seed,")
@@ -79,11 +97,12 @@ def test_a_run_and_its_check(
 
     for row in found["rows"]:
         row["times_ours"] /= 1000  # of an ours that was slower
+        row["baseline"] = row.pop("baseline")  # as earlier versions wrote it
     (tmp_path / "results.json").write_text(json.dumps(found))
     again = ("--quick", "--shapes", "64x1000", "--dtypes", "float16", "--passes", "step")
     again += ("--against", "bce", "--rounds", "2", "--check", str(tmp_path))
     monkeypatch.setattr("bench.samples.MOST", 3)
-    monkeypatch.setattr(__main__, "_finish_when_interrupted", lambda _: None)
+    torch.set_num_threads(1)
     assert __main__.main(again) == 0  # which leaves the earlier results as they are
     assert "better" in capsys.readouterr().out
     for row in found["rows"]:
@@ -106,15 +125,19 @@ def test_results_that_are_none(text: str, tmp_path: Path, capsys: Any) -> None:
     assert "holds no results of this benchmark" in printed.err
 
 
-def test_a_default_shape_that_does_not_fit_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any
+@pytest.mark.parametrize(("shape", "code"), [("64x1000", 0), ("64x999999999", 2)])
+def test_what_does_not_fit_is_left_out(
+    shape: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    memory = SimpleNamespace(available=2**20)
+    """Where nothing else was measured, the exit code says so."""
+    memory = SimpleNamespace(available=2**28)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    assert __main__.main(["--quick", "--rounds", "1", "--against", "bce"]) == 0
-    printed = capsys.readouterr().out
-    assert "skipped: 1024x16384 needs" in printed
-    assert "8 x 16" in printed
+    given = ["--quick", "--rounds", "1", "--passes", "forward", "--against", "bce"]
+    assert __main__.main([*given, "--shapes", f"64x99999999,{shape}"]) == code
+    printed = capsys.readouterr()
+    assert "ours does not fit: it needs some" in printed.out
+    assert ("64 x 1,000 float32" in printed.out) == (code == 0)
+    assert ("nothing that was asked for fits in memory" in printed.err) == (code == 2)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGINT"), reason="no signals")
@@ -133,7 +156,7 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
     assert child.returncode == 130
     assert err == "python -m bench: interrupted\n"
     assert "Times of ours" in out
-    assert [row["contender"] for row in json.loads(found.read_text())["rows"]] == [
+    assert [row["baseline"] for row in json.loads(found.read_text())["rows"]] == [
         COPY,
         OURS,
         "bce",
@@ -141,30 +164,17 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
     assert (tmp_path / "time.svg").exists()
 
 
-def test_a_run_that_is_interrupted_while_it_prints(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs: list[run.Run] = []
-
-    def interrupted(console: report.Console, *_: object) -> None:
-        with console:  # keeps what is printed until its end
-            runs[0].finish()
-            assert "Times of ours" in capsys.readouterr().out
-
-    monkeypatch.setattr(__main__, "_finish_when_interrupted", runs.append)
-    monkeypatch.setattr(report, "show_group", interrupted)
-    given = ["--quick", "--shapes", "8x50", "--passes", "step", "--rounds", "1", "--against", "bce"]
-    assert __main__.main(given) == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--device", "cuda"), ("cuda", "cpu")),
+        (("--loss", "hinge"), ("--loss", "'hinge'", "bce")),
         (("--device", "tpu"), ("--device", "'tpu'", "cuda")),
         (("--shapes", "0x5"), ("--shapes", "'0x5'", "1024x16384")),
         (("--shapes", "2^20,"), ("--shapes", "''")),
         (("--shapes", "3^2"), ("--shapes", "'3^2'", "2^20")),
+        (("--shapes", "32^2"), ("--shapes", "'32^2'")),
+        (("--shapes", "2^-1"), ("--shapes", "'2^-1'")),
         (("--shapes", "2^63"), ("--shapes", "'2^63'")),
         (("--shapes", "1e3"), ("--shapes", "'1e3'")),
         (("--shapes", "8x4x"), ("--shapes", "'8x4x'", "256x256x131072")),
@@ -213,7 +223,7 @@ def test_no_kernels_for_cuda_is_one_line_and_exit_code_2() -> None:
 
 
 def options(*arguments: str) -> Any:
-    return __main__._parser().parse_args(["--quick", *arguments])
+    return __main__.parser().parse_args(["--quick", *arguments])
 
 
 @pytest.mark.parametrize(
@@ -229,25 +239,37 @@ def options(*arguments: str) -> Any:
     ],
 )
 def test_sizes(arguments: tuple[str, ...], shapes: list[tuple[int, ...]]) -> None:
-    tasks = run._tasks(options(*arguments), CPU)
-    assert [task.setting.sizes for task in tasks] == shapes
+    tasks = run.tasks_of(options(*arguments), CPU)
+    assert [setting.sizes for setting in tasks] == shapes
 
 
 def test_all_combinations_of_what_is_asked_for() -> None:
     given = ("--shapes", "4x8,8x4", "--targets", "bool,sparse", "--density", "0,0.5")
-    tasks = list(run._tasks(options(*given, "--threads", "1,2", "--seed", "3"), CPU))
-    kinds = {task.setting._replace(pos_weight=0.0) for task in tasks}
-    assert len(tasks) == len(kinds) == 16
-    assert {task.setting.seed for task in tasks} == {3}
+    tasks = run.tasks_of(options(*given, "--threads", "1,2", "--seed", "3"), CPU)
+    assert len(tasks) == 16
+    assert {setting.seed for setting in tasks} == {3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "target", "positives"),
+    [((), "sparse", 5), (("--targets", "bool"), "bool", 5), (("--density", "0.5"), "sparse", 50)],
+)
+def test_what_three_numbers_ask_for(
+    arguments: tuple[str, ...], target: str, positives: int
+) -> None:
+    ((setting, passes),) = run.tasks_of(options("--shapes", "4x8x100", *arguments), CPU).items()
+    assert passes == [STEP, FORWARD]
+    assert setting.sizes == (4, 8, 100)
+    assert (setting.target, setting.positives_per_row) == (target, positives)
 
 
 def test_the_full_grids_follow_every_axis() -> None:
-    on_cpu = [s for grid in grids("cpu", quick=False) for s in grid.settings(7.0, 0)]
+    on_cpu = [s for grid in grids("cpu", quick=False) for s in grid.settings()]
     assert {s.elements for s in on_cpu} >= {2**n for n in range(10, 29, 2)}
     assert {s.labels for s in on_cpu} >= {10**n for n in range(2, 7)}
     assert {s.density for s in on_cpu} >= {0, 0.5}
     assert {s.threads for s in on_cpu} == set(range(1, torch.get_num_threads() + 1))
-    on_cuda = [s for grid in grids("cuda", quick=False) for s in grid.settings(7.0, 0)]
+    on_cuda = [s for grid in grids("cuda", quick=False) for s in grid.settings()]
     assert max(s.elements for s in on_cuda if not s.features) == 2**31
     for settings, fewest in ((on_cpu, 5), (on_cuda, 3)):
         layers = [s for s in settings if s.features]
@@ -255,10 +277,34 @@ def test_the_full_grids_follow_every_axis() -> None:
         assert len({s.labels for s in layers}) >= fewest
 
 
-def test_what_does_not_fit_in_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert __main__.main(["--shapes", f"{10**9}x{10**6}"]) == 2
-    assert "GiB" in capsys.readouterr().err
-
-
 def test_the_names_on_the_command_line() -> None:
-    assert tuple(loss.key for loss in LOSSES) == (OURS, *AGAINST)
+    assert tuple(one.key for one in BASELINES if one.is_optional) == AGAINST
+    assert tuple(LOSSES) == names.LOSSES
+
+
+@pytest.mark.parametrize("package", [None, "raise RuntimeError('of another torch')"])
+def test_what_cannot_be_imported_is_skipped_by_name(
+    package: str | None, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    name, why = "not_there", "not_there is not installed"
+    if package is not None:
+        name, why = "broken_one", "broken_one does not import: of another torch"
+        (tmp_path / f"{name}.py").write_text(package)
+        monkeypatch.syspath_prepend(tmp_path)
+    changed = [replace(one, needs=name) if one.key == "timm" else one for one in BASELINES]
+    monkeypatch.setattr("bench.baselines.BASELINES", changed)
+    monkeypatch.setattr(run, "BASELINES", changed)
+    assert __main__.main([*SHORT, "--against", "timm,bce"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"timm BinaryCrossEntropy: skipped, {why}" in printed
+    assert "torchvision" not in printed.partition("Times of ours")[0]
+
+
+def test_a_wrong_baseline_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", lambda x, *_, **__: x.sum())
+    assert __main__.main([*SHORT, "--against", "bce"]) == 1
+    printed = capsys.readouterr()
+    assert "F.bce_with_logits failed: the loss is" in printed.out
+    assert "something else" in printed.err

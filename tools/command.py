@@ -1,19 +1,21 @@
-"""What the command lines of the examples share."""
+"""What the command lines of the benchmark and of the examples share."""
 
 import argparse
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-# Of the environment, that are read.
+T = TypeVar("T")
+# Files of the environment that are read.
 FILES = 15_000
 # A slow machine reads fewer, and so has less to train on: the demo ends within four minutes.
 READ_SECONDS = 45
@@ -60,16 +62,21 @@ def add_reference(
     parser.add_argument("--reference", action="store_true", help=text)
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return int(text)
+def checked(kind: Callable[[str], T], fits: Callable[[T], bool], wanted: str) -> Callable[[str], T]:
+    """The type of an argument: the kind, where the value fits what is wanted."""
+
+    def parse(text: str) -> T:
+        with suppress(ValueError):
+            value = kind(text)
+            if fits(value):
+                return value
+        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
+
+    return parse
 
 
-def seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number below 2**32, got {text!r}")
-    return int(text)
+positive = checked(int, lambda n: n > 0, "a whole number above 0")
+seed = checked(int, lambda n: 0 <= n < 2**32, "a whole number below 2**32")
 
 
 def progress_on(console: "Console") -> "Progress":

@@ -1,0 +1,104 @@
+"""What the tests of the benchmark share: small groups, and a GPU that is pretended."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import runner, timing
+from bench.baselines import BY_KEY, Baseline
+from bench.device import CPU, Cuda, Device
+from bench.names import OURS, STEP
+from bench.records import Row
+from bench.runner import Group
+from bench.samples import Samples
+from bench.settings import Setting
+
+SETTING = Setting(8, 64, density=0.1)
+LAYER = Setting(6, 300, target="sparse", density=5 / 300, features=8)
+BYTES = 5 * SETTING.elements  # of the logits and the target of SETTING
+SCALED = ["scaled", "scaled-changing"]
+KEYS = ["copy", OURS, *SCALED, "inplace", "masked", "bce", "bce-float"]
+
+
+class Pretended(Cuda):
+    """A GPU of 1 TiB that is the CPU. Its cache holds two steps, its clock is the wall's."""
+
+    name = "cpu"
+
+    def __init__(self, free: int = 2**40) -> None:
+        self.free = free
+        self.clock = time.perf_counter
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        start = self.clock()
+        work()
+        return self.clock() - start
+
+    def cache_bytes(self) -> int:
+        return 2 * BYTES
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def rise_of_peak(self, work: Callable[[], object]) -> int:
+        work()
+        return 3 * SETTING.gradient_bytes
+
+    def release(self) -> None:
+        pass
+
+    def graph(self, prepare: Callable[[], Any], work: Callable[[Any], object]) -> Any:
+        return lambda: work(prepare())
+
+    def facts(self) -> dict[str, str]:
+        return {"GPU": "a pretended one", "driver": "0.0"}
+
+
+def with_make(key: str, make: Callable[..., Any]) -> Baseline:
+    """A baseline, which computes something else."""
+    return replace(BY_KEY[key], make=make)
+
+
+def group(
+    setting: Setting = SETTING,
+    keys: Sequence[str | Baseline] = KEYS,
+    pass_: str = STEP,
+    device: Device = CPU,
+) -> Group:
+    chosen = [BY_KEY[one] if isinstance(one, str) else one for one in keys]
+    chosen = [one for one in chosen if one.only in ("", pass_)]
+    return runner.group(pass_, chosen, Samples(setting, device))
+
+
+def rows(group: Group) -> dict[str, Row]:
+    return {one.key: one.row for one in group.runners}
+
+
+def checked(group: Group) -> dict[str, Row]:
+    """The rows of all that compute a loss, compared with float64."""
+    timing.check(group)
+    return {one.key: one.row for one in group.runners if one.baseline.is_loss}
+
+
+def measured(group: Group, rounds: int = 1, **more: Any) -> dict[str, Row]:
+    timing.measure(group, rounds, **more)
+    return rows(group)
+
+
+def truth(setting: Setting, pos_weight: float = 7.0) -> tuple[Tensor, ...]:
+    """The mean loss and the gradients of the leaves, as PyTorch has them in float64."""
+    sample = Samples(setting).take()
+    leaves, y = [v.double().requires_grad_() for v in sample.values], sample.ready.double()
+    logits = F.linear(*leaves) if setting.features else leaves[0]
+    loss = F.binary_cross_entropy_with_logits(
+        logits, y, pos_weight=torch.tensor(pos_weight).double(), reduction="none"
+    )
+    if setting.loss == "focal":
+        loss = loss * torch.where(y > 0, torch.sigmoid(-logits), logits.sigmoid()) ** 2
+    mean = loss.mean()
+    return mean.detach(), *torch.autograd.grad(mean, leaves)

@@ -15,7 +15,13 @@ from .hot_path import HotPath
 
 TOOLS = ("cuobjdump", "nvdisasm")  # the first one calls the second
 HOW_TO_GET = "pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
-MODES = ("loss", "loss and gradient", "gradient", "unreduced loss")  # csrc/problem.h
+# csrc/problem.h, with whether losses are added up and whether gradients are written.
+MODES = {
+    "loss": (True, False),
+    "loss and gradient": (True, True),
+    "gradient": (False, True),
+    "unreduced loss": (False, False),
+}
 # csrc/cuda/targets.h, with the bytes of a target: several where the kernel finds out.
 TARGETS = {"sparse labels": (0,), "1-byte targets": (1,), "larger targets": (2, 4, 8)}
 DTYPES = {"f": "float32", "d": "float64", "NS_4HalfE": "float16", "NS_8BFloat16E": "bfloat16"}
@@ -53,14 +59,6 @@ class Kernel(NamedTuple):
     @property
     def is_hot(self) -> bool:
         return self.is_vectors and self.loss == "" and self.mode != "unreduced loss"
-
-    @property
-    def sums(self) -> bool:
-        return self.mode in ("loss", "loss and gradient")
-
-    @property
-    def slopes(self) -> bool:
-        return self.mode in ("gradient", "loss and gradient")
 
     def __str__(self) -> str:
         words = [f"{self.name} {self.dtype}".strip(), self.loss, self.target, self.mode]
@@ -116,8 +114,8 @@ def kernel_of(mangled: str) -> Kernel:
         return Kernel(mangled)
     name, loss, types, target, mode = match.groups()
     dtypes = dict.fromkeys(DTYPES[one] for one in re.findall("|".join(DTYPES), types))
-    of = [*TARGETS][int(target)] if target else ""
-    return Kernel(name, LOSSES[loss], " of ".join(dtypes), of, MODES[int(mode)] if mode else "")
+    words = [[*names][int(n)] if n else "" for names, n in ((TARGETS, target), (MODES, mode))]
+    return Kernel(name, LOSSES[loss], " of ".join(dtypes), *words)
 
 
 def with_facts(kernel: Kernel, usage: str, code: list[hot_path.Instruction]) -> Kernel:
@@ -126,8 +124,7 @@ def with_facts(kernel: Kernel, usage: str, code: list[hot_path.Instruction]) -> 
     hot, unclear = {}, ""
     if kernel.is_hot:
         try:
-            targets = TARGETS[kernel.target]
-            hot = hot_path.find(code, kernel.lanes, targets, kernel.sums, kernel.slopes)
+            hot = hot_path.find(code, kernel.lanes, TARGETS[kernel.target], *MODES[kernel.mode])
         except ValueError as error:
             unclear = str(error)
     facts = {

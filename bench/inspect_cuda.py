@@ -11,7 +11,7 @@ from pathlib import Path
 
 from weighted_bce._extension import extension, why_missing
 
-from .cuda_code import SIZES, Code, Kernel, Unreadable, read
+from .cuda_code import MODES, SIZES, Code, Kernel, Unreadable, read
 from .hot_path import SUMS
 
 # The predictions are for an H200, by NVIDIA's documents.
@@ -86,8 +86,9 @@ def _predicted(kernel: Kernel, target: int) -> dict[str, str]:
     """Counts of a hot path per element, and how fast it can be by them."""
     path, lanes = kernel.hot[target], kernel.lanes
     instructions = path.instructions / lanes + path.sums / RUN
-    mufu = 1 + kernel.slopes + SUMS * kernel.sums / RUN
-    size = SIZES[kernel.dtype] * (1 + kernel.slopes) + target
+    sums, slopes = MODES[kernel.mode]
+    mufu = 1 + slopes + SUMS * sums / RUN
+    size = SIZES[kernel.dtype] * (1 + slopes) + target
     elements = COPY / size / PROCESSORS / CLOCK  # of a processor in a clock
     issue = elements * instructions / (ISSUE * WARP)
     limits = {"memory": 1.0, "issue": issue, "MUFU": elements * mufu / MUFU}
@@ -97,7 +98,7 @@ def _predicted(kernel: Kernel, target: int) -> dict[str, str]:
         "instructions": f"{path.instructions / lanes:.2f}",
         "sums": f"{path.sums / RUN:.2f}",
         "p varies": f"{path.by_label / lanes:.2f}" if path.by_label else "none",
-        "MUFU": f"{1 + kernel.slopes:.2f}",
+        "MUFU": f"{1 + slopes:.2f}",
         "memory": f"{path.memory / lanes:.2f}",
         "float64": str(path.doubles),
         "branches": str(path.branches),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench import inspect_cuda
-from bench.cuda_code import TARGETS, Code, Kernel, Unreadable
+from bench.cuda_code import MODES, TARGETS, Code, Kernel, Unreadable
 from bench.hot_path import HotPath
 from weighted_bce._extension import extension
 
@@ -96,10 +96,13 @@ def blocks_at_once(kernel: Kernel) -> int:
     """How many blocks the launch bounds of the kernels promise for a multiprocessor."""
     if kernel.name in ("finish", "remember_grad_output"):
         return 1
+    if not kernel.is_vectors:
+        return 4
+    _, slopes = MODES[kernel.mode]
     halves = kernel.dtype in ("float16", "bfloat16")
     sparse_loss = kernel.target == "sparse labels" and kernel.mode == "loss"
-    fewer = int((kernel.slopes or sparse_loss) and halves) + int(kernel.loss != "")
-    return 4 - (fewer if kernel.is_vectors else 0)
+    fewer = int((slopes or sparse_loss) and halves) + int(kernel.loss != "")
+    return 4 - fewer
 
 
 def test_blocks_of_the_launch_bounds_have_registers_and_shared_memory(code: Code) -> None:

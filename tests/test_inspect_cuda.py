@@ -47,6 +47,13 @@ LOOP = """
 0x190      EXIT
 """
 UNIFORM, BY_LABEL = 8 + 4 + 2 + 1, 8 + 5 + 2 + 1
+FACTS = dict.fromkeys(("stack", "local", "spills", "16-byte stores"), 0)
+FACTS |= {"registers": 60, "shared bytes": 80, "16-byte loads": 1}
+HOT = HotPath(108, 115, sums=56, memory=2, doubles=0, branches=4, ahead=(3, 3))
+KERNEL = kernel_of(VECTORS)._replace(facts=FACTS, hot={1: HOT})
+ONE = Code("13.0.88", ("sm_90", "compute_90"), {"sm_90": [KERNEL]})
+CHANGED = ONE._replace(kernels={"sm_90": [KERNEL._replace(facts=FACTS | {"registers": 61})]})
+REGISTERS = "Registers of all kernels"
 
 
 def printed(code: str) -> str:
@@ -87,6 +94,9 @@ def test_instructions_of_the_hot_paths() -> None:
         branches=4,
         ahead=(3, 3),
     )
+    # Positives tell the paths apart, and not their lengths.
+    shorter = found(replaced("0xd0       FADD R10, R10, R11\n0xe0       FADD R10, R10, R11\n", ""))
+    assert (shorter.instructions, shorter.by_label) == (UNIFORM, BY_LABEL - 2)
 
 
 def test_hot_path_of_sparse_labels_has_no_positive() -> None:
@@ -133,29 +143,22 @@ def test_other_code_is_an_error(old: str, new: str, missing: str) -> None:
         found(replaced(old, new))
 
 
-@pytest.mark.parametrize(
-    ("mangled", "name"),
-    [
-        (
-            "10on_vectorsINS_3BceENS_8BFloat16ELNS0_7TargetsE1ELNS_4ModeE1E",
-            "on_vectors bfloat16, 1-byte targets, loss and gradient",
-        ),
-        (
-            "11on_elementsINS_5FocalEdLNS0_7TargetsE2ELNS_4ModeE3E",
-            "on_elements float64, focal, larger targets, unreduced loss",
-        ),
-        (
-            "10on_vectorsINS_5FocalENS_4HalfELNS0_7TargetsE0ELNS_4ModeE2E",
-            "on_vectors float16, focal, sparse labels, gradient",
-        ),
-        ("20count_sparse_targetsId", "count_sparse_targets float64"),
-        ("6finishIff", "finish float32"),
-        ("6finishIdf", "finish float64 of float32"),
-        ("5otherILi3E", f"{PREFIX}5otherILi3E{ARGUMENTS}"),
-    ],
-)
-def test_names(mangled: str, name: str) -> None:
-    assert str(kernel_of(PREFIX + mangled + ARGUMENTS)) == name
+NAMES = {
+    "10on_vectorsINS_3BceENS_8BFloat16ELNS0_7TargetsE1ELNS_4ModeE1E": (
+        "on_vectors bfloat16, 1-byte targets, loss and gradient"
+    ),
+    "11on_elementsINS_5FocalEdLNS0_7TargetsE2ELNS_4ModeE3E": (
+        "on_elements float64, focal, larger targets, unreduced loss"
+    ),
+    "20count_sparse_targetsINS_4HalfE": "count_sparse_targets float16",
+    "6finishIff": "finish float32",
+    "6finishIdf": "finish float64 of float32",
+    "5otherILi3E": f"{PREFIX}5otherILi3E{ARGUMENTS}",
+}
+
+
+def test_names() -> None:
+    assert {name: str(kernel_of(PREFIX + name + ARGUMENTS)) for name in NAMES} == NAMES
 
 
 def test_facts_of_a_kernel() -> None:
@@ -185,15 +188,6 @@ def test_prediction() -> None:
             "MUFU rate": f"{elements * (1 + 2 / 96) / 16:.0%}",
             "of a copy": f"{1 / max(1, issue):.0%}",
         }
-
-
-FACTS = dict.fromkeys(("stack", "local", "spills", "16-byte stores"), 0)
-FACTS |= {"registers": 60, "shared bytes": 80, "16-byte loads": 1}
-HOT = HotPath(108, 115, sums=56, memory=2, doubles=0, branches=4, ahead=(3, 3))
-KERNEL = kernel_of(VECTORS)._replace(facts=FACTS, hot={1: HOT})
-ONE = Code("13.0.88", ("sm_90", "compute_90"), {"sm_90": [KERNEL]})
-CHANGED = ONE._replace(kernels={"sm_90": [KERNEL._replace(facts=FACTS | {"registers": 61})]})
-REGISTERS = "Registers of all kernels"
 
 
 def test_check_tells_whether_a_report_is_the_same(

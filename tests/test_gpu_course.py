@@ -105,7 +105,7 @@ def test_the_whole_course(small: None, run: Course, tmp_path: Path) -> None:
     assert results["clocks"][0]["SM MHz"] == "1980"
     of = {row["part"]: row["results"] for row in results["parts"]}
     assert sum(row["cases"] for row in of["smoke"]) > 0
-    assert {row["contender"] for row in of["figures"]} >= {"copy", "ours", "bce", "products"}
+    assert {row["baseline"] for row in of["figures"]} >= {"copy", "ours", "bce", "products"}
     assert all(len(row["rounds"]) == 2 for row in of["figures"])
     assert {row["outcome"] for row in of["tests"]} == {"passed"}
     assert all("cpu" in row["test"] for row in of["tests"])
@@ -249,7 +249,7 @@ def test_rows_that_cannot_be_read_cost_no_other_part(run: Course, tmp_path: Path
         raise ValueError("half a line")
 
     parts = (
-        part("figures", "print(1)")._replace(results=lambda folder: [{"contender": "ours"}]),
+        part("figures", "print(1)")._replace(results=lambda folder: [{"baseline": "ours"}]),
         part("tests", "print(1)")._replace(results=unreadable),
         part("profile", "print(1)"),
     )
@@ -268,7 +268,7 @@ def test_rows_that_could_not_be_read_at_first(run: Course, monkeypatch: pytest.M
         looks.append(folder)
         if len(looks) == 1:
             raise ValueError("half a line")
-        return [{"contender": "ours"}]
+        return [{"baseline": "ours"}]
 
     one = part("tests", "import time; time.sleep(0.3)")._replace(results=results_of)
     _, results, _ = run(parts=(one,))

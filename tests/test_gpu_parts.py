@@ -107,13 +107,13 @@ def test_tools_that_are_not_there(setup: Setup, tmp_path: Path) -> None:
 
 def test_the_benchmark_takes_these_arguments(setup: Setup) -> None:
     pytest.importorskip("psutil")
-    from bench.__main__ import _parser
+    from bench.__main__ import parser
 
     commands, _ = driven(figures.PART, setup)
     assert [command.name for command in commands if not command.may_be_late] == ["main"]
     assert len(commands) == len(figures.RUNS)
     for command in commands:
-        options = _parser().parse_args(command.arguments[3:])
+        options = parser().parse_args(command.arguments[3:])
         assert options.shapes
         assert options.out == setup.folder / command.name
 
@@ -154,12 +154,12 @@ def test_a_line_for_each_setting() -> None:
     of |= {"density": 0.005, "pass": "step", "graphs": False, "run": "main", "times_ours": 1.0}
     times = {"copy": (4e-4, 1.0), "ours": (5e-4, 0.95), "inplace": (6e-4, 0.7), "bce": (5e-3, 0.1)}
     rows = [
-        {**of, "contender": key, "seconds": seconds, "share_of_copy": share}
+        {**of, "baseline": key, "seconds": seconds, "share_of_copy": share}
         for key, (seconds, share) in times.items()
     ]
     rows[-1]["times_ours"] = 10.04
-    rows.append({**rows[-1], "contender": "masked", "seconds": None})
-    rows.append({**rows[-1], "run": "compile", "contender": "compile", "seconds": 1e-3})
+    rows.append({**rows[-1], "baseline": "masked", "seconds": None})
+    rows.append({**rows[-1], "run": "compile", "baseline": "compile", "seconds": 1e-3})
     small = [{**row, "rows": 2**6, "run": "small"} for row in rows[:2]]
     assert tables.lines([*small, *rows]) == [
         "2^28 bfloat16 bool: 500.0 µs (ours 95%, inplace 70% of a copy's bandwidth); "

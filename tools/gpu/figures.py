@@ -49,7 +49,7 @@ def steps(setup: Setup) -> Steps:
 
 
 def results(folder: Path) -> list[Row]:
-    """A row for each contender of each group, as far as the benchmark has come."""
+    """A row for each baseline of each group, as far as the benchmark has come."""
     rows = []
     for name, *_ in RUNS:
         path = folder / name / "results.json"

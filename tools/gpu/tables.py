@@ -23,7 +23,7 @@ NAMES = {
 }
 OWN = ("copy", "ours", "scaled", "scaled-changing", "inplace")
 OF_GROUP = ("rows", "features", "labels", "dtype", "target", "density", "pass", "graphs")
-Group = dict[str, Row]  # the rows of one setting, by contender
+Group = dict[str, Row]  # the rows of one setting, by baseline
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -36,11 +36,11 @@ def _cell(value: object) -> str:
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
-    """The contenders of each setting; what ran twice counts as it ran first."""
+    """The baselines of each setting; what ran twice counts as it ran first."""
     of_setting: dict[tuple[object, ...], Group] = {}
     for row in rows:
         group = of_setting.setdefault(tuple(row.get(field) for field in OF_GROUP), {})
-        group.setdefault(row["contender"], row)
+        group.setdefault(row["baseline"], row)
     return list(of_setting.values())
 
 
@@ -81,7 +81,7 @@ def _loss(row: Row) -> str:
     if row["seconds"] is None:
         return "failed" if row["fits"] else "does not fit"
     time = duration(row["seconds"])
-    if row["contender"] not in OWN:
+    if row["baseline"] not in OWN:
         return time if row["times_ours"] is None else f"{time}, {times(row['times_ours'])}"
     if row["share_of_copy"] is None:
         return time

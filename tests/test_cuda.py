@@ -1,6 +1,5 @@
 """What only a GPU can show: graphs, streams, several devices, memory, no wait for the device."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from weighted_bce import WeightedBCEWithLogitsLoss, _eager, backend, weighted_bce_with_logits
 from weighted_bce._kernels import why_not_on_cuda
 
+from .cuda_graphs import captured
 from .truth import Case, assert_close, check, divisor, labels, logits, truth
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -59,20 +59,6 @@ def test_nothing_waits_for_the_device(no_waiting: None, ignore_index: float | No
                     inplace_backward=inplace,
                 )
                 loss.backward(torch.full_like(loss, 3.0))
-
-
-def captured(step: Callable[[], Any]) -> torch.cuda.CUDAGraph:
-    """A graph of the step, after the warm-up on a side stream that capturing asks for."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph
 
 
 @pytest.mark.parametrize("ignore_index", [None, -1.0])

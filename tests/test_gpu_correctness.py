@@ -110,11 +110,11 @@ def test_cases_that_no_small_run_has() -> None:
         cases._far("cpu", 2**31 + 5)
 
 
-def test_few_cases_see_each_upstream_gradient() -> None:
+def test_few_cases_see_each_grad_output() -> None:
     groups = [list(group.checks) for group in cases.groups("cpu", True, 0)]
     assert 300 < sum(map(len, groups)) < 500
     seen = {check.args[2] for check in groups[0]}  # type: ignore[attr-defined]
-    assert seen == {*cases.UPSTREAM}
+    assert seen == {*cases.GRAD_OUTPUTS}
 
 
 def test_what_becomes_of_a_group(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,8 +49,8 @@ FLAGS = (
     # A kernel that spills, or keeps an array in local memory, is slow: not a build of ours.
     *("-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror"),
 )
-MAJOR_OF_THE_EXTRA = "13"  # pyproject.toml; pip has no nvcc of CUDA 12
-TRIED = "13.0"  # the nvcc of the extra
+EXTRA = re.compile(r'"nvidia-cuda-nvcc==(\d+\.\d+)')  # pip has no nvcc of CUDA 12
+TRIED = EXTRA.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[0]  # "13.0"
 
 
 class Unavailable(Exception):
@@ -134,10 +134,10 @@ def find_toolkit(torch_cuda: str | None) -> Toolkit:
         "; ".join(dict.fromkeys(map(str, errors)))
         or "no nvcc by CUDA_HOME, on PATH, in Python's packages or in /usr/local/cuda"
     )
-    major = torch_cuda.split(".")[0] if torch_cuda else MAJOR_OF_THE_EXTRA
+    major = torch_cuda.split(".")[0] if torch_cuda else TRIED.split(".")[0]
     if any(isinstance(error, NothingLeft) for error in errors):
         how = f"unset TORCH_CUDA_ARCH_LIST, or set it like {LIKE}, and build again"
-    elif major == MAJOR_OF_THE_EXTRA:
+    elif major == TRIED.split(".")[0]:
         how = f"install the toolkit of CUDA {major}, or as README.md says by pip, and build again"
     else:
         how = f"install the toolkit of CUDA {major} and build again"
@@ -291,7 +291,7 @@ def share_of_work(files: int, targets: int) -> tuple[int, int]:
 
 
 def compile_one(command: list[str], source: Path, at: Path) -> str:
-    """Compiles; returns why it failed, or nothing. What ptxas counted stays beside the object."""
+    """Compiles; returns why it failed, or nothing. What ptxas counted stays next to the object."""
     start = time.time()
     unfinished = at.with_suffix(".unfinished.o")
     print(f"weighted_bce: nvcc {source.relative_to(ROOT)}", file=sys.stderr)

@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Generator
 from pathlib import Path
 
-from .machine import ROOT, cores
+from .machine import ROOT, cores, text_of
 from .part import Failed, Part, Setup, Steps
 from .processes import Command, Ran
 
@@ -69,7 +69,7 @@ def _keep(setup: Setup, library: str) -> None:
 
 def _failure(ran: Ran) -> str:
     """Shows the end of the log; returns its first error, which tells more than its last line."""
-    lines = ran.log.read_text(errors="replace").splitlines() if ran.log.exists() else []
+    lines = text_of(ran.log).splitlines()
     print("\n".join(lines[-LAST:]), flush=True)
     first = next((line.strip() for line in lines if re.search(r"\berror\b", line, re.I)), "")
     return "; ".join(text for text in (first[:200], ran.why) if text)

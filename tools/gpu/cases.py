@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.cuda_graphs import captured
 from tests.truth import (
     INPUT_DTYPES,
     Case,
@@ -27,7 +28,7 @@ from weighted_bce import backend, linear_weighted_bce_with_logits, weighted_bce_
 Check = Callable[[], object]
 FEW = ((1, 1), (5, 205), (7, 1111))
 SIZES = (*FEW, (3, 5), (4, 256), (37, 20011), (64, 65536))
-UPSTREAM = (1.0, 1.0, 1024.0, 1024.0, -2.5)  # what backward brings, expected and not
+GRAD_OUTPUTS = (1.0, 1.0, 1024.0, 1024.0, -2.5)  # some are expected and some are not
 BYTES = 13  # that a far element takes: bfloat16 logits and gradient, the targets, comparisons
 
 
@@ -49,7 +50,7 @@ def groups(device: str, small: bool, far: int) -> Iterator[Group]:
         far: how many elements the last case has.
     """
     for number, group in enumerate(_groups(device, FEW if small else SIZES)):
-        # The upstream gradients are five: a third of the checks still has all of them.
+        # There are five grad_outputs: a third of the checks still has all of them.
         yield group._replace(checks=islice(group.checks, 0, None, 3)) if small else group
         if number == 0 and not small:  # they are few and quick, and no test elsewhere has them
             yield Group("captured graph", _graphs(device))
@@ -68,9 +69,9 @@ def _groups(device: str, sizes: Sequence[tuple[int, int]]) -> Iterator[Group]:
 
 
 def _checks(case: Case) -> Iterator[Check]:
-    """Yields checks with upstream gradients that are expected and that are not."""
-    for upstream in UPSTREAM:
-        yield partial(check, case, "fused", upstream)
+    """Yields a check with each grad_output."""
+    for grad_output in GRAD_OUTPUTS:
+        yield partial(check, case, "fused", grad_output)
 
 
 def _targets(device: str, dtype: torch.dtype, sizes: Sequence[tuple[int, int]]) -> Iterator[Check]:
@@ -135,9 +136,9 @@ def _written_over(case: Case) -> None:
     _assert_gradient(grad, case, 3.0)
 
 
-def _assert_gradient(grad: Tensor, case: Case, factor: float) -> None:
+def _assert_gradient(grad: Tensor, case: Case, grad_output: float) -> None:
     right = truth(case)
-    scale = factor / divisor(case, right.count)
+    scale = grad_output / divisor(case, right.count)
     assert_close(grad, right.grad * scale, right.terms * abs(scale), f"gradient: {case.name}")
 
 
@@ -185,27 +186,14 @@ def _graph(device: str, dtype: torch.dtype, sparse: torch.dtype | None) -> None:
         with backend("fused"):
             (weighted_bce_with_logits(x, target, pos_weight=7.0) * scale).backward()
 
-    replay = _captured(step) if device == "cuda" else step
-    for factor in (1.0, 1024.0, 1024.0, 0.0, -2.5):
+    replay = captured(step).replay if device == "cuda" else step
+    for grad_output in (1.0, 1024.0, 1024.0, 0.0, -2.5):
         with torch.no_grad():
             x.copy_(logits(300, 1030, dtype=dtype))
-        scale.fill_(factor)
+        scale.fill_(grad_output)
         replay()
         assert x.grad is not None
-        _assert_gradient(x.grad, Case(x.detach(), hard, None, 7.0, name="graph"), factor)
-
-
-def _captured(step: Callable[[], None]) -> Callable[[], None]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+        _assert_gradient(x.grad, Case(x.detach(), hard, None, 7.0, name="graph"), grad_output)
 
 
 def _far(device: str, elements: int) -> None:

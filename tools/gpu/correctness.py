@@ -1,12 +1,11 @@
 """The parts that ask whether results are right: smoke test, the suite's tests, the sanitizer."""
 
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from .machine import cores
+from .machine import cores, output, text_of
 from .part import Absent, Failed, Part, Row, Setup, Steps, lines_of
 from .processes import Command
 
@@ -111,23 +110,19 @@ def sanitize(setup: Setup) -> Steps:
 
 def _only_ours(tool: str) -> list[str]:
     """The option by which a tool looks at our kernels alone; older versions call it otherwise."""
-    try:
-        ran = subprocess.run([tool, "--help"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    options = {
-        "--kernel-name": "kernel_substring=weighted_bce",
-        "--kernel-regex": "kns=weighted_bce",
-    }
-    return next(([name, value] for name, value in options.items() if name in ran.stdout), [])
+    said = output(tool, "--help")
+    options = (
+        ["--kernel-name", "kernel_substring=weighted_bce"],
+        ["--kernel-regex", "kns=weighted_bce"],
+    )
+    return next((option for option in options if option[0] in said), [])
 
 
 def _errors(folder: Path) -> list[Row]:
     """What each tool says last, how many errors are in our kernels, and the cases it has seen."""
     rows = []
     for name in SANITIZERS:
-        log = folder / f"{name}.txt"
-        text = log.read_text(errors="replace") if log.exists() else ""
+        text = text_of(folder / f"{name}.txt")
         said = re.findall(r"^=+ ((?:ERROR|RACECHECK) SUMMARY: .+)$", text, re.MULTILINE)
         ours = OURS.findall(text)
         cases = re.findall(r"^(\d+ of \d+ cases failed, [^;\n]+)", text, re.MULTILINE)

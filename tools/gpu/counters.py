@@ -4,7 +4,7 @@ import csv
 import re
 from pathlib import Path
 
-from .machine import ROOT
+from .machine import ROOT, text_of
 from .part import Absent, Failed, Part, Row, Setup, Steps
 from .processes import Command
 
@@ -35,6 +35,7 @@ STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+?)_per_issue_active\.
 UNIT = re.compile("([numkKMGT]?)(?:s|second|hz|Hz|byte/s|byte/second|cycle/second)")
 PREFIXES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}
 PREFIXES |= {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+WANTED = ("issue", "MUFU rate", "first limit", "of a copy", "registers")
 NO_STALLS = ("selected", "not_selected")
 
 
@@ -60,9 +61,8 @@ def steps(setup: Setup) -> Steps:
 
 def results(folder: Path) -> list[Row]:
     """What was counted of each kernel and what was expected."""
-    log = folder / "ncu.txt"
-    text = log.read_text(errors="replace") if log.exists() else ""
-    table = list(csv.reader(line for line in text.splitlines() if line.startswith('"')))
+    lines = text_of(folder / "ncu.txt").splitlines()
+    table = list(csv.reader(line for line in lines if line.startswith('"')))
     if len(table) < 3:
         return []
     head, units, *launches = table
@@ -99,26 +99,17 @@ def _summed_up(counted: dict[str, str | float]) -> Row:
 
 def expected(kernel: str, path: Path = EXPECTED) -> dict[str, str]:
     """What the tables of the machine code say of a kernel."""
-    resources = _row(path, "registers", f"on_vectors {kernel}")
-    prediction = _row(path, "first limit", kernel)
-    wanted = ("issue", "MUFU rate", "first limit", "of a copy")
-    return {key: prediction[key] for key in wanted if key in prediction} | {
-        key: resources[key] for key in ("registers",) if key in resources
-    }
-
-
-def _row(path: Path, column: str, first: str) -> dict[str, str]:
-    """The row that begins so, of the first table that has the column and such a row."""
     head: list[str] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
+    cells: dict[str, str] = {}
+    for line in text_of(path).splitlines():
+        row = [cell.strip() for cell in line.strip("|").split("|")]
         if not line.startswith("|"):
             head = []
         elif not head:
-            head = cells
-        elif column in head and cells[0] == first:
-            return dict(zip(head, cells, strict=True))
-    return {}
+            head = row
+        elif row[0] in (kernel, f"on_vectors {kernel}"):
+            cells |= zip(head, row, strict=True)
+    return {key: cells[key] for key in WANTED if key in cells}
 
 
 PART = Part("profile", 35, steps, results)

@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from .machine import CLOCK_FIELDS
+from .machine import CLOCK_FIELDS, text_of
 from .report import report
 
 RESULTS, REPORT, LOGS = "results.json", "report.md", "logs.tar.gz"
@@ -43,6 +43,5 @@ def _write(path: Path, text: str) -> None:
 
 def clocks(path: Path) -> list[dict[str, str]]:
     """What nvidia-smi has printed, a line each second."""
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    rows = ([cell.strip() for cell in line.split(",")] for line in lines)
+    rows = ([cell.strip() for cell in line.split(",")] for line in text_of(path).splitlines())
     return [dict(zip(CLOCK_FIELDS, r, strict=True)) for r in rows if len(r) == len(CLOCK_FIELDS)]

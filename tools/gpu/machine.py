@@ -50,10 +50,9 @@ class Machine:
 
     def probe(self) -> dict[str, Any]:
         """The GPU as torch sees it, by name of the fact; raises NoGpu."""
+        command = [sys.executable, "-c", PROBE]
         try:
-            ran = subprocess.run(
-                [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=SECONDS
-            )
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         except subprocess.TimeoutExpired:
             raise NoGpu(f"torch did not find a GPU within {SECONDS:.0f} s") from None
         if ran.returncode != 0:
@@ -81,12 +80,13 @@ class Machine:
 
 def facts(machine: Machine, commit: str) -> dict[str, Any]:
     """All that the reports name; raises NoGpu."""
+    known = machine.probe()
+    smi, nvcc = (machine.tool(name) or name for name in ("nvidia-smi", "nvcc"))
+    driver = output(smi, "--query-gpu=driver_version", "--format=csv,noheader")
     return {
-        **machine.probe(),
-        "driver": _output(
-            machine, "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        ),
-        "nvcc": _output(machine, "nvcc", "--version").partition("cuda_")[2].partition("/")[0],
+        **known,
+        "driver": last_line(driver),
+        "nvcc": last_line(output(nvcc, "--version")).partition("cuda_")[2].partition("/")[0],
         "python": platform.python_version(),
         "CPU cores": cores(),
         "commit": commit or of_git() or of_file() or "unknown",
@@ -98,35 +98,35 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _output(machine: Machine, tool: str, *arguments: str) -> str:
-    """The last line that one of CUDA's programs prints, or nothing."""
-    path = machine.tool(tool)
+def output(*command: str) -> str:
+    """What a program prints; nothing where it is not there, fails or takes too long."""
     try:
-        ran = subprocess.run(
-            [path or tool, *arguments], capture_output=True, text=True, timeout=SECONDS
-        )
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    lines = ran.stdout.strip().splitlines()
-    return lines[-1].strip() if lines and ran.returncode == 0 else ""
+    return ran.stdout if ran.returncode == 0 else ""
+
+
+def text_of(log: Path) -> str:
+    """What a program has printed so far; nothing before it starts."""
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def last_line(text: str) -> str:
+    """The last line that says something, or nothing."""
+    lines = (line.strip(" =\t") for line in reversed(text.splitlines()))
+    return next((line for line in lines if line), "")
 
 
 def of_git(root: Path = ROOT) -> str:
     """The commit of the sources, with a + where they were changed; nothing where git knows none."""
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=10", "--dirty=+"]
     if not (root / ".git").exists():  # or it would tell of a repository around this one
         return ""
-    try:
-        ran = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return ran.stdout.strip()
+    options = ("--always", "--abbrev=10", "--dirty=+", "--exclude=*")
+    return output("git", "-C", str(root), "describe", *options).strip()
 
 
 def of_file(root: Path = ROOT) -> str:
     """The first word of the file COMMIT, which those write who copy sources without git."""
-    try:
-        words = (root / "COMMIT").read_text().split()
-    except OSError:
-        return ""
-    return words[0] if words else ""
+    file = root / "COMMIT"
+    return next(iter(file.read_text().split()), "") if file.is_file() else ""

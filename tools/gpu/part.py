@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .machine import Machine
+from .machine import Machine, text_of
 from .processes import Command, Ran
 
 Row = dict[str, Any]
@@ -50,7 +50,7 @@ class Part(NamedTuple):
 def lines_of(path: Path) -> list[Row]:
     """The objects of a file that has one in each line; a program may still be writing the last."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in text_of(path).splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from .machine import ROOT
+from .machine import ROOT, last_line, text_of
 
 PATIENCE = 4.0  # seconds in which an interrupted command may write down what it has
 STEP = 0.05  # seconds between two looks
@@ -67,7 +67,9 @@ class Ran(NamedTuple):
             ended = f"ended after {self.seconds:.0f} s"
         elif self.code < 0:
             ended = f"ended by signal {-self.code}"
-        return f"{self.command.name}: {ended}: {last_line(self.log)}"
+        text = last_line(text_of(self.log)) or "no output"
+        text = text if len(text) <= 200 else f"{text[:197]}..."
+        return f"{self.command.name}: {ended}: {text}"
 
 
 class Running:
@@ -156,10 +158,3 @@ def run(
     finally:
         end(running)
     return [one.ran() for one in running]
-
-
-def last_line(log: Path) -> str:
-    """The last line that says something."""
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    text = next((line.strip(" =\t") for line in reversed(lines) if line.strip(" =\t")), "no output")
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from examples.command import add_reference, obstacle
+from tools.command import add_reference, obstacle
 
 from .names import AGAINST, DTYPES, LABELS, LARGEST, PASSES, TARGETS, in_rows
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import psutil
 import torch
 
-from examples.command import why_no_kernels
+from tools.command import why_no_kernels
 from weighted_bce._extension import extension
 
 WARM_UPS = 2

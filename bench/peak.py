@@ -16,7 +16,7 @@ from multiprocessing.context import ForkServerContext
 
 import torch
 
-from examples.losses import rise_of_peak
+from tools.measuring import rise_of_peak
 from weighted_bce import empty_cache
 
 from .contenders import work

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from examples.losses import made_up_labels
+from tools.measuring import made_up_labels
 from weighted_bce import SparseLabels
 
 from .names import DTYPES, LABELS, PASSES, SPARSE, STEP, in_rows

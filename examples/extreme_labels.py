@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import FILES, READ_SECONDS, obstacle, progress_on
+from tools.command import FILES, READ_SECONDS, obstacle, progress_on
+
 from .extreme_options import COMPARED_STEPS, EPOCHS, MADE_UP_ROWS, parser
 
 if TYPE_CHECKING:

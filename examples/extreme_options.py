@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from .command import FILES, add_reference, positive, seed
+from tools.command import FILES, add_reference, positive, seed
 
 EPOCHS = 5
 COMPARED_STEPS = 5

@@ -17,6 +17,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from tools.measuring import PROC, rise_of_peak
 from weighted_bce import (
     FusedAdam,
     FusedSGD,
@@ -27,7 +28,6 @@ from weighted_bce import (
 )
 
 from .imports_data import Dataset
-from .losses import PROC, rise_of_peak
 from .ranking import DEEPEST, Quality, Ranking
 from .training import bags
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tools.measuring import made_up_labels, rise_of_peak
 from weighted_bce import SparseLabels, weighted_bce_with_logits
 
 LossFunction = Callable[[Tensor, SparseLabels], Tensor]
-PROC = Path("/proc/self")
 
 
 def places(labels: SparseLabels) -> tuple[Tensor, Tensor]:
@@ -79,13 +79,6 @@ def _step(function: LossFunction, logits: Tensor, target: SparseLabels) -> None:
     torch.autograd.grad(function(logits, target), logits)
 
 
-def made_up_labels(rows: int, labels: int, each: int, generator: torch.Generator) -> SparseLabels:
-    """Each row has as many positives, one in each of so many equal parts of the labels."""
-    part, device = labels // max(each, 1), generator.device
-    chosen = torch.randint(part, (rows, each), generator=generator, device=device)
-    return SparseLabels.from_padded(chosen + part * torch.arange(each, device=device))
-
-
 def _sample(rows: int, labels: int, positives: float) -> tuple[Tensor, SparseLabels]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(rows, labels, generator=generator).requires_grad_()
@@ -124,25 +117,6 @@ def number_from_child(module: str, *arguments: str) -> int | None:
         text=True,
     )
     return int(child.stdout) if child.returncode == 0 and child.stdout.strip() else None
-
-
-def rise_of_peak(step: Callable[[], object]) -> int:
-    """How many bytes a step adds, at its peak, to the resident set of this process.
-
-    What the kernel counts sees every allocation, whoever made it; torch's profiler would miss
-    those that do not come from torch's allocator.
-    """
-    (PROC / "clear_refs").write_text("5")  # resets the high-water mark
-    before = _resident("VmRSS")
-    step()
-    return max(0, _resident("VmHWM") - before)
-
-
-def _resident(field: str) -> int:
-    for line in (PROC / "status").read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"no {field} in {PROC / 'status'}")
 
 
 def _measure_peak(kind: str, rows: int, labels: int, positives: float) -> int:

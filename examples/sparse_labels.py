@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import (
+from tools.command import (
     FILES,
     READ_SECONDS,
     add_reference,

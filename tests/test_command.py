@@ -8,11 +8,13 @@ from types import ModuleType
 import pytest
 
 import bench.__main__
-from examples import command, extreme_labels, sparse_labels
+from examples import extreme_labels, sparse_labels
+from tools import command
 from weighted_bce import _choice
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [bench.__main__, sparse_labels, extreme_labels]
+OWN = ("examples", "tools")
 REMEDY = "To build them, run: this"
 
 
@@ -94,7 +96,7 @@ def test_the_packages_are_those_that_are_imported(program: ModuleType) -> None:
     if program is bench.__main__:  # where they are installed; pictures are checked above
         names |= {"matplotlib", "numpy", "timm", "torchvision"}
     imported = _imports(Path(file), set())
-    others = imported - set(sys.stdlib_module_names) - {"weighted_bce", "examples"}
+    others = imported - set(sys.stdlib_module_names) - {"weighted_bce"}
     assert others <= names
     assert set(program.PACKAGES) <= {_on_index(name) for name in others}
 
@@ -104,7 +106,7 @@ def _on_index(module: str) -> str:
 
 
 def _imports(file: Path, seen: set[Path]) -> set[str]:
-    """The packages that a file, and those of bench and examples that it imports, import."""
+    """The packages that a file imports, and those that the files of ours that it imports do."""
     if file in seen or not file.is_file():
         return set()
     seen.add(file)
@@ -113,11 +115,12 @@ def _imports(file: Path, seen: set[Path]) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            top, _, rest = (node.module or "").partition(".")
-            if node.level == 0 and top != "examples":
+            top, *inner = (node.module or "").split(".")
+            if node.level == 0 and top not in OWN:
                 found.add(top)
                 continue
-            folder, inner = (file.parent, top) if node.level else (ROOT / "examples", rest)
-            for name in [inner] if inner else [alias.name for alias in node.names]:
-                found |= _imports(folder / f"{name}.py", seen)
+            folder = (ROOT / top).joinpath(*inner[:-1]) if node.level == 0 else file.parent
+            name = inner[-1:] if node.level == 0 else [top][: bool(top)]
+            for one in name or [alias.name for alias in node.names]:
+                found |= _imports(folder / f"{one}.py", seen)
     return found

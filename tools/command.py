@@ -1,4 +1,4 @@
-"""What the command lines of the examples share."""
+"""What the command lines of the benchmark and of the examples share."""
 
 import argparse
 import os

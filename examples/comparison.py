@@ -1,11 +1,10 @@
 """One small network, trained and judged with each loss."""
 
 import argparse
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from .losses import LOSSES, Loss, peak_bytes, places, step_milliseconds
 from .program import consoles
 from .python_imports import imports_of_environment
 from .report import Quality, Result, Shape
-from .training import LEARNING_RATE, Encoder, batches, steps, train
+from .training import LEARNING_RATE, Encoder, batches, train
 
 HIDDEN = 128
 # Rows are scored in blocks of at most this many logits, however many labels there are.
@@ -54,8 +53,7 @@ def compare(
     with progress_on(notes) as progress:
         qualities = []
         for loss in LOSSES:
-            task = progress.add_task(loss.name, total=steps(data.labels.shape[0], epochs))
-            model = fit(data, loss, epochs, seed, partial(progress.advance, task))
+            model = fit(data, loss, epochs, seed, progress)
             qualities.append(evaluate(model, held_out, loss, positives))
         milliseconds = step_milliseconds(LOSSES, *shape, positives)
         costs = progress.track(LOSSES, description="memory of a step")
@@ -63,9 +61,7 @@ def compare(
     return [Result(*each) for each in zip(LOSSES, qualities, milliseconds, peaks, strict=True)]
 
 
-def fit(
-    data: Dataset, loss: Loss, epochs: int, seed: int, advance: Callable[[], object]
-) -> nn.Module:
+def fit(data: Dataset, loss: Loss, epochs: int, seed: int, progress: Progress) -> nn.Module:
     """Trains a network whose first weights and batches depend on `seed` alone."""
     torch.manual_seed(seed)
     rows, features = data.features.shape
@@ -75,22 +71,25 @@ def fit(
     def loss_of(features: csr_matrix, labels: SparseLabels) -> Tensor:
         return loss.function(model(features), labels)
 
-    for _ in train(loss_of, [optimizer], data, batches(rows, epochs, seed)):
-        advance()
+    some = list(batches(rows, epochs, seed))
+    steps = train(loss_of, [optimizer], data, some)
+    for _ in progress.track(steps, len(some), description=loss.name):
+        pass
     return model
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Dataset, loss: Loss, positives_per_row: float) -> Quality:
-    counts = Counts()
     rows, width = data.labels.shape
     labels = SparseLabels.from_scipy(data.labels)
     block = max(1, BLOCK // width)
+    counts = []
     for start in range(0, rows, block):
         some = slice(start, start + block)
         logits = model(data.features[some])
-        counts.add(logits, predictions(logits, loss, positives_per_row), labels.select(some))
-    return counts.quality()
+        predicted = predictions(logits, loss, positives_per_row)
+        counts.append(counted(logits, predicted, labels.select(some)))
+    return quality(rows, counts)
 
 
 def predictions(logits: Tensor, loss: Loss, positives_per_row: float) -> Tensor:
@@ -103,36 +102,16 @@ def predictions(logits: Tensor, loss: Loss, positives_per_row: float) -> Tensor:
     return logits >= 0  # sigmoid(logits) >= 0.5
 
 
-class Counts:
-    """Running sums from which `Quality` follows."""
-
-    def __init__(self) -> None:
-        self.rows = self.hits = self.predicted = self.true = self.empty = self.ranked = 0
-        self.precisions = 0.0
-
-    def add(self, scores: Tensor, predicted: Tensor, labels: SparseLabels) -> None:
-        """Counts a block of rows; scores and predicted are (rows, labels)."""
-        self.rows += len(scores)
-        self.hits += int(predicted[places(labels)].sum())
-        self.predicted += int(predicted.sum())
-        self.true += len(labels.col_indices)
-        self.empty += int((~predicted.any(1)).sum())
-        each = labels.col_indices.split(labels.crow_indices.diff().tolist())
-        for row, own in zip(scores, each, strict=True):
-            if len(own):  # the ranking of a row without labels has no precision
-                self.ranked += 1
-                self.precisions += average_precision(row, own)
-
-    def quality(self) -> Quality:
-        return Quality(
-            precision=self.hits / max(self.predicted, 1),
-            recall=self.hits / max(self.true, 1),
-            f1=2 * self.hits / max(self.predicted + self.true, 1),
-            mean_average_precision=self.precisions / max(self.ranked, 1),
-            predicted_per_row=self.predicted / max(self.rows, 1),
-            true_per_row=self.true / max(self.rows, 1),
-            empty_rows=self.empty / max(self.rows, 1),
-        )
+def counted(scores: Tensor, predicted: Tensor, labels: SparseLabels) -> list[float]:
+    """The sums over a block of rows that `quality` takes; scores, predicted: (rows, labels)."""
+    each = labels.col_indices.split(labels.crow_indices.diff().tolist())
+    # The ranking of a row without labels has no precision.
+    ranked = [
+        average_precision(row, own) for row, own in zip(scores, each, strict=True) if len(own)
+    ]
+    hits, empty = predicted[places(labels)].sum(), (~predicted.any(1)).sum()
+    sums = (hits, predicted.sum(), len(labels.col_indices), empty, sum(ranked), len(ranked))
+    return [float(value) for value in sums]
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> float:
@@ -141,3 +120,16 @@ def average_precision(scores: Tensor, positives: Tensor) -> float:
     right = torch.stack([(own >= score).sum() for score in own])
     ranked = torch.stack([(scores >= score).sum() for score in own])
     return float((right / ranked).mean())
+
+
+def quality(rows: int, counts: list[list[float]]) -> Quality:
+    hits, predicted, true, empty, precisions, ranked = map(sum, zip(*counts, strict=True))
+    return Quality(
+        precision=hits / max(predicted, 1),
+        recall=hits / max(true, 1),
+        f1=2 * hits / max(predicted + true, 1),
+        mean_average_precision=precisions / max(ranked, 1),
+        predicted_per_row=predicted / rows,
+        true_per_row=true / rows,
+        empty_rows=empty / rows,
+    )

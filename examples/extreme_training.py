@@ -117,9 +117,7 @@ def load(options: argparse.Namespace, progress: Progress) -> tuple[Dataset, Data
 
 
 def batches_of(rows: int, options: argparse.Namespace) -> list[np.ndarray]:
-    epochs = options.epochs
-    if options.steps is not None:
-        epochs = -(-options.steps // training.steps(rows, 1, options.batch))
+    epochs = options.steps or options.epochs  # an epoch has a step at least
     return list(islice(training.batches(rows, epochs, options.seed, options.batch), options.steps))
 
 

@@ -44,10 +44,6 @@ def batches(rows: int, epochs: int, seed: int, batch: int = BATCH) -> Iterator[n
         yield from (order[start : start + batch] for start in range(0, rows, batch))
 
 
-def steps(rows: int, epochs: int, batch: int = BATCH) -> int:
-    return epochs * -(-rows // batch)
-
-
 def train(
     loss_of: Callable[[csr_matrix, SparseLabels], Tensor],
     optimizers: Sequence[Optimizer],

@@ -195,7 +195,7 @@ def propensity(data: Dataset, options: argparse.Namespace) -> Tensor:
 
 
 class Cost(NamedTuple):
-    """What the steps of a training brought and took."""
+    """The losses of the steps of a training, and what a step took."""
 
     losses: list[float]
     seconds: float  # of the median step
@@ -234,7 +234,7 @@ def train(
 
 
 def _peak_bytes(step: Callable[[], object], device: str) -> int | None:
-    """Beyond the memory that was in use before; None where that is not known."""
+    """The peak of a step beyond the memory in use before it; None where that is not known."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -40,7 +40,7 @@ def insist(obstacle: str) -> None:
 
 
 def consoles() -> "tuple[Console, Console]":
-    """For results, wide enough for a table where it is a file; and for progress."""
+    """The console of results, wide enough for a table in a file too, and that of progress."""
     from rich.console import Console
 
     console = Console()

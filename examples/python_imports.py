@@ -34,7 +34,7 @@ MAX_BYTES = 400_000
 
 
 class Facts(NamedTuple):
-    """What one file contributes: hashed names that it uses, and modules that it imports."""
+    """The hashed names that one file uses, and the modules that it imports."""
 
     buckets: list[int]
     modules: list[str]

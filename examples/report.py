@@ -1,4 +1,4 @@
-"""What came out: a table, a picture, and the answers to two questions."""
+"""The results as a table, a picture, and the answers to two questions."""
 
 import json
 import math
@@ -42,7 +42,7 @@ class Quality(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What one loss trained, and what a step of it costs."""
+    """The worth of what one loss trained, and what a step of it costs."""
 
     loss: Loss
     quality: Quality
@@ -148,7 +148,7 @@ def _draw_quality(axes: Axes, weights: list[float], line: list[Quality]) -> None
 
 
 def _draw_counts(axes: Axes, weights: list[float], line: list[Quality], labels: int) -> None:
-    # A logarithm has no place for zero: it is drawn at the foot, with its true number beside it.
+    # A logarithm has no place for zero: it is drawn at the foot, with its true number next to it.
     true, counts = line[0].true_per_row, [q.predicted_per_row for q in line]
     foot = min(count or 0.001 for count in counts)
     axes.plot(weights, [count or foot for count in counts], "o-", color=BLUE)

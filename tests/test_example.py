@@ -76,7 +76,7 @@ def test_unreadable_and_unparsable_files_are_skipped(tmp_path: Path) -> None:
 def test_rare_modules_are_no_labels() -> None:
     facts = [Facts([i, i + 1], ["often"] + ["rare"] * (i == 0)) for i in range(12)]
     facts += [Facts([], ["often"]), Facts([1], ["rare"])]
-    data = python_imports.dataset_of_facts(facts, "made up", min_count=5)
+    data = python_imports.dataset_of_facts(facts, "made up", min_count=13)
     assert data.labels.shape == (12, 1)
     assert data.features.shape == (12, BUCKETS)
     np.testing.assert_allclose(data.features.sum(1), 1, rtol=1e-6)
@@ -127,7 +127,7 @@ def test_svmlight_files_with_and_without_header(tmp_path: Path, header: bool, pa
         ("", "has 0 rows"),
         ("hello: world\n", "is not svmlight multilabel data"),
         ("3 4 5\n0 1:1\n", "announces 3 rows and has 1"),
-        ("12 4 2\n" + "5 1:1\n" * 12, "announces 2 labels and has the label 5"),
+        ("12 4 5\n" + "5 1:1\n" * 12, "announces 5 labels and has the label 5"),
         ("0.5 1:1\n" * 12, "whole numbers"),
         ("-1 1:1\n" * 12, "whole numbers"),
         (" 1:1\n" * 12, "has no labels"),

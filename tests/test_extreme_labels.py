@@ -72,6 +72,7 @@ def test_made_up_rows_have_the_words_of_their_labels() -> None:
     data = made_up(labels, 400, features, seed=2)
     assert data.labels.shape == (400, labels)
     assert data.features.shape == (400, features)
+    assert data.labels.nnz == data.labels.toarray().sum()  # no label is there twice
     counts = data.labels.sum(0).A1
     assert counts[0] > counts[5] > counts[-1]
     for label in range(5):
@@ -183,7 +184,7 @@ def test_propensities_weigh_the_positives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "steps"), [([], 15), (["--epochs", "2"], 6), (["--steps", "7"], 7)]
+    ("arguments", "steps"), [([], 15), (["--epochs", "2"], 6), (["--steps", "20"], 20)]
 )
 def test_steps_or_epochs(arguments: list[str], steps: int) -> None:
     found = extreme_training.batches_of(80, options(*arguments))
@@ -274,6 +275,7 @@ def test_compare_shows_both_or_says_why_not(
         (["--steps", "3", "--epochs", "2"], "not allowed with argument"),
         (["--pos-weight", "-1"], "must be a number >= 0 or 'propensity', got '-1'"),
         (["--pos-weight", "rare"], "must be a number >= 0 or 'propensity', got 'rare'"),
+        (["--pos-weight", "inf"], "must be a number >= 0 or 'propensity', got 'inf'"),
         (["--learning-rate", "nan"], "must be a number above 0, got 'nan'"),
         (["--propensity", "0.5", "0"], "must be a number above 0, got '0'"),
         (["--optimizer", "lion"], "invalid choice: 'lion'"),

@@ -9,6 +9,7 @@ number. With GPUs, each process takes one; without, the processes share the CPU.
 
 import argparse
 import os
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -28,15 +29,13 @@ def network(labels: int, device: str) -> nn.Sequential:
     return nn.Sequential(*layers).to(device)
 
 
-def batches(labels: int, steps: int, device: str) -> list[tuple[Tensor, Tensor]]:
+def batches(labels: int, steps: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The same in each process."""
     generator = torch.Generator().manual_seed(1)
-    found = []
     for _ in range(steps):
         x = torch.randn(ROWS, FEATURES, generator=generator)
         y = torch.rand(ROWS, labels, generator=generator) < DENSITY
-        found.append((x.to(device), y.to(device)))
-    return found
+        yield x.to(device), y.to(device)
 
 
 def train(labels: int, steps: int, device: str, mesh: DeviceMesh | None) -> list[float]:

@@ -2,13 +2,14 @@
 
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from pathlib import Path
+from multiprocessing import get_context
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -52,21 +53,15 @@ class Loss(NamedTuple):
     """One line of the comparison."""
 
     name: str
-    kind: str  # losses of one kind differ in the weight alone, so they cost the same memory
+    kind: str
     function: LossFunction
     pos_weight: float | None = None
 
 
-KINDS: dict[str, LossFunction] = {
-    "plain": plain_bce,
-    "categorical": categorical,
-    "masked": partial(masked_multiply, weight=7.0),
-    "ours": partial(weighted_bce_with_logits, pos_weight=7.0),
-}
 LOSSES = (
     Loss("plain BCE", "plain", plain_bce, 1.0),
     Loss("categorical CE", "categorical", categorical),
-    Loss("masked multiply, 7", "masked", KINDS["masked"], 7.0),
+    Loss("masked multiply, 7", "masked", partial(masked_multiply, weight=7.0), 7.0),
     *(
         Loss(f"ours, weight {w:g}", "ours", partial(weighted_bce_with_logits, pos_weight=w), w)
         for w in (3.0, 7.0, 30.0, 300.0)
@@ -74,9 +69,9 @@ LOSSES = (
 )
 
 
-def _step(function: LossFunction, logits: Tensor, target: SparseLabels) -> None:
+def _step(loss: Loss, logits: Tensor, target: SparseLabels) -> None:
     """Loss and gradient with respect to the logits; nothing is kept."""
-    torch.autograd.grad(function(logits, target), logits)
+    torch.autograd.grad(loss.function(logits, target), logits)
 
 
 def _sample(rows: int, labels: int, positives: float) -> tuple[Tensor, SparseLabels]:
@@ -89,47 +84,34 @@ def step_milliseconds(
     losses: Sequence[Loss], rows: int, labels: int, positives: float, rounds: int = 15
 ) -> list[float]:
     """The median time of a step of each loss, over rounds in which all take turns."""
-    logits, target = _sample(rows, labels, positives)
+    sample = _sample(rows, labels, positives)
     times: list[list[float]] = [[] for _ in losses]
     for _ in range(rounds):
         for loss, spent in zip(losses, times, strict=True):
-            _step(loss.function, logits, target)  # caches hold what the last loss left
+            _step(loss, *sample)  # caches hold what the last loss left
             start = time.perf_counter()
-            _step(loss.function, logits, target)
+            _step(loss, *sample)
             spent.append(1000 * (time.perf_counter() - start))
     return [statistics.median(spent) for spent in times]
 
 
-def peak_bytes(kind: str, rows: int, labels: int, positives: float) -> int | None:
+def peak_bytes(loss: Loss, rows: int, labels: int, positives: float) -> int | None:
     """How far a step raises the resident set of a fresh process; None where that is not known."""
-    return number_from_child(__spec__.name, kind, str(rows), str(labels), str(positives))
+    # Large blocks go back to the system when freed, so that the inputs' temporary memory is not
+    # silently used again; glibc's own threshold moves, and with it the peak.
+    threshold = patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
+    try:
+        with threshold, ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            return fresh.submit(_measure_peak, loss, rows, labels, positives).result()
+    except (OSError, BrokenProcessPool):
+        return None
 
 
-def number_from_child(module: str, *arguments: str) -> int | None:
-    """What a module prints that measures memory, run in a fresh process; None: it failed."""
-    child = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=Path(__file__).parents[1],
-        # Large blocks go back to the system when freed, so that the inputs' temporary memory is
-        # not silently used again; glibc's own threshold moves, and with it the peak.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-        capture_output=True,
-        text=True,
-    )
-    return int(child.stdout) if child.returncode == 0 and child.stdout.strip() else None
-
-
-def _measure_peak(kind: str, rows: int, labels: int, positives: float) -> int:
-    function = KINDS[kind]
+def _measure_peak(loss: Loss, rows: int, labels: int, positives: float) -> int:
     # Code, threads and pools come into memory on first use, by a step that is too small to leave
     # memory behind that the measured one could use.
     few = max(1, min(rows, 2**16 // labels))
     for _ in range(3):
-        _step(function, *_sample(few, labels, positives))
-    logits, target = _sample(rows, labels, positives)
-    return rise_of_peak(partial(_step, function, logits, target))
-
-
-if __name__ == "__main__":
-    _kind, _rows, _labels, _positives = sys.argv[1:]
-    print(_measure_peak(_kind, int(_rows), int(_labels), float(_positives)))
+        _step(loss, *_sample(few, labels, positives))
+    sample = _sample(rows, labels, positives)
+    return rise_of_peak(partial(_step, loss, *sample))

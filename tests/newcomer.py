@@ -91,10 +91,10 @@ class Newcomer:
 
 
 def _copy_project(to: Path) -> None:
-    """What git would give: the files that it has, and those that it would take."""
+    """Copies what git would give: the files that it has, and those that it would take."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file() and not name.startswith("bench/results/"):
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, to / name)

@@ -139,17 +139,17 @@ PACKED: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
 def test_saved_tensors_may_be_packed(device: str, how: str) -> None:
     """Whatever hooks make of the saved tensors: the gradient is right for every scale."""
     for case in cases(device):
-        for factor in (1.0, 1.0, 3.7, 65536.0, 65536.0):
+        for grad_output in (1.0, 1.0, 3.7, 65536.0, 65536.0):
             leaf = case.input.detach().requires_grad_()
             with save_on_cpu() if how == "on the CPU" else saved_tensors_hooks(*PACKED[how]):
                 loss = case(leaf)
-            loss.backward(torch.full_like(loss, factor))
-            assert_grad(leaf.grad, case, factor, case.name)
+            loss.backward(torch.full_like(loss, grad_output))
+            assert_grad(leaf.grad, case, grad_output, case.name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_saved_tensors_may_be_packed_in_halves(device: str, dtype: torch.dtype) -> None:
-    """What is saved is of the size of the logits: a gradient of 1 / 10^6 would be 0 in float16."""
+    """Saved values are as large as the logits: a gradient of 1 / 10^6 would be 0 in float16."""
     case = Case(
         torch.randn(1000, 1000, device=device), labels(1000, 1000, device=device), None, 7.0
     )

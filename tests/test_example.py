@@ -3,7 +3,7 @@
 import ast
 import gzip
 import json
-import random
+import math
 import zlib
 from pathlib import Path
 
@@ -15,30 +15,23 @@ pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+from rich.progress import Progress
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
-from examples import imports_data, losses, report, sparse_labels, training
-from examples.imports_data import BUCKETS, DataError, Facts
+from examples import comparison, losses, python_imports, report, sparse_labels, training
+from examples.data import dataset_of_file
+from examples.program import UserError
+from examples.python_imports import BUCKETS, Facts
 from weighted_bce import SparseLabels
 
-ROWS, FEATURES, LABELS = 80, 40, 12
-
-
-def svmlight_rows() -> list[str]:
-    """Each label has a feature that gives it away; one row has no label."""
-    chosen = random.Random(0)
-    rows = [" 3:1.5 7:0.25"]
-    while len(rows) < ROWS:
-        labels = sorted(chosen.sample(range(LABELS), chosen.randint(1, 3)))
-        features = sorted({*labels, *chosen.sample(range(LABELS, FEATURES), 4)})
-        rows.append(",".join(map(str, labels)) + "".join(f" {i}:1" for i in features))
-    return rows
+from . import svmlight
+from .svmlight import FEATURES, LABELS, ROWS
 
 
 @pytest.fixture
 def data_file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.txt"
-    path.write_text("\n".join([f"{ROWS} {FEATURES} {LABELS}", *svmlight_rows()]) + "\n")
+    path.write_text(svmlight.text())
     return path
 
 
@@ -48,7 +41,7 @@ def buckets(*names: str) -> list[int]:
 
 def test_names_are_features_and_import_lines_are_not() -> None:
     source = "import os.path as p, sys\nfrom json import loads\n\ndef f(a):\n    return p.join(a)\n"
-    assert imports_data.facts_of_source(source) == Facts(
+    assert python_imports.facts_of_source(source) == Facts(
         buckets("p", "join", "a"), ["json", "os.path", "sys"]
     )
 
@@ -63,7 +56,7 @@ def test_names_are_features_and_import_lines_are_not() -> None:
     ],
 )
 def test_relative_imports_are_resolved(line: str, module: str | None) -> None:
-    found = imports_data.facts_of_source(line, ("top", "sub")).modules
+    found = python_imports.facts_of_source(line, ("top", "sub")).modules
     assert found == ([] if module is None else [module])
 
 
@@ -72,9 +65,9 @@ def test_unreadable_and_unparsable_files_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "zero.py").write_bytes(b"x = 1\0")
     (tmp_path / "latin.py").write_bytes(b"x = '\xe9'\n")
     (tmp_path / "good.py").write_text("import os\nos.getcwd()\n")
-    names = [path for _, path in imports_data.python_files([str(tmp_path)])]
+    names = [path for _, path in python_imports.python_files([str(tmp_path)])]
     assert names == ["broken.py", "good.py", "latin.py", "zero.py"]
-    facts = [imports_data._facts_of_file((str(tmp_path), name)) for name in (*names, "none.py")]
+    facts = [python_imports._facts_of_file((str(tmp_path), name)) for name in (*names, "none.py")]
     assert [one is not None for one in facts] == [False, True, False, False, False]
     with pytest.raises(SyntaxError):
         ast.parse((tmp_path / "broken.py").read_text())
@@ -83,28 +76,49 @@ def test_unreadable_and_unparsable_files_are_skipped(tmp_path: Path) -> None:
 def test_rare_modules_are_no_labels() -> None:
     facts = [Facts([i, i + 1], ["often"] + ["rare"] * (i == 0)) for i in range(12)]
     facts += [Facts([], ["often"]), Facts([1], ["rare"])]
-    data = imports_data.dataset_of_facts(facts, "made up", min_count=5)
+    data = python_imports.dataset_of_facts(facts, "made up", min_count=13)
     assert data.labels.shape == (12, 1)
     assert data.features.shape == (12, BUCKETS)
     np.testing.assert_allclose(data.features.sum(1), 1, rtol=1e-6)
-    with pytest.raises(DataError, match="only 0 files import"):
-        imports_data.dataset_of_facts(facts, "made up", min_count=50)
+    with pytest.raises(UserError, match="only 0 files import"):
+        python_imports.dataset_of_facts(facts, "made up", min_count=50)
+
+
+def test_how_many_files_of_the_environment_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(20):
+        (tmp_path / f"{i}.py").write_text("import os\nos.getcwd()\n")
+    files = list(python_imports.python_files([str(tmp_path)]))
+    monkeypatch.setattr(python_imports, "python_files", lambda roots: files)
+    monkeypatch.setattr(python_imports, "FILES", 12)
+
+    def read(number: int | None) -> str:
+        return python_imports.imports_of_environment(number, 0, Progress(disable=True)).source
+
+    assert read(None) == "imports of 12 Python files"
+    monkeypatch.setattr(python_imports, "READ_SECONDS", -1)
+    assert read(15) == "imports of 15 Python files"  # there is no limit of time
+    with pytest.raises(UserError, match="only 0 files import"):
+        read(None)
 
 
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
 def test_svmlight_files_with_and_without_header(tmp_path: Path, header: bool, packed: bool) -> None:
-    lines = [f"{ROWS} {FEATURES} {LABELS}"] * header + svmlight_rows()
     path = tmp_path / ("rows.txt.gz" if packed else "rows.txt")
     with (gzip.open if packed else open)(path, "wt") as file:
-        file.write("\n".join(lines) + "\n")
-    data = imports_data.dataset_of_file(path)
+        file.write(svmlight.text() if header else "\n".join(svmlight.lines()))
+    data = dataset_of_file(path)
     assert data.features.shape == (ROWS, FEATURES)
     assert data.labels.shape == (ROWS, LABELS)
     assert data.labels[0].nnz == 0
-    expected = [int(label) for label in svmlight_rows()[5].split()[0].split(",")]
+    assert data.features[0].indices.tolist() == [3, 7]
+    norm = math.hypot(1.5, 0.25)
+    np.testing.assert_allclose(data.features[0].data, [1.5 / norm, 0.25 / norm], rtol=1e-6)
+    expected = [int(label) for label in svmlight.lines()[5].split()[0].split(",")]
     assert data.labels[5].indices.tolist() == expected
-    assert imports_data.dataset_of_file(path, rows=20).labels.shape[0] == 20
+    assert dataset_of_file(path, rows=20).labels.shape[0] == 20
 
 
 @pytest.mark.parametrize(
@@ -113,7 +127,7 @@ def test_svmlight_files_with_and_without_header(tmp_path: Path, header: bool, pa
         ("", "has 0 rows"),
         ("hello: world\n", "is not svmlight multilabel data"),
         ("3 4 5\n0 1:1\n", "announces 3 rows and has 1"),
-        ("12 4 2\n" + "5 1:1\n" * 12, "announces 2 labels and has the label 5"),
+        ("12 4 5\n" + "5 1:1\n" * 12, "announces 5 labels and has the label 5"),
         ("0.5 1:1\n" * 12, "whole numbers"),
         ("-1 1:1\n" * 12, "whole numbers"),
         (" 1:1\n" * 12, "has no labels"),
@@ -140,13 +154,13 @@ def test_missing_file_and_ctrl_c(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sparse_labels, "_load", interrupt)
+    monkeypatch.setattr(comparison, "dataset_of_file", interrupt)
     assert sparse_labels.main(arguments) == 130
     assert capsys.readouterr().err == "sparse_labels: interrupted\n"
 
 
 def test_split_is_seeded_and_keeps_every_row(data_file: Path) -> None:
-    data = imports_data.dataset_of_file(data_file)
+    data = dataset_of_file(data_file)
     train, test = data.split(1)
     assert (train.labels.shape[0], test.labels.shape[0]) == (64, 16)
     assert train.labels.nnz + test.labels.nnz == data.labels.nnz
@@ -156,7 +170,7 @@ def test_split_is_seeded_and_keeps_every_row(data_file: Path) -> None:
 def test_every_row_is_trained_on_once_an_epoch() -> None:
     rows = 2 * training.BATCH + 7
     found = list(training.batches(rows, 3, seed=0))
-    assert len(found) == training.steps(rows, 3)
+    assert len(found) == 3 * 3
     assert np.bincount(np.concatenate(found)).tolist() == [3] * rows
 
 
@@ -165,12 +179,14 @@ def test_counts_are_sklearns_micro_averages() -> None:
     target = torch.rand(30, 9) < 0.2
     target[3] = False
     predicted = scores > 1
-    counts = training.Counts()
     scores[5, 3:] = scores[5, 3]  # a tie
-    for block in (slice(0, 11), slice(11, 30)):
-        labels = SparseLabels.from_dense(target[block])
-        counts.add(scores[block], predicted[block], labels)
-    quality = counts.quality()
+    quality = comparison.quality(
+        30,
+        [
+            comparison.counted(scores[i:j], predicted[i:j], SparseLabels.from_dense(target[i:j]))
+            for i, j in ((0, 11), (11, 30))
+        ],
+    )
     micro = precision_recall_fscore_support(target, predicted, average="micro")[:3]
     assert quality[:3] == pytest.approx(micro)
     some = target.any(1)
@@ -182,19 +198,18 @@ def test_counts_are_sklearns_micro_averages() -> None:
 
 
 def test_nothing_predicted_is_no_division_by_zero() -> None:
-    counts = training.Counts()
     nothing = torch.zeros(2, 3, dtype=torch.bool)
-    counts.add(torch.zeros(2, 3), nothing, SparseLabels.from_dense(nothing))
-    assert counts.quality() == (0, 0, 0, 0, 0, 0, 1)
+    counts = comparison.counted(torch.zeros(2, 3), nothing, SparseLabels.from_dense(nothing))
+    assert comparison.quality(2, [counts]) == (0, 0, 0, 0, 0, 0, 1)
 
 
 def test_training_repeats_itself_and_ours_is_the_masked_multiply(data_file: Path) -> None:
-    train, test = imports_data.dataset_of_file(data_file).split(0)
+    train, test = dataset_of_file(data_file).split(0)
     by_name = {loss.name: loss for loss in losses.LOSSES}
 
-    def quality(name: str) -> training.Quality:
-        model = training.train(train, by_name[name], 10, 0, lambda: None)
-        return training.evaluate(model, test, by_name[name], train.positives_per_row)
+    def quality(name: str) -> report.Quality:
+        model = comparison.fit(train, by_name[name], 10, 0, Progress(disable=True))
+        return comparison.evaluate(model, test, by_name[name], train.positives_per_row)
 
     ours = quality("ours, weight 7")
     assert quality("ours, weight 7") == ours
@@ -205,14 +220,14 @@ def test_training_repeats_itself_and_ours_is_the_masked_multiply(data_file: Path
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
 def test_peak_of_ours_is_one_gradient() -> None:
     rows, labels = 1024, 4096
-    peak = losses.peak_bytes("ours", rows, labels, 6.0)
+    peak = losses.peak_bytes(losses.LOSSES[-1], rows, labels, 6.0)
     if peak is None:
         pytest.skip("the high-water mark cannot be reset here")
     assert 0.9 * 4 * rows * labels < peak < 1.6 * 4 * rows * labels
 
 
 def made_up(name: str, kind: str, weight: float, predicted: float, empty: float) -> report.Result:
-    quality = training.Quality(0.5, 0.5, 0.5, 0.5, predicted, 4.0, empty)
+    quality = report.Quality(0.5, 0.5, 0.5, 0.5, predicted, 4.0, empty)
     return report.Result(losses.Loss(name, kind, losses.plain_bce, weight), quality, 1.0, None)
 
 
@@ -224,7 +239,7 @@ def test_answers_follow_from_the_results(
     empty: float, heavy: float, verdicts: tuple[str, str]
 ) -> None:
     results = [
-        made_up(report.PLAIN, "plain", 1.0, 1 - empty, empty),
+        made_up("plain BCE", "plain", 1.0, 1 - empty, empty),
         made_up("ours", "ours", 300.0, heavy, 0.0),
     ]
     for sentence, verdict in zip(report.answers(results, 100), verdicts, strict=True):
@@ -237,7 +252,7 @@ def test_end_to_end(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(losses, "peak_bytes", lambda *_: 2**20)  # saves four processes
+    monkeypatch.setattr(comparison, "peak_bytes", lambda *_: 2**20)  # saves seven processes
     monkeypatch.delattr(SparseLabels, "to_dense")  # no dense target is made
     out = tmp_path / "new" / "out"
     arguments = ["--data", str(data_file), "--epochs", "2", "--out", str(out)]

@@ -1,8 +1,9 @@
 """The example of very many labels reads its data right, ranks right, and runs from end to end."""
 
+import argparse
 import math
-import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,20 @@ pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("psutil")
 
+from rich.progress import Progress
+from scipy.sparse import csr_matrix
 from sklearn.metrics import ndcg_score
 
-from examples import extreme_labels, extreme_options, extreme_training, imports_data, training
-from examples.extreme_training import Settings
-from examples.imports_data import Dataset
+from examples import extreme_labels, extreme_training, training
+from examples.data import WORDS, Dataset, made_up
 from examples.ranking import KS, Quality, Ranking
 from weighted_bce import SparseLabels, propensity_from_labels
 
-ROWS, FEATURES, LABELS = 60, 40, 12
+from . import svmlight
+from .svmlight import LABELS
+
 SMALL = ["--dim", "16", "--buckets", "512", "--batch", "32"]
+NO_PROGRESS = Progress(disable=True)
 
 
 @pytest.fixture(autouse=True)
@@ -30,49 +35,32 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def repository_text() -> str:
-    """Each label has a feature that gives it away; the first row has no label."""
-    chosen = random.Random(0)
-    rows = [" 3:1.5 7:0.25"]
-    while len(rows) < ROWS:
-        labels = sorted(chosen.sample(range(LABELS), chosen.randint(1, 3)))
-        features = sorted({*labels, *chosen.sample(range(LABELS, FEATURES), 4)})
-        rows.append(",".join(map(str, labels)) + "".join(f" {i}:0.5" for i in features))
-    return "\n".join([f"{ROWS} {FEATURES} {LABELS}", *rows]) + "\n"
-
-
 @pytest.fixture
 def data_file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.txt"
-    path.write_text(repository_text())
+    path.write_text(svmlight.text())
     return path
 
 
-def settings(*arguments: str) -> Settings:
-    return extreme_labels.settings_of(extreme_options.parser().parse_args([*SMALL, *arguments]))
+def options(*arguments: str) -> argparse.Namespace:
+    return extreme_labels.parser().parse_args([*SMALL, *arguments])
+
+
+def train(data: Dataset, batches: list[np.ndarray], *how: str, plain: bool = False) -> Any:
+    return extreme_training.train(data, batches, options(*how), NO_PROGRESS, plain)
 
 
 def made_up_data() -> tuple[Dataset, Dataset]:
-    return extreme_training.made_up(labels=300, rows=1000, features=400, seed=1).split(0)
+    return made_up(labels=300, rows=1000, features=400, seed=1).split(0)
 
 
 def batches(data: Dataset, steps: int) -> list[np.ndarray]:
     return list(training.batches(data.labels.shape[0], steps, seed=0, batch=32))[:steps]
 
 
-def test_values_and_rows_without_labels_are_read(data_file: Path) -> None:
-    data = imports_data.dataset_of_file(data_file)
-    assert data.features.shape == (ROWS, FEATURES)
-    assert data.labels.shape == (ROWS, LABELS)
-    assert data.labels[0].nnz == 0
-    assert data.features[0].indices.tolist() == [3, 7]
-    norm = math.hypot(1.5, 0.25)
-    np.testing.assert_allclose(data.features[0].data, [1.5 / norm, 0.25 / norm], rtol=1e-6)
-
-
 def test_words_are_hashed_and_weighted_by_their_values() -> None:
-    encoder = extreme_training.Encoder(buckets=4, dim=8)
-    features = imports_data.csr_matrix(np.array([[0, 0.5, 0, 3, 0, 2, 0], [0] * 7], np.float32))
+    encoder = training.Encoder(buckets=4, dim=8, norm=torch.nn.LayerNorm(8))
+    features = csr_matrix(np.array([[0, 0.5, 0, 3, 0, 2, 0], [0] * 7], np.float32))
     weight = encoder.embedding.weight
     bag = (0.5 + 2) * weight[1] + 3 * weight[3]
     expected = torch.stack((torch.relu(encoder.norm(bag)), torch.zeros(8)))
@@ -81,16 +69,17 @@ def test_words_are_hashed_and_weighted_by_their_values() -> None:
 
 def test_made_up_rows_have_the_words_of_their_labels() -> None:
     labels, features = 50, 10_000
-    data = extreme_training.made_up(labels, 400, features, seed=2)
+    data = made_up(labels, 400, features, seed=2)
     assert data.labels.shape == (400, labels)
     assert data.features.shape == (400, features)
+    assert data.labels.nnz == data.labels.toarray().sum()  # no label is there twice
     counts = data.labels.sum(0).A1
     assert counts[0] > counts[5] > counts[-1]
     for label in range(5):
         rows = data.labels[:, label].nonzero()[0]
         words = set.intersection(*(set(data.features[row].indices) for row in rows))
-        assert len(words) == extreme_training.WORDS
-    again = extreme_training.made_up(labels, 400, features, seed=2)
+        assert len(words) == WORDS
+    again = made_up(labels, 400, features, seed=2)
     assert (again.features != data.features).nnz == (again.labels != data.labels).nnz == 0
 
 
@@ -146,13 +135,13 @@ def test_the_best_rankings_are_1_and_rows_without_labels_0() -> None:
 
 def test_training_ranks_better_than_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extreme_training, "EVALUATED_ROWS", 64)  # several blocks
-    train, test = made_up_data()
-    chosen = settings("--learning-rate", "0.03")
-    propensity = extreme_training.propensity(train, chosen)
-    untrained = extreme_training.Model(train, chosen, plain=False)
-    before = extreme_training.evaluate(untrained, test, propensity)
-    model, cost = extreme_training.train(train, batches(train, 120), chosen)
-    after = extreme_training.evaluate(model, test, propensity)
+    data, test = made_up_data()
+    chosen = options()
+    propensity = extreme_training.propensity(data, chosen)
+    untrained = extreme_training.Model(data, chosen, plain=False)
+    before = extreme_training.evaluate(untrained, test, propensity, NO_PROGRESS)
+    model, cost = train(data, batches(data, 120), "--learning-rate", "0.03")
+    after = extreme_training.evaluate(model, test, propensity, NO_PROGRESS)
     popular = Ranking(propensity)
     rows = test.labels.shape[0]
     popular.add(torch.arange(5).expand(rows, 5), SparseLabels.from_scipy(test.labels))
@@ -165,14 +154,14 @@ def test_training_ranks_better_than_no_training(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("pos_weight", ["3", "propensity"])
 def test_fused_step_and_plain_torch_train_the_same(optimizer: str, pos_weight: str) -> None:
-    train, _ = made_up_data()
+    data, _ = made_up_data()
     how = ("--optimizer", optimizer, "--pos-weight", pos_weight, "--chunk-labels", "70")
     if optimizer == "sgd":
         how += ("--learning-rate", "0.1")
-    some = batches(train, 6)
-    model, cost = extreme_training.train(train, some, settings(*how))
-    fused, fused_cost = extreme_training.train(train, some, settings("--fused", *how))
-    plain, plain_cost = extreme_training.train(train, some, settings(*how), plain=True)
+    some = batches(data, 6)
+    model, cost = train(data, some, *how)
+    fused, fused_cost = train(data, some, "--fused", *how)
+    plain, plain_cost = train(data, some, *how, plain=True)
     torch.testing.assert_close(fused.state_dict(), model.state_dict())
     assert fused.criterion.linear.weight.grad is None
     assert fused_cost.losses == pytest.approx(cost.losses, rel=1e-5)
@@ -185,21 +174,20 @@ def test_fused_step_and_plain_torch_train_the_same(optimizer: str, pos_weight: s
 
 
 def test_propensities_weigh_the_positives() -> None:
-    train, _ = made_up_data()
-    chosen = settings("--pos-weight", "propensity", "--propensity", "0.6", "2.6")
-    labels = SparseLabels.from_scipy(train.labels)
+    data, _ = made_up_data()
+    chosen = options("--pos-weight", "propensity", "--propensity", "0.6", "2.6")
+    labels = SparseLabels.from_scipy(data.labels)
     expected = 1 / propensity_from_labels(labels, 300, A=0.6, B=2.6)
     for plain in (False, True):
-        model = extreme_training.Model(train, chosen, plain)
+        model = extreme_training.Model(data, chosen, plain)
         torch.testing.assert_close(model.criterion.pos_weight, expected)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "steps"), [([], 15), (["--epochs", "2"], 6), (["--steps", "7"], 7)]
+    ("arguments", "steps"), [([], 15), (["--epochs", "2"], 6), (["--steps", "20"], 20)]
 )
 def test_steps_or_epochs(arguments: list[str], steps: int) -> None:
-    options = extreme_options.parser().parse_args([*SMALL, *arguments])
-    found = extreme_labels._batches(80, options)
+    found = extreme_training.batches_of(80, options(*arguments))
     assert len(found) == steps
     assert [len(rows) for rows in found[:3]] == [32, 32, 16]
 
@@ -207,11 +195,13 @@ def test_steps_or_epochs(arguments: list[str], steps: int) -> None:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
 def test_peak_has_one_gradient_or_none() -> None:
     labels, rows, dim = 2**16, 64, 32
-    train = extreme_training.made_up(labels, rows, 100, seed=0)
+    data = made_up(labels, rows, 100, seed=0)
     peaks = []
     for extra in ([], ["--fused"]):
-        chosen = settings("--optimizer", "sgd", "--dim", str(dim), "--batch", str(rows), *extra)
-        peaks.append(extreme_training.train(train, [np.arange(rows)] * 3, chosen)[1].peak_bytes)
+        _, cost = train(
+            data, [np.arange(rows)] * 3, "--optimizer", "sgd", "--dim", str(dim), *extra
+        )
+        peaks.append(cost.peak_bytes)
     ours, fused = peaks
     if ours is None or fused is None:
         pytest.skip("the high-water mark cannot be reset here")
@@ -223,8 +213,8 @@ def test_peak_has_one_gradient_or_none() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--data FILE --epochs 2", "rows.txt: 48 rows to train on and 12 held out, 12 labels"),
-        ("--data FILE --test FILE --fused", "60 rows to train on and 60 held out, 12 labels"),
+        ("--data FILE --epochs 2", "rows.txt: 64 rows to train on and 16 held out, 12 labels"),
+        ("--data FILE --test FILE --fused", "80 rows to train on and 80 held out, 12 labels"),
         ("--labels 500 --rows 100 --steps 7", "80 rows to train on and 20 held out, 500 labels"),
     ],
 )
@@ -248,14 +238,14 @@ def test_imports_are_the_default(
 ) -> None:
     asked = []
 
-    def few(files: int, *rest: object) -> Dataset:
+    def few(files: int | None, *rest: object) -> Dataset:
         asked.append(files)
-        return extreme_training.made_up(40, 50, 30, seed=0)._replace(source="imports")
+        return made_up(40, 50, 30, seed=0)._replace(source="imports")
 
-    monkeypatch.setattr(imports_data, "imports_of_environment", few)
+    monkeypatch.setattr(extreme_training, "imports_of_environment", few)
     for arguments in ([], ["--data", "imports", "--rows", "70"]):
         assert extreme_labels.main([*arguments, "--steps", "1", *SMALL]) == 0
-    assert asked == [15_000, 70]
+    assert asked == [None, 70]
     assert "imports: 40 rows to train on" in capsys.readouterr().out
 
 
@@ -285,6 +275,7 @@ def test_compare_shows_both_or_says_why_not(
         (["--steps", "3", "--epochs", "2"], "not allowed with argument"),
         (["--pos-weight", "-1"], "must be a number >= 0 or 'propensity', got '-1'"),
         (["--pos-weight", "rare"], "must be a number >= 0 or 'propensity', got 'rare'"),
+        (["--pos-weight", "inf"], "must be a number >= 0 or 'propensity', got 'inf'"),
         (["--learning-rate", "nan"], "must be a number above 0, got 'nan'"),
         (["--propensity", "0.5", "0"], "must be a number above 0, got '0'"),
         (["--optimizer", "lion"], "invalid choice: 'lion'"),
@@ -312,7 +303,7 @@ def test_wrong_test_files_missing_gpus_and_ctrl_c(
     data_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = data_file.with_name("other.txt")
-    other.write_text(repository_text().replace(f" {LABELS}\n", f" {LABELS + 1}\n", 1))
+    other.write_text(svmlight.text(LABELS + 1))
     assert extreme_labels.main(["--data", str(data_file), "--test", str(other)]) == 2
     assert capsys.readouterr().err.endswith(f"rows.txt has {LABELS}\n")
 
@@ -325,6 +316,6 @@ def test_wrong_test_files_missing_gpus_and_ctrl_c(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(extreme_labels, "_load", interrupt)
+    monkeypatch.setattr(extreme_training, "load", interrupt)
     assert extreme_labels.main([]) == 130
     assert capsys.readouterr().err == "extreme_labels: interrupted\n"

@@ -1,4 +1,4 @@
-"""What is said where there are no kernels: why, and the one command that helps, for each cause."""
+"""A warning says why there are no kernels, and the one command that helps, for each cause."""
 
 import importlib
 import json
@@ -65,7 +65,7 @@ def again(source: object) -> str:
 
 
 def tell_pips_facts(installed: Path, direct_url: str) -> None:
-    """Writes what pip leaves beside an installed copy."""
+    """Writes what pip leaves next to an installed copy."""
     facts = installed.parent / "weighted_bce-0.6.0.dist-info"
     facts.mkdir(exist_ok=True)
     (facts / "METADATA").write_text("Name: weighted_bce\nVersion: 0.6.0\n", encoding="utf-8")
@@ -110,7 +110,7 @@ def test_a_source_tree_that_hides_an_installed_copy(
 
 @pytest.mark.usefixtures("not_there")
 def test_folders_that_cannot_be_entered(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the system refuses to look at is no error of an import."""
+    """A path that the system refuses to look at is no error of an import."""
     refused = f"/{'x' * 300}"  # too long a name; even root may not look at it
     with pytest.raises(OSError, match="too long"):
         Path(refused).is_file()
@@ -141,7 +141,7 @@ def test_kernels_for_another_python(clone: Path) -> None:
 @pytest.mark.usefixtures("not_there")
 @pytest.mark.parametrize("source", ["clone", "sdist.tar.gz", "wheel.whl", "gone", ""])
 def test_an_installed_copy(installed: Path, tmp_path: Path, source: str) -> None:
-    """What it was installed from is installed again, unless that is gone or has no sources."""
+    """The source of the copy is installed again, unless it is gone or has no sources."""
     origin = tmp_path / source
     if source == "clone":
         (origin / "csrc").mkdir(parents=True)
@@ -234,10 +234,10 @@ def test_cuda_kernels(clone: Path) -> None:
 def test_what_a_build_needs_is_what_pyproject_says() -> None:
     root = Path(__file__).parent.parent
     text = (root / "pyproject.toml").read_text(encoding="utf-8")
-    listed = re.search(r'\[build-system\]\nrequires = \[(.+), "torch>=([\d.]+)"\]', text)
-    assert listed is not None
-    assert sorted(listed[1].replace(",", "").replace('"', "").split()) == sorted(
+    requires = re.search(r'\[build-system\]\nrequires = \[(.+), "torch>=([\d.]+)"\]', text)
+    assert requires is not None
+    assert sorted(requires[1].replace(",", "").replace('"', "").split()) == sorted(
         _installation.BUILD_NEEDS.replace('"', "").split()
     )
-    assert listed[2] == ".".join(map(str, _extension.OLDEST_TORCH))
+    assert requires[2] == ".".join(map(str, _extension.OLDEST_TORCH))
     assert f"nvidia-cuda-nvcc=={_installation.CUDA_OF_THE_EXTRA}." in text

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 MEASURED = """
 import sys
 import torch
-from examples.losses import made_up_labels, rise_of_peak
+from tools.measuring import made_up_labels, rise_of_peak
 from weighted_bce import FusedSGD, LinearWeightedBCEWithLogitsLoss, empty_cache
 
 rows, features, labels, *ways = map(int, sys.argv[2:])

@@ -1,4 +1,4 @@
-"""What the modules keep: tensors as buffers, numbers as numbers, like nn.BCEWithLogitsLoss."""
+"""The modules keep tensors as buffers, numbers as numbers, like nn.BCEWithLogitsLoss."""
 
 import copy
 import io
@@ -118,7 +118,7 @@ def test_pos_weight_may_be_set_later(module: type[nn.Module], first: Any) -> Non
 
 
 def test_parameters_given_to_the_module_are_buffers() -> None:
-    """As in nn.BCEWithLogitsLoss, whose criterion an optimizer does not see."""
+    """An optimizer does not see them, as it does not see those of nn.BCEWithLogitsLoss."""
     for module in (*MODULES, nn.BCEWithLogitsLoss):
         loss = module(pos_weight=nn.Parameter(torch.ones(5)))
         assert [name for name, _ in loss.named_buffers()] == ["pos_weight"]

@@ -1,4 +1,4 @@
-"""Who follows README, or the warning, has kernels: in the clone, and wherever else Python runs."""
+"""README and the warning lead to kernels: in the clone, and wherever else Python runs."""
 
 import subprocess
 from importlib import metadata
@@ -33,7 +33,7 @@ def newcomer(tmp_path: Path) -> Newcomer:
 
 
 def test_the_sections_of_readme_have_the_commands() -> None:
-    """What the tests below run is not empty, and installs the clone as it lies there."""
+    """The commands that the tests below run exist, and install the clone as it lies there."""
     needed, build = commands("Two commands")[2:]
     assert needed.startswith("pip install ninja")
     assert build == "pip install --no-build-isolation -e ."

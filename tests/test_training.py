@@ -80,7 +80,7 @@ def test_every_hook_gets_the_gradient(device: str, inplace: bool) -> None:
         assert grad is not None
         seen[name] = grad.clone()
 
-    criterion.register_full_backward_pre_hook(lambda _, grads: remember("upstream", grads[0]))
+    criterion.register_full_backward_pre_hook(lambda _, grads: remember("grad_output", grads[0]))
     criterion.register_full_backward_hook(lambda _, grads, up: remember("module", grads[0]))
     leaf.register_hook(partial(remember, "leaf"))
     leaf.register_post_accumulate_grad_hook(lambda p: remember("accumulated", p.grad))
@@ -90,7 +90,7 @@ def test_every_hook_gets_the_gradient(device: str, inplace: bool) -> None:
     loss.register_hook(lambda grad: grad * 3)
     loss.backward()
     remember("retained", hidden.grad)
-    assert seen.pop("upstream").item() == 3
+    assert seen.pop("grad_output").item() == 3
     assert set(seen) == {*("module", "leaf", "accumulated", "hidden", "first of many", "retained")}
     for name, grad in seen.items():
         assert_grad(grad, case, 3, name)
@@ -134,10 +134,10 @@ def test_anomaly_mode(kernel_device: str, inplace: bool) -> None:
     case = one_case(kernel_device)
     leaf = case.input.clone().requires_grad_()
     with torch.autograd.detect_anomaly():
-        for factor in (1.0, 3.0):
+        for grad_output in (1.0, 3.0):
             leaf.grad = None
-            (case(leaf * 1.0, inplace_backward=inplace) * factor).backward()
-            assert_grad(leaf.grad, case, factor)
+            (case(leaf * 1.0, inplace_backward=inplace) * grad_output).backward()
+            assert_grad(leaf.grad, case, grad_output)
         case.input[2, 3] = float("nan")
         loss = case(case.input.clone().requires_grad_() * 1.0, inplace_backward=inplace)
         with pytest.raises(RuntimeError, match="'FusedLossBackward' returned nan"):
@@ -154,12 +154,12 @@ def test_deterministic_mode(device: str, reduction: str) -> None:
     def outcome() -> list[Tensor]:
         results = []
         for x, y in (small, large, (small[0].t(), small[1].t())):
-            for factor in (1.0, 3.0):
+            for grad_output in (1.0, 3.0):
                 leaf = x.detach().requires_grad_()
                 loss = fused(leaf, y, reduction)
                 results += [
                     loss.detach(),
-                    *torch.autograd.grad(loss, leaf, torch.full_like(loss, factor)),
+                    *torch.autograd.grad(loss, leaf, torch.full_like(loss, grad_output)),
                 ]
         return results
 
@@ -200,18 +200,18 @@ def test_enabled_gradients_within_inference_mode(device: str, reduction: str) ->
     with torch.inference_mode(), torch.enable_grad():
         loss = case(leaf)
     assert not loss.requires_grad
-    for factor in (2.0, 3.0):
+    for grad_output in (2.0, 3.0):
         leaf.grad = None
         loss = case(leaf)
-        loss.backward(torch.full_like(loss, factor))
-        assert_grad(leaf.grad, case, factor)
+        loss.backward(torch.full_like(loss, grad_output))
+        assert_grad(leaf.grad, case, grad_output)
 
 
 def test_inference_mode(device: str) -> None:
     """Evaluation between two steps: the same loss, without a graph, and training goes on."""
     case = one_case(device)
     leaf = case.input.clone().requires_grad_()
-    for factor in (1.0, 3.0):
+    for grad_output in (1.0, 3.0):
         for reduction in REDUCTIONS:
             case.reduction = reduction
             expected = case()
@@ -227,8 +227,8 @@ def test_inference_mode(device: str) -> None:
             assert of_parameter.is_inference()
             leaf.grad = None
             loss = case(leaf)
-            loss.backward(torch.full_like(loss, factor))
-            assert_grad(leaf.grad, case, factor)
+            loss.backward(torch.full_like(loss, grad_output))
+            assert_grad(leaf.grad, case, grad_output)
 
 
 def test_threads_with_modes_of_their_own(device: str) -> None:

@@ -1,0 +1,115 @@
+"""Sparse multi-label data: files in svmlight's format, and made-up rows."""
+
+import bz2
+import gzip
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.datasets import load_svmlight_file
+from sklearn.preprocessing import normalize
+
+from .program import UserError
+
+# Of made-up data: words that each label brings into a row, words of no label, labels of a row.
+WORDS, OTHER_WORDS, LABELS = 4, 10, 5
+
+
+class Dataset(NamedTuple):
+    """Features and labels of the same rows, both sparse."""
+
+    source: str
+    features: csr_matrix  # [rows, features] float32
+    labels: csr_matrix  # [rows, labels] bool, the positives alone
+
+    @property
+    def positives_per_row(self) -> float:
+        return float(self.labels.nnz / self.labels.shape[0])
+
+    def describe(self) -> str:
+        rows, labels = self.labels.shape
+        return (
+            f"{self.source}: {rows:,} rows, {labels:,} labels, {self.positives_per_row:.1f} "
+            f"positives per row ({self.positives_per_row / labels:.2%} dense)"
+        )
+
+    def split(self, seed: int) -> tuple["Dataset", "Dataset"]:
+        """Four fifths to train on and one fifth held out, drawn at random."""
+        order = np.random.default_rng(seed).permutation(self.labels.shape[0])
+        held_out = max(1, len(order) // 5)
+        train, test = (
+            Dataset(self.source, self.features[rows], self.labels[rows])
+            for rows in (order[held_out:], order[:held_out])
+        )
+        return train, test
+
+
+def csr(rows: Sequence[Sequence[int]] | np.ndarray, columns: int, dtype: type) -> csr_matrix:
+    """A matrix with a one for each column that a row names."""
+    starts = np.cumsum([0, *map(len, rows)])
+    indices = np.fromiter(chain.from_iterable(rows), np.int64, starts[-1])
+    made = csr_matrix((np.ones(len(indices), dtype), indices, starts), (len(rows), columns))
+    made.sum_duplicates()
+    return made
+
+
+def made_up(labels: int, rows: int, features: int, seed: int) -> Dataset:
+    """Rows whose words are those of their labels and some others; labels follow Zipf's law."""
+    generator = np.random.default_rng(seed)
+    words = generator.integers(features, size=(labels, WORDS), dtype=np.int32)
+    # exp(u log(labels + 1)) has the density 1 / x.
+    drawn = ((labels + 1.0) ** generator.random((rows, LABELS)) - 1).astype(np.int64)
+    drawn = drawn.clip(max=labels - 1)
+    others = generator.integers(features, size=(rows, OTHER_WORDS))
+    used = np.concatenate((words[drawn].reshape(rows, -1), others), 1)
+    features_of_rows = normalize(csr(used, features, np.float32))
+    return Dataset("made-up rows", features_of_rows, csr(drawn, labels, bool))
+
+
+def dataset_of_file(path: Path, rows: int | None = None) -> Dataset:
+    """Reads svmlight multilabel data, plain, .gz or .bz2, with or without a header line.
+
+    The header of the extreme classification repository holds three numbers: rows, features,
+    labels. Only the first `rows` rows are kept where that is given.
+    """
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+    try:
+        with openers.get(path.suffix, open)(path, "rb") as file:
+            announced_rows, width, num_labels = _header(file)
+            features, positives = load_svmlight_file(
+                file,
+                n_features=width,
+                dtype=np.float32,
+                multilabel=True,
+                zero_based=True if width else "auto",
+            )
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, EOFError, OverflowError) as error:
+        raise UserError(f"{path} is not svmlight multilabel data: {error}") from None
+    if announced_rows not in (None, len(positives)):
+        raise UserError(f"{path} announces {announced_rows} rows and has {len(positives)}")
+    features, positives = features[:rows], positives[:rows]
+    if len(positives) < 10:
+        raise UserError(f"{path} has {len(positives)} rows; 10 are needed to train and to test")
+    values = np.array(list(chain.from_iterable(positives)))
+    if len(values) == 0:
+        raise UserError(f"{path} has no labels")
+    if (values < 0).any() or (values != values.round()).any():
+        raise UserError(f"{path} has labels that are not whole numbers >= 0")
+    most = int(values.max())
+    if num_labels is not None and most >= num_labels:
+        raise UserError(f"{path} announces {num_labels} labels and has the label {most}")
+    return Dataset(path.name, normalize(features), csr(positives, num_labels or most + 1, bool))
+
+
+def _header(file: IO[bytes]) -> Sequence[int | None]:
+    """The three numbers of a header line, which is consumed, or None for each."""
+    words = file.readline(200).split()
+    if len(words) == 3 and all(word.isdigit() for word in words):
+        return [int(word) for word in words]
+    file.seek(0)
+    return [None] * 3

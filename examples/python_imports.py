@@ -1,0 +1,128 @@
+"""Sparse multi-label data of the Python files of this environment.
+
+A row is a file, its features are the names that it uses, its labels the modules that it imports.
+"""
+
+import ast
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import sysconfig
+import time
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import Progress
+from sklearn.preprocessing import normalize
+
+from tools.command import FILES, READ_SECONDS
+
+from .data import Dataset, csr
+from .program import UserError
+
+BUCKETS = 32768
+MIN_COUNT = 5
+# A longer file is a generated table, which takes seconds to parse and says little.
+MAX_BYTES = 400_000
+
+
+class Facts(NamedTuple):
+    """The hashed names that one file uses, and the modules that it imports."""
+
+    buckets: list[int]
+    modules: list[str]
+
+
+def facts_of_source(source: bytes | str, package: tuple[str, ...] = ()) -> Facts:
+    """The facts of a source that lives in `package`, which tells what relative imports mean."""
+    names: set[str] = set()
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: max(0, len(package) - node.level + 1)] if node.level else ()
+            modules.add(".".join((*base, *filter(None, [node.module]))))
+    buckets = {zlib.crc32(name.encode("utf-8", "replace")) % BUCKETS for name in names}
+    return Facts(sorted(buckets), sorted(modules - {""}))
+
+
+def _facts_of_file(where: tuple[str, str]) -> Facts | None:
+    """The facts of root/path, or None for a file that cannot be read or parsed."""
+    root, path = where
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes and the like are not our business
+            return facts_of_source(Path(root, path).read_bytes(), Path(path).parent.parts)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def python_files(roots: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(root, path below it) of every .py file that is not too long, in a fixed order."""
+    for root in roots:
+        for folder, subfolders, names in os.walk(root):
+            # The stdlib holds the base interpreter's site-packages, which a venv does not see.
+            subfolders[:] = sorted(set(subfolders) - {"site-packages", "__pycache__"})
+            for path in (os.path.join(folder, name) for name in sorted(names)):
+                if path.endswith(".py") and _is_short(path):
+                    yield root, os.path.relpath(path, root)
+
+
+def _is_short(path: str) -> bool:
+    try:
+        return os.path.getsize(path) <= MAX_BYTES
+    except OSError:
+        return False
+
+
+def imports_of_environment(files: int | None, seed: int, progress: Progress) -> Dataset:
+    """Parses so many files of the running interpreter's environment, chosen by `seed`.
+
+    With None these are FILES, or as many as are parsed within READ_SECONDS.
+    """
+    paths = sysconfig.get_paths()
+    roots = dict.fromkeys(paths[key] for key in ("stdlib", "purelib", "platlib"))
+    every = list(python_files(roots))
+    chosen = random.Random(seed).sample(every, min(files or FILES, len(every)))
+    end = time.monotonic() + READ_SECONDS
+    # Forked workers need not import torch again.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    facts: list[Facts | None] = []
+    # Ctrl-C is for this process, which ends the workers.
+    ignore_interrupts = (signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    with context.Pool(workers, *ignore_interrupts) as pool, progress:
+        parsed = pool.imap(_facts_of_file, chosen, chunksize=16)
+        for one in progress.track(parsed, len(chosen), description="reading Python files"):
+            facts.append(one)
+            if files is None and time.monotonic() > end:
+                break
+    source = f"imports of {len(facts):,} Python files"
+    return dataset_of_facts([one for one in facts if one is not None], source)
+
+
+def dataset_of_facts(facts: Sequence[Facts], source: str, min_count: int = MIN_COUNT) -> Dataset:
+    """Rows of the files that use a name and import a module seen `min_count` times or more."""
+    counts = Counter(module for one in facts for module in one.modules)
+    columns = {m: i for i, m in enumerate(sorted(m for m, n in counts.items() if n >= min_count))}
+    labels = [[columns[m] for m in one.modules if m in columns] for one in facts]
+    kept = [i for i, one in enumerate(facts) if one.buckets and labels[i]]
+    if len(kept) < 10:
+        raise UserError(
+            f"only {len(kept)} files import a module that occurs {min_count} times; use more files"
+        )
+    # Sums of rows that add up to 1 are means of embeddings.
+    features = normalize(csr([facts[i].buckets for i in kept], BUCKETS, np.float32), norm="l1")
+    return Dataset(source, features, csr([labels[i] for i in kept], len(columns), bool))

@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
 
-from .test_autograd import assert_grad
-from .truth import REDUCTIONS, Case, labels, logits, truth
+from .truth import REDUCTIONS, Case, assert_grad, labels, logits, truth
 
 HALVES = (torch.float16, torch.bfloat16)
 WHAT_COPIES = {"aten::_to_copy", "aten::copy_", "aten::clone", "aten::contiguous"}

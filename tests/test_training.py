@@ -17,8 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
 
-from .test_autograd import assert_grad
-from .truth import REDUCTIONS, Case, labels, logits
+from .truth import REDUCTIONS, Case, assert_grad, labels, logits
 
 
 def one_case(device: str, dtype: torch.dtype = torch.float32) -> Case:

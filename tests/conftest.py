@@ -123,7 +123,7 @@ def _fresh_state() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread() -> None:
-    """For many tiny calls: threads that wait for one another would take most of the time."""
+    """Many tiny calls are quickest so: threads would spend most of the time waiting."""
     torch.set_num_threads(1)
 
 

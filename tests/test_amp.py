@@ -20,7 +20,7 @@ WHAT_COPIES = {"aten::_to_copy", "aten::copy_", "aten::clone", "aten::contiguous
 
 
 def half_logits(device: str, dtype: torch.dtype) -> Tensor:
-    """Of a layer under autocast, as a leaf."""
+    """The logits of a layer under autocast, as a leaf."""
     layer = nn.Linear(20, 900, device=device)
     with torch.autocast(device, dtype):
         x: Tensor = layer(torch.randn(40, 20, device=device))

@@ -76,7 +76,7 @@ def test_gradients_accumulate(device: str) -> None:
 
 
 def test_nothing_is_modified(device: str) -> None:
-    """Inputs, saved tensors and incoming gradients, by value and by version."""
+    """Inputs, saved tensors and grad_output stay, by value and by version."""
     for case in cases(device):
         for factor in (1.0, 1.0, 65536.0):
             leaf = case.input.detach().requires_grad_()

@@ -51,7 +51,7 @@ def _remember(names: list[str], graph: GraphModule, _: Any) -> Any:
 
 
 def fused_ops(graph: GraphModule) -> list[str]:
-    """In the order of the graph, such as ["loss"]."""
+    """The names of our ops in the order of the graph, such as ["loss"]."""
     targets = [str(n.target).split(".") for n in graph.graph.nodes if n.op == "call_function"]
     return [op for namespace, op, *_ in (t for t in targets if t[0] == "weighted_bce")]
 
@@ -68,7 +68,7 @@ def _nothing_compiled() -> None:
 def assert_as_eager(
     compiled: Callable[..., Tensor], eager: Callable[..., Tensor], x: Tensor
 ) -> None:
-    """To the bit, and in the same dtypes."""
+    """The results are equal to the bit, and in the same dtypes."""
     for one, other in zip(outcome(compiled, x, -2.5), outcome(eager, x, -2.5), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
@@ -173,7 +173,7 @@ def test_batch_size_may_change(
     reduction: str,
     ignore_index: float | None,
 ) -> None:
-    """Without compiling anew; by default once, when the size is first seen to change."""
+    """Nothing is compiled anew; by default once, when the size is first seen to change."""
     criterion = WeightedBCEWithLogitsLoss(None, 7.0, reduction, ignore_index=ignore_index)
     dynamic = True if how == "dynamic" else None
     compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True, dynamic=dynamic)
@@ -194,7 +194,7 @@ def test_batch_size_may_change(
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_a_weight_may_change(kernel_device: str, compiler: str) -> None:
-    """Without compiling anew in a tensor; as a number once, when it is first seen to change."""
+    """A tensor is never compiled anew, a number once, when it is first seen to change."""
     x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
     for number in (False, True):
         criterion = WeightedBCEWithLogitsLoss().to(kernel_device)

@@ -56,7 +56,7 @@ def test_infinite_logits(device: str, chosen: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("n", [1, 16, 100, 33000])
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
 def test_one_special_logit_among_many(device: str, chosen: str, n: int, value: float) -> None:
-    """In each place of a vector, among negatives and next to a positive, in loss and mean."""
+    """It is in each place of a vector, among negatives and next to a positive."""
     for position, neighbour in product({0, n - 1}, (False, True)):
         x = torch.randn(n, device=device)
         x[position] = value

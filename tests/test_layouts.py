@@ -75,7 +75,7 @@ def test_weights_of_a_layout(device: str, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "expanded"])
 def test_grad_outputs_of_a_layout_come_in(device: str, layout: str) -> None:
-    """For the unreduced loss."""
+    """Those of the unreduced loss have the shape of the logits."""
     x, y, whole = _arguments(device, torch.float32)
     if layout == "expanded":
         few = (torch.tensor(2.0), torch.rand(1, 6, 1, 1), torch.rand(4, 1, 1, 1))
@@ -148,7 +148,7 @@ def _strides(t: Tensor) -> list[int]:
 
 
 def test_results_have_the_strides_of_torch(device: str) -> None:
-    """As torch.empty_like says, which is also what the fake ops tell torch.compile."""
+    """They are those of torch.empty_like, which the fake ops tell torch.compile as well."""
     wrong = []
     for name, x in _strided(device):
         y = torch.zeros_like(x, dtype=torch.bool)

@@ -86,13 +86,13 @@ def cases(draw: st.DrawFn, device: str) -> Case:
 
 @pytest.mark.parametrize("chosen", ["fused", "reference"])
 @drawn(few=60, many=1000)
-@given(data=st.data(), upstream=st.sampled_from((1.0, 0.25, -2.5, 0.0)))
-def test_any_case(kernel_device: str, chosen: str, data: st.DataObject, upstream: float) -> None:
+@given(data=st.data(), grad_output=st.sampled_from((1.0, 0.25, -2.5, 0.0)))
+def test_any_case(kernel_device: str, chosen: str, data: st.DataObject, grad_output: float) -> None:
     case = data.draw(cases(kernel_device))
     # NaN in an integer target would be compared after a cast: only floats hold it.
     if case.ignore_index is not None and math.isnan(case.ignore_index):
         case.target = case.target.float()
-    check(case, chosen, upstream)
+    check(case, chosen, grad_output)
 
 
 @drawn(few=60, many=1000)

@@ -78,7 +78,7 @@ def test_special_logits(level: str, value: float) -> None:
 
 
 def test_levels_agree_closely() -> None:
-    """In float64 each is its own truth, so they are held against each other."""
+    """Each is its own truth in float64, so they are held against each other."""
     assert extension is not None
     x, y = logits(100003, dtype=torch.float64), labels(100003)
     results: list[tuple[Tensor, Tensor]] = []

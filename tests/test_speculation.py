@@ -30,7 +30,7 @@ def number(value: float, like: Tensor) -> Tensor:
 
 
 def recomputed(case: Case, scale: float) -> Tensor:
-    """By the op itself, which expects nothing."""
+    """The gradient by the op itself, which expects nothing."""
     args = number(scale, case.input), case.input, *case.op_args()
     grad: Tensor = torch.ops.weighted_bce.grad(*args)
     return grad

@@ -105,7 +105,7 @@ def test_other_arguments(kernel_device: str, name: str) -> None:
 
 
 def test_dual_levels(kernel_device: str, sparse: torch.dtype | None) -> None:
-    """In eager mode, with logits that need a gradient as well, and in backward alone."""
+    """They pass eager mode, also with logits that need a gradient, and backward alone."""
     given = samples(kernel_device, sparse=sparse, pos_weight=3.0)
     x, tangent = given.x, given.t
     expected = hessian(given.loss)(x).flatten(2).matmul(tangent.flatten())

@@ -126,7 +126,7 @@ def test_a_factor_of_full_size_alone_is_expanded(kernel_device: str) -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_vmap_of_sparse_labels_in_plain_torch(device: str, reduction: str) -> None:
-    """Of probabilities, and of the derivative of a factor, which the kernels do not give."""
+    """Probabilities and the derivative of a factor, which the kernels do not give."""
     y = hard_samples(device)
     x, p = logits(*y.shape, device=device), torch.rand(LABELS, device=device) + 0.5
 

@@ -28,7 +28,7 @@ def distributed(tensor: Tensor, mesh: Any, placements: Any) -> Any:
     return distribute_tensor(tensor, mesh, placements)
 
 
-def beside(factor: Tensor, logits: Any) -> Any:
+def distributed_like(factor: Tensor, logits: Any) -> Any:
     """A factor, distributed as the logits that it belongs to."""
     from torch.distributed.tensor import Replicate, Shard
 

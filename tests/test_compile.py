@@ -205,7 +205,7 @@ def test_a_weight_may_change(kernel_device: str, compiler: str) -> None:
                 assert_as_eager(lambda x, f=compiled: f(x, y), lambda x, f=criterion: f(x, y), x)
 
 
-def test_a_number_beside_a_tensor(kernel_device: str) -> None:
+def test_a_number_and_a_tensor(kernel_device: str) -> None:
     """One graph for each; no more where calls take turns."""
     x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
     compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)

@@ -77,10 +77,10 @@ def test_compiled_autograd(kernel_device: str, compiler: str) -> None:
     """Loss and backward in one compiled function: two graphs, one with each op."""
     seed = torch.initial_seed()
     expected = train(kernel_device, lambda f: f, False, whole=True)
-    found: list[str] = []
+    seen: list[str] = []
 
     def remember(graph: GraphModule, example: Any) -> Any:
-        found.extend(str(n.target) for n in graph.graph.nodes if "weighted_bce" in str(n.target))
+        seen.extend(str(n.target) for n in graph.graph.nodes if "weighted_bce" in str(n.target))
         return torch._dynamo.lookup_backend(compiler)(graph, example)
 
     torch.manual_seed(seed)
@@ -88,9 +88,9 @@ def test_compiled_autograd(kernel_device: str, compiler: str) -> None:
         wrap = partial(torch.compile, backend=remember)
         result = train(kernel_device, wrap, False, whole=True)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
-    assert len(found) == 2
-    assert "loss" in found[0]
-    assert "grad" in found[1]
+    assert len(seen) == 2
+    assert "loss" in seen[0]
+    assert "grad" in seen[1]
 
 
 def test_compiled_backward_of_an_eager_loss(kernel_device: str, runs_everything: bool) -> None:

@@ -90,30 +90,30 @@ def test_nan_logits_and_targets_are_nan(device: str, chosen: str, dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", INPUT_DTYPES)
-@pytest.mark.parametrize("mark", [-1.0, NAN, 0.5])
+@pytest.mark.parametrize("ignored", [-1.0, NAN, 0.5])
 def test_ignored_elements_may_hold_anything(
-    device: str, chosen: str, dtype: torch.dtype, mark: float
+    device: str, chosen: str, dtype: torch.dtype, ignored: float
 ) -> None:
     x = torch.tensor([NAN, INF, -INF, 3.0, 1.0, -2.0], dtype=dtype, device=device)
-    y = torch.tensor([mark, mark, mark, mark, 1.0, 0.0], device=device)
+    y = torch.tensor([ignored, ignored, ignored, ignored, 1.0, 0.0], device=device)
     for reduction in REDUCTIONS:
-        check(Case(x, y, None, 3.0, reduction, 0.0, mark))
-        check(Case(x, y, x.abs(), x.abs(), reduction, 0.0, mark))
+        check(Case(x, y, None, 3.0, reduction, 0.0, ignored))
+        check(Case(x, y, x.abs(), x.abs(), reduction, 0.0, ignored))
         # Many more, for the vector loops.
-        check(Case(x.repeat(999), y.repeat(999), None, 3.0, reduction, 0.0, mark))
+        check(Case(x.repeat(999), y.repeat(999), None, 3.0, reduction, 0.0, ignored))
 
 
 @pytest.mark.parametrize("dtype", INPUT_DTYPES)
 @pytest.mark.parametrize(
-    ("mark", "target_dtype"), [(-1, torch.int64), (-1, torch.int8), (NAN, torch.float32)]
+    ("ignored", "target_dtype"), [(-1, torch.int64), (-1, torch.int8), (NAN, torch.float32)]
 )
 def test_all_ignored_is_zero(
-    device: str, chosen: str, dtype: torch.dtype, mark: float, target_dtype: torch.dtype
+    device: str, chosen: str, dtype: torch.dtype, ignored: float, target_dtype: torch.dtype
 ) -> None:
     x = torch.tensor([1.0, NAN, INF], dtype=dtype, device=device)
-    y = torch.full((3,), mark, dtype=target_dtype, device=device)
+    y = torch.full((3,), ignored, dtype=target_dtype, device=device)
     for reduction in REDUCTIONS:
-        for result in outcome(Case(x, y, None, 2.0, reduction, ignore_index=mark), x):
+        for result in outcome(Case(x, y, None, 2.0, reduction, ignore_index=ignored), x):
             assert not result.any(), reduction
 
 
@@ -183,15 +183,15 @@ def test_half_gradient_survives_a_tiny_share(kernel_device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "mark"),
+    ("dtype", "ignored"),
     [(torch.int64, -(2**40)), (torch.int32, -(2**31)), (torch.uint32, 2**32 - 1)],
 )
 def test_large_integers_are_not_truncated(
-    device: str, chosen: str, dtype: torch.dtype, mark: int
+    device: str, chosen: str, dtype: torch.dtype, ignored: int
 ) -> None:
     """An ignore_index is compared in the target's dtype."""
-    y = torch.tensor([0, 1, mark], device=device).to(dtype)
-    check(Case(torch.tensor([1.0, 2.0, 3.0], device=device), y, ignore_index=mark))
+    y = torch.tensor([0, 1, ignored], device=device).to(dtype)
+    check(Case(torch.tensor([1.0, 2.0, 3.0], device=device), y, ignore_index=ignored))
 
 
 @pytest.mark.parametrize(

@@ -84,26 +84,26 @@ def test_every_weight_form(
 
 
 @pytest.mark.parametrize("target_dtype", TARGET_DTYPES)
-@pytest.mark.parametrize("mark", [None, 0, 1, -1, 2, 255, 300, -1.5, 0.1, math.nan])
+@pytest.mark.parametrize("ignored", [None, 0, 1, -1, 2, 255, 300, -1.5, 0.1, math.nan])
 def test_smoothing_and_ignored(
-    device: str, chosen: str, target_dtype: torch.dtype, mark: float | None
+    device: str, chosen: str, target_dtype: torch.dtype, ignored: float | None
 ) -> None:
     floating = target_dtype.is_floating_point
-    if mark is not None and math.isnan(mark) and not floating:
+    if ignored is not None and math.isnan(ignored) and not floating:
         pytest.skip("integers are not NaN")
     y = labels(5, 41, dtype=target_dtype, device=device)
-    if mark is not None and target_dtype != torch.bool:
-        representable = torch.tensor(mark, dtype=torch.float64).to(target_dtype)
-        if float(representable) == mark or floating:
+    if ignored is not None and target_dtype != torch.bool:
+        representable = torch.tensor(ignored, dtype=torch.float64).to(target_dtype)
+        if float(representable) == ignored or floating:
             positions = torch.rand(5, 41, device=device) < 0.3
             # torch 2.11 has no `where` for uint16.
             y = torch.where(positions, representable.to(device).double(), y.double())
-            y, mark = y.to(target_dtype), float(representable)
+            y, ignored = y.to(target_dtype), float(representable)
     for dtype in (torch.float32, torch.bfloat16):
         x = logits(5, 41, dtype=dtype, device=device)
         for smoothing in (0.0, 0.125):
             for reduction in REDUCTIONS:
-                check(Case(x, y, None, 3.0, reduction, smoothing, mark, f"mark {mark}"))
+                check(Case(x, y, None, 3.0, reduction, smoothing, ignored, f"ignored {ignored}"))
 
 
 @pytest.mark.parametrize("n", SIZES)

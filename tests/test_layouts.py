@@ -177,11 +177,11 @@ def test_half_precision_in_a_line_gives_the_bits_of_any_layout(
     w = torch.rand(line.shape) + 0.5 if factors else None
     p = torch.rand(line.shape) + 0.5 if factors else 3.0
     grad_output = (torch.rand(line.shape) + 0.5).to(dtype)
-    found = []
+    actual = []
     for own in (LAYOUTS["contiguous"], lambda t: torch.stack([t, t], -1)[..., 0]):
         unreduced, total = Case(own(line), y, w, p, "none"), Case(own(finite), y, w, p)
         one, other = outcome(unreduced, unreduced.input, grad_output), outcome(total, total.input)
-        found.append((*one, other[1]))
-    for a, b in zip(*found, strict=True):
+        actual.append((*one, other[1]))
+    for a, b in zip(*actual, strict=True):
         assert torch.equal(a.isnan(), b.isnan())
         assert torch.equal(a.nan_to_num(), b.nan_to_num())

@@ -1,4 +1,4 @@
-"""The public names besides the function itself, and the package without its extension."""
+"""The public names but for the function itself, and the package without its extension."""
 
 import doctest
 import importlib
@@ -50,9 +50,9 @@ def test_weight_bce_is_the_masked_multiply(device: str, target_dtype: torch.dtyp
     }
     for reduction, same in reductions.items():
         ours = WeightBCEWithLogitsLoss(7.0, reduction)  # type: ignore[arg-type]
-        found = outcome(partial(ours, target=y), x)
+        actual = outcome(partial(ours, target=y), x)
         expected = outcome(lambda x, f=same: f(masked_multiply(x, y, 7.0)), x)
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(actual, expected)
 
 
 def test_weight_bce_with_halves(device: str) -> None:
@@ -175,8 +175,8 @@ def test_all_names_exist_and_are_documented() -> None:
 def test_docstring_examples(name: str) -> None:
     if name == "_C":
         pytest.skip("compiled")
-    found = doctest.testmod(importlib.import_module(f"weighted_bce.{name}"))
-    assert found.failed == 0
+    actual = doctest.testmod(importlib.import_module(f"weighted_bce.{name}"))
+    assert actual.failed == 0
 
 
 WITHOUT_EXTENSION = """

@@ -76,9 +76,9 @@ def test_wrong_values_of_sparse_labels(wrong: str, dtype: torch.dtype) -> None:
     labels, x = sparse_labels(crow, col, dtype), X.clone()
     given = options("cpu", input=x, target=labels.col_indices, crow_indices=labels.crow_indices)
     for call in CALLS.values():
-        with pytest.raises(RuntimeError) as found:
+        with pytest.raises(RuntimeError) as actual:
             call(*given)
-        assert words in str(found.value)
+        assert words in str(actual.value)
         assert torch.equal(x, X)
 
 

@@ -69,8 +69,8 @@ def cases(draw: st.DrawFn, device: str) -> Case:
     if holds and not target_dtype.is_floating_point:
         holds = ignore >= (-math.inf if target_dtype.is_signed else 0)  # type: ignore[operator]
     if holds:
-        mark = torch.tensor(ignore).to(target_dtype).double()
-        y = torch.where(torch.rand(shape) < 0.3, mark, y.double()).to(target_dtype)
+        ignored = torch.tensor(ignore).to(target_dtype).double()
+        y = torch.where(torch.rand(shape) < 0.3, ignored, y.double()).to(target_dtype)
     p = draw(st.one_of(st.none(), st.sampled_from((0.0, 0.5, 7.0, 7)), factors(shape, device)))
     x = rearranged(draw, x.to(device, draw(st.sampled_from(INPUT_DTYPES))))
     return Case(

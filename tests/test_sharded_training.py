@@ -58,10 +58,10 @@ def trained(model: nn.Module, loss: Any, *batch: Any, scale: float = 1.0) -> lis
         for parameter in model.parameters():
             parameter.grad /= scale
         optimizer.step()
-    found = []
+    actual = []
     for p in model.parameters():
-        found.append((p.full_tensor() if hasattr(p, "full_tensor") else p).detach())
-    return found
+        actual.append((p.full_tensor() if hasattr(p, "full_tensor") else p).detach())
+    return actual
 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
@@ -82,8 +82,8 @@ def check_split_classifier(processes: int) -> None:
     for backend in (None, "aot_eager", "inductor")[: 3 if processes == 2 else 1]:
         torch._dynamo.reset()
         loss = torch.compile(split, backend=backend, fullgraph=True) if backend else split
-        found = trained(split_labels(network(), mesh), loss, x, y_parts, scale=64.0)
-        torch.testing.assert_close(found, ends)
+        actual = trained(split_labels(network(), mesh), loss, x, y_parts, scale=64.0)
+        torch.testing.assert_close(actual, ends)
 
 
 def check_data_parallel(processes: int) -> None:
@@ -126,9 +126,9 @@ def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[2::5]) -> No
     from torch._dynamo.backends.common import aot_autograd
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    def remember(found: list[str], graph: Any, _: Any) -> Any:
+    def remember(seen: list[str], graph: Any, _: Any) -> Any:
         names = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
-        found += [n for n in names if "weighted_bce" in n or ("c10d" in n and "wait" not in n)]
+        seen += [n for n in names if "weighted_bce" in n or ("c10d" in n and "wait" not in n)]
         return make_boxed_func(graph.forward)
 
     mesh = mesh_of(processes)
@@ -150,7 +150,7 @@ def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[2::5]) -> No
             return weighted_bce_with_logits(x, y, None, p, r, ignore_index=i).sum() * 2.5
 
         names: tuple[list[str], list[str]] = ([], [])
-        forward, backward = (partial(remember, found) for found in names)
+        forward, backward = (partial(remember, seen) for seen in names)
         compiled = torch.compile(
             loss, backend=aot_autograd(fw_compiler=forward, bw_compiler=backward), fullgraph=True
         )

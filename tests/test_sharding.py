@@ -12,7 +12,7 @@ from weighted_bce import SparseLabels, backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
 
 from .processes import Processes, mesh_of
-from .shards import assert_whole, beside, distributed, flattens, layouts, whole
+from .shards import assert_whole, distributed, distributed_like, flattens, layouts, whole
 from .truth import as_given
 
 pytestmark = [
@@ -68,7 +68,8 @@ def check_losses(processes: int) -> None:
             for given in OPTIONS if rows == 7 else OPTIONS[::4]:
                 plain = {k: factors.get(v, v) for k, v in given.items()}
                 parts = {
-                    k: beside(v, logits) if isinstance(v, Tensor) else v for k, v in plain.items()
+                    k: distributed_like(v, logits) if isinstance(v, Tensor) else v
+                    for k, v in plain.items()
                 }
                 if given.get("ignore_index") == -1 and isinstance(y, Tensor):
                     y = example(rows)[1]
@@ -95,12 +96,12 @@ def check_strides(processes: int) -> None:
     for logits, labels, x, y in each_placed():
         for way in (lambda t: t.t(), lambda t: t[:1].expand(7, LABELS)):
             if isinstance(y, Tensor):
-                found, plain = (
+                actual, plain = (
                     weighted_bce_with_logits(way(a), way(b), reduction="none")
                     for a, b in ((logits, labels), (x, y))
                 )
-                assert_whole(found, plain)
-                assert found.stride() == plain.stride()
+                assert_whole(actual, plain)
+                assert actual.stride() == plain.stride()
 
 
 def check_grad_outputs(processes: int) -> None:
@@ -208,7 +209,7 @@ def check_gradients_of_factors(processes: int) -> None:
         for name in ("weight", "pos_weight"):
             for options in ({}, {"ignore_index": 1}):
                 one = torch.linspace(0.5, 3, LABELS, requires_grad=True)
-                factor = beside(one.detach(), logits).requires_grad_()
+                factor = distributed_like(one.detach(), logits).requires_grad_()
                 ends = [
                     gradient(weighted_bce_with_logits(a.detach(), b, **{name: f}, **options), f)
                     for a, b, f in ((logits, labels, factor), (x, y, one))

@@ -150,8 +150,8 @@ def test_torchs_own_sparse_tensors(device: str, index: torch.dtype) -> None:
     )
     close = {"rtol": 0, "atol": 0} if x.is_cpu else {}  # as in assert_same
     for target in (csr, y.to_sparse_coo(), y.long().to_sparse_coo()):
-        found = weighted_bce_with_logits(x, target, pos_weight=7.0)
-        torch.testing.assert_close(found, wanted, **close)
+        actual = weighted_bce_with_logits(x, target, pos_weight=7.0)
+        torch.testing.assert_close(actual, wanted, **close)
 
 
 def test_modules_and_probabilities(device: str) -> None:
@@ -166,10 +166,10 @@ def test_modules_and_probabilities(device: str) -> None:
     p = x.sigmoid().requires_grad_()
     for reduction, given in product(REDUCTIONS, options(6, 9, device)):
         given.pop("inplace_backward", None)
-        found = weighted_bce(p, sparse, reduction=reduction, **given)
+        actual = weighted_bce(p, sparse, reduction=reduction, **given)
         wanted = weighted_bce(p, y, reduction=reduction, **given)
-        torch.testing.assert_close(found, wanted)
-        own, other = (torch.autograd.grad(t.sum(), p)[0] for t in (found, wanted))
+        torch.testing.assert_close(actual, wanted)
+        own, other = (torch.autograd.grad(t.sum(), p)[0] for t in (actual, wanted))
         torch.testing.assert_close(own, other)
     torch.testing.assert_close(WeightedBCELoss()(p, sparse), WeightedBCELoss()(p, y))
 
@@ -191,12 +191,12 @@ def test_a_part_of_the_labels_and_rows(kernel_device: str, index: torch.dtype) -
             rest = (None, None, 7.0, 0.0, ignore)
             sparse = (col, crow[rows.start : rows.stop + 1], *rest, columns.start, 1)
             dense = (own, None, *rest, None, 1)
-            for found, wanted in zip(
+            for actual, wanted in zip(
                 ops.loss_and_grad(one, part, *sparse),
                 ops.loss_and_grad(one, part, *dense),
                 strict=True,
             ):
-                torch.testing.assert_close(found, wanted, equal_nan=True)
+                torch.testing.assert_close(actual, wanted, equal_nan=True)
 
 
 def test_no_dense_target_is_made(device: str) -> None:

@@ -118,14 +118,14 @@ def test_dual_levels(kernel_device: str, sparse: torch.dtype | None) -> None:
             assert names == ["loss", "grad"]
             if leaf.requires_grad:
                 (gradient,) = torch.autograd.grad(value, dual)
-                found = forward_ad.unpack_dual(gradient).tangent
-                torch.testing.assert_close(found.flatten(), expected.flatten())
+                actual = forward_ad.unpack_dual(gradient).tangent
+                torch.testing.assert_close(actual.flatten(), expected.flatten())
     value = given.loss(leaf)
     with forward_ad.dual_level():
         one = forward_ad.make_dual(torch.ones_like(value), torch.full_like(value, 2.5))
         (gradient,) = torch.autograd.grad(value, leaf, one)
-        found = forward_ad.unpack_dual(gradient).tangent
-    torch.testing.assert_close(found, 2.5 * grad(given.loss)(x))
+        actual = forward_ad.unpack_dual(gradient).tangent
+    torch.testing.assert_close(actual, 2.5 * grad(given.loss)(x))
 
 
 def recorded(kind: str, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
@@ -159,8 +159,8 @@ def test_transforms_of_backward(kernel_device: str, kind: str) -> None:
     inner = jvp(lambda t: jvp(f, (u,), (t,))[1], (t,), (s,))
     torch.testing.assert_close(inner, (t * slope, s * slope))
     with forward_ad.dual_level():
-        found = forward_ad.unpack_dual(f(forward_ad.make_dual(u, t))).tangent
-    torch.testing.assert_close(found, t * slope)
+        actual = forward_ad.unpack_dual(f(forward_ad.make_dual(u, t))).tangent
+    torch.testing.assert_close(actual, t * slope)
     torch.testing.assert_close(vmap(f)(torch.stack([u, t])), torch.stack([u, t]) * slope)
     if kind in ("created", "vjp"):
         torch.testing.assert_close(grad(lambda u: (f(u) * s).sum())(u), s * slope)
@@ -188,6 +188,6 @@ def test_many_grad_outputs_at_once(
     value = given.loss(x)
     many = factors.view(3, *(1,) * value.dim()).expand(3, *value.shape)
     with Ops() as names:
-        (found,) = torch.autograd.grad(value, x, many, is_grads_batched=True)
+        (actual,) = torch.autograd.grad(value, x, many, is_grads_batched=True)
     assert names == []
-    torch.testing.assert_close(found, factors * grad(given.total)(x.detach()))
+    torch.testing.assert_close(actual, factors * grad(given.total)(x.detach()))

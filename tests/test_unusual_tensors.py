@@ -94,9 +94,9 @@ def test_subclasses_with_torch_function(kernel_device: str, reduction: str) -> N
         Counted.calls.clear()
         x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
         case = Case(x, y, reduction=reduction)
-        found = outcome(case, x.as_subclass(kind))
-        assert all(type(t) is kind for t in found)
-        plain = tuple(t.as_subclass(torch.Tensor) for t in found)
+        actual = outcome(case, x.as_subclass(kind))
+        assert all(type(t) is kind for t in actual)
+        plain = tuple(t.as_subclass(torch.Tensor) for t in actual)
         torch.testing.assert_close(plain, outcome(case, x))
     assert any("weighted_bce_with_logits" in call for call in Counted.calls)
 

@@ -278,12 +278,12 @@ def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -
         x, wide = (logits(*s, dtype=dtype, device=device) for s in ((6, 9), (2, 3, 4, 5)))
         hard, soft = (labels(6, 9, dtype=t, device=device) for t in (torch.bool, torch.float32))
         w = torch.rand(6, 9, device=device) + 0.5
-        marked = torch.where(torch.rand(6, 9, device=device) < 0.2, -1, hard.long())
+        with_ignored = torch.where(torch.rand(6, 9, device=device) < 0.2, -1, hard.long())
         yield Case(x, hard, name="plain")
         yield Case(x, soft, None, 7.0, "sum", name="soft")
         yield Case(x, hard.long(), w, w[0], "batchmean", name="weights")
         yield Case(x, soft.double(), w[:, :1], w[0, 0], label_smoothing=0.1, name="column")
-        yield Case(x, marked, pos_weight=w[0], ignore_index=-1, name="ignored")
+        yield Case(x, with_ignored, pos_weight=w[0], ignore_index=-1, name="ignored")
         yield Case(x.t(), soft.t(), None, w.t()[:, :1], name="transposed")
         per_label = torch.rand(3, 1, 1, device=device) + 0.5
         four = labels(2, 3, 4, 5, dtype=torch.uint8, device=device)

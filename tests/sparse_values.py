@@ -7,37 +7,31 @@ import torch
 from weighted_bce import SparseLabels
 
 CROW, COL = [0, 2, 2, 5], [1, 3, 0, 2, 4]
-SAYS_BEYOND = "col_indices must be below 5"
-MUST_ASCEND = "col_indices must ascend within a row, without duplicates"
+BELOW = "col_indices must be below 5, the number of labels"
+ASCEND = "col_indices must ascend within a row, without duplicates"
+FALL, END = "crow_indices must not fall", "crow_indices must end with 5, the number of indices"
+OP_ASCEND = "col_indices must ascend within each row, without duplicates"
+OP_END = "number of col_indices, 5"
 
 # crow_indices, col_indices, what a function of the package says, what an op says.
 WRONG_VALUES: dict[str, tuple[list[int], list[int], str, str]] = {
-    "beyond": (
-        CROW,
-        [1, 3, 0, 2, 5],
-        f"target.{SAYS_BEYOND}, the number of labels, got 5 in row 2",
-        f"{SAYS_BEYOND}, the number of labels",
-    ),
-    "far beyond": (CROW, [1, 2**30, 0, 2, 4], SAYS_BEYOND, SAYS_BEYOND),
+    "beyond": (CROW, [1, 3, 0, 2, 5], f"{BELOW}, got 5 in row 2", BELOW),
+    "far beyond": (CROW, [1, 2**30, 0, 2, 4], f"{BELOW}, got {2**30} in row 0", BELOW),
     "negative": (
         CROW,
         [-1, 3, 0, 2, 4],
-        "target.col_indices must be >= 0, got -1 in row 0",
+        "col_indices must be >= 0, got -1 in row 0",
         "col_indices must not be negative",
     ),
-    "unsorted": (
-        CROW,
-        [1, 3, 2, 0, 4],
-        f"target.{MUST_ASCEND}, got 0 in row 2",
-        "col_indices must ascend within each row, without duplicates",
-    ),
-    "duplicated": (CROW, [1, 3, 0, 2, 2], MUST_ASCEND, "must ascend within each row"),
-    "falling": ([0, 4, 3, 5], COL, "target.crow_indices", "crow_indices must not fall"),
-    "far falling": ([0, 2**30, 2, 5], COL, "target.crow_indices", "crow_indices must not fall"),
-    "negative crow": ([0, -4, 2, 5], COL, "target.crow_indices", "crow_indices must not fall"),
-    "late": ([1, 2, 2, 5], COL, "target.crow_indices must begin with 0", "begin with 0, got 1"),
-    "short": ([0, 2, 2, 4], COL, "target.crow_indices must end with 5", "number of col_indices, 5"),
-    "long": ([0, 2, 2, 6], COL, "target.crow_indices must end with 5", "col_indices, 5, got 6"),
+    "unsorted": (CROW, [1, 3, 2, 0, 4], f"{ASCEND}, got 0 in row 2", OP_ASCEND),
+    "duplicated": (CROW, [1, 3, 0, 2, 2], f"{ASCEND}, got 2 in row 2", OP_ASCEND),
+    "duplicated at first": (CROW, [1, 1, 0, 2, 4], f"{ASCEND}, got 1 in row 0", OP_ASCEND),
+    "falling": ([0, 4, 3, 5], COL, f"{FALL}, got 3 after 4 in row 1", FALL),
+    "far falling": ([0, 2**30, 2, 5], COL, f"{FALL}, got 2 after {2**30} in row 1", FALL),
+    "negative crow": ([0, -4, 2, 5], COL, f"{FALL}, got -4 after 0 in row 0", FALL),
+    "late": ([1, 2, 2, 5], COL, "crow_indices must begin with 0, got 1", "begin with 0, got 1"),
+    "short": ([0, 2, 2, 4], COL, f"{END}, got 4", f"{OP_END}, got 4"),
+    "long": ([0, 2, 2, 6], COL, f"{END}, got 6", f"{OP_END}, got 6"),
 }
 
 

@@ -115,6 +115,11 @@ WRONG: list[tuple[str, type[Exception], dict[str, Any]]] = [
         {"target": SparseLabels(CROW, COL.float())},
     ),
     (
+        "target.crow_indices must be int32 or int64, got bool",
+        TypeError,
+        {"target": SparseLabels(CROW > 0, COL)},
+    ),
+    (
         "target.col_indices must be int64 like crow_indices, got int32",
         TypeError,
         {"target": SparseLabels(CROW, COL.int())},
@@ -125,9 +130,29 @@ WRONG: list[tuple[str, type[Exception], dict[str, Any]]] = [
         {"target": SparseLabels(CROW.tolist(), COL.tolist())},  # type: ignore[arg-type]
     ),
     (
-        "target.col_indices must be one-dimensional",
+        "target.col_indices must be a torch.Tensor, got NoneType",
+        TypeError,
+        {"target": SparseLabels(CROW, None)},  # type: ignore[arg-type]
+    ),
+    (
+        "target.crow_indices must be one-dimensional, got shape (1, 4)",
         ValueError,
-        {"target": SparseLabels(CROW, COL[None])},
+        {"target": SparseLabels(CROW[None], COL)},
+    ),
+    (
+        "target.col_indices must be one-dimensional, got shape ()",
+        ValueError,
+        {"target": SparseLabels(CROW, COL[0])},
+    ),
+    (
+        "target.col_indices must be on cpu like crow_indices, got meta",
+        ValueError,
+        {"target": SparseLabels(CROW, COL.to("meta"))},
+    ),
+    (
+        "target.crow_indices must have rows + 1 elements, got none",
+        ValueError,
+        {"target": SparseLabels(CROW[:0], COL)},
     ),
     (
         "target must have 4 rows to match input, got 3",
@@ -175,6 +200,7 @@ def test_wrong_arguments(words: str, error: type[Exception], arguments: dict[str
 @pytest.mark.parametrize("wrong", WRONG_VALUES)
 def test_wrong_values_of_sparse_labels(wrong: str, dtype: torch.dtype) -> None:
     crow, col, words, _ = WRONG_VALUES[wrong]
+    words = rf"^target\.{words}$"
     labels = sparse_labels(crow, col, dtype)
     for chosen, given in product(backends("cpu"), ({}, {"inplace_backward": True})):
         hidden = X.clone().requires_grad_() * 1.0

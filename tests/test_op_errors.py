@@ -64,7 +64,7 @@ def test_wrong_arguments(kernel_device: str, op: str) -> None:
     x = X.to(kernel_device)
     for name, value, words in WRONG:
         value = value.to(kernel_device) if isinstance(value, Tensor) else value
-        with pytest.raises(RuntimeError, match=words):
+        with pytest.raises(RuntimeError, match=words or None):
             CALLS[op](*options(kernel_device, **{"input": x, name: value}))
         assert torch.equal(x.cpu(), X)
 

@@ -11,8 +11,7 @@ pytest.importorskip("scipy")
 
 import scipy.sparse as sp
 
-from weighted_bce import SparseLabels
-from weighted_bce.sparse import check_form, check_values
+from weighted_bce import SparseLabels, pos_weight_from_labels
 
 from .test_sparse_labels import ROWS, dense_of, same, uncoalesced
 
@@ -163,57 +162,12 @@ def test_sparse_tensors_that_torch_did_not_check() -> None:
             SparseLabels.from_tensor(unsafe)
 
 
-def test_form() -> None:
-    zero, none = torch.tensor([0]), torch.tensor([], dtype=torch.int64)
-    crow: Any
-    col: Any
-    for crow, col, words in (
-        ([0], zero, "crow_indices must be a torch.Tensor, got list"),
-        (zero, None, "col_indices must be a torch.Tensor, got NoneType"),
-        (zero.float(), zero, "crow_indices must be int32 or int64, got float32"),
-        (zero, zero.bool(), "col_indices must be int32 or int64, got bool"),
-        (zero, zero.int(), "col_indices must be int64 like crow_indices, got int32"),
+def test_another_argument_is_named() -> None:
+    crow, col = SparseLabels.from_lists(ROWS)
+    for wrong, error, words in (
+        (SparseLabels(crow, col.int()), TypeError, "col_indices must be int64 like crow_indices"),
+        (SparseLabels(crow + 1, col), ValueError, "crow_indices must begin with 0, got 1"),
+        (SparseLabels(crow, col - 5), ValueError, "col_indices must be >= 0, got -4 in row 0"),
     ):
-        with pytest.raises(TypeError, match=f"^target.{words}$"):
-            check_form(SparseLabels(crow, col))
-        with pytest.raises(TypeError, match=f"^labels.{words}$"):
-            check_form(SparseLabels(crow, col), "labels")
-    for crow, col, words in (
-        (zero[None], zero, r"crow_indices must be one-dimensional, got shape \(1, 1\)"),
-        (zero, zero[0], r"col_indices must be one-dimensional, got shape \(\)"),
-        (zero, zero.to("meta"), "col_indices must be on cpu like crow_indices, got meta"),
-        (none, none, r"crow_indices must have rows \+ 1 elements, got none"),
-    ):
-        with pytest.raises(ValueError, match=f"^target.{words}$"):
-            check_form(SparseLabels(crow, col))
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_values(device: str, dtype: torch.dtype) -> None:
-    for crow, col, words in (
-        ([0, 2, 2, 3], [0, 9, 0], None),
-        ([0, 0, 0], [], None),
-        ([0], [], None),
-        ([0, 1, 2], [5, 5], None),  # in different rows
-        ([0, 1, 1, 1, 2], [5, 4], None),
-        ([1, 2, 3], [0, 1, 2], "crow_indices must begin with 0, got 1"),
-        ([0, 2, 2], [0, 1, 2], "crow_indices must end with 3, the number of indices, got 2"),
-        ([0, 2, 4], [0, 1, 2], "crow_indices must end with 3, the number of indices, got 4"),
-        ([0, 2, 1, 3], [0, 1, 2], "crow_indices must not fall, got 1 after 2 in row 1"),
-        ([0, 9, 3], [0, 1, 2], "crow_indices must not fall, got 3 after 9 in row 1"),
-        ([0, -1, 3], [0, 1, 2], "crow_indices must not fall, got -1 after 0 in row 0"),
-        ([0, 1, 1, 3], [0, -3, 2], "col_indices must be >= 0, got -3 in row 2"),
-        ([0, 1, 3], [0, 1, 10], "col_indices must be below 10, the .*, got 10 in row 1"),
-        ([0, 1, 3], [7, 2, 1], "col_indices must ascend within a row, .*, got 1 in row 1"),
-        ([0, 1, 1, 3], [7, 2, 2], "col_indices must ascend within a row, .*, got 2 in row 2"),
-        ([0, 2, 3], [2, 2, 2], "col_indices must ascend within a row, .*, got 2 in row 0"),
-    ):
-        labels = SparseLabels(*(torch.tensor(t, dtype=dtype, device=device) for t in (crow, col)))
-        check_form(labels)
-        if words is None:
-            check_values(labels, 10)
-            check_values(labels)
-        else:
-            with pytest.raises(ValueError, match=f"^target.{words}$"):
-                check_values(labels, 10)
-    check_values(SparseLabels.from_lists([[10]]))
+        with pytest.raises(error, match=rf"^labels\.{words}"):
+            pos_weight_from_labels(wrong, 40)

@@ -162,8 +162,8 @@ def test_sparse_tensors_that_torch_did_not_check() -> None:
             SparseLabels.from_tensor(unsafe)
 
 
-def test_another_argument_is_named() -> None:
-    crow, col = SparseLabels.from_lists(ROWS)
+def test_another_argument_is_named(device: str) -> None:
+    crow, col = SparseLabels.from_lists(ROWS).to(device)
     for wrong, error, words in (
         (SparseLabels(crow, col.int()), TypeError, "col_indices must be int64 like crow_indices"),
         (SparseLabels(crow + 1, col), ValueError, "crow_indices must begin with 0, got 1"),

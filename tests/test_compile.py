@@ -24,7 +24,7 @@ from weighted_bce._extension import extension
 from weighted_bce._kernels import runs_on, why_not_on_cuda
 
 from .grids import one_at_a_time
-from .truth import REDUCTIONS, Case, as_given, labels, logits, outcome, sample_inputs
+from .truth import Case, as_given, labels, logits, outcome, sample_inputs
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -94,8 +94,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("reduction", [*REDUCTIONS, torch.sum])
-@pytest.mark.parametrize("name", OPTIONS)
+@one_at_a_time(reduction=["mean", "none", "sum", "batchmean", torch.sum], name=[*OPTIONS])
 def test_every_reduction(
     kernel_device: str, sparse: torch.dtype | None, name: str, reduction: Any
 ) -> None:

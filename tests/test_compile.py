@@ -192,16 +192,19 @@ def test_batch_size_may_change(
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
-def test_a_weight_may_change(kernel_device: str, compiler: str) -> None:
+def test_a_weight_may_change(kernel_device: str, compiler: str, sparse: torch.dtype | None) -> None:
     """A tensor is never compiled anew, a number once, when it is first seen to change."""
     x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
+    target = as_given(y, sparse)
     for number in (False, True):
         criterion = WeightedBCEWithLogitsLoss().to(kernel_device)
         compiled = torch.compile(criterion, backend=compiler, fullgraph=True)
         for call, value in enumerate((1.5, 2.0, 7.3, 0.1)):
             criterion.pos_weight = value if number else torch.tensor(value, device=kernel_device)
             with error_on_recompile(call > number):
-                assert_as_eager(lambda x, f=compiled: f(x, y), lambda x, f=criterion: f(x, y), x)
+                assert_as_eager(
+                    partial(compiled, target=target), partial(criterion, target=target), x
+                )
 
 
 def test_a_number_and_a_tensor(kernel_device: str) -> None:

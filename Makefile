@@ -50,7 +50,7 @@ test: .venv/.built  ## run the tests, and of the exhaustive ones a share
 # The workers of pytest-xdist have one thread each. Once more with all threads: what parts of a call
 # do at the same time.
 WITH_THREADS := $(addprefix tests/,$(addsuffix .py,test_determinism test_errors test_fused_step \
-    test_layouts test_linear test_linear_autograd test_memory test_sparse_errors test_sparse_loss))
+    test_layouts test_linear test_linear_autograd test_memory test_op_errors test_sparse_loss))
 
 test-all: .venv/.built-for-all-gpus  ## run every test with all its draws, then oldest
 	$(PYTEST) --all -n 2 -m "not large" $(ARGS)
@@ -88,7 +88,7 @@ build/oldest/.dependencies: pyproject.toml
 # Headers of torch are those of OLDEST, nvcc is that of .venv. Both the build and the tests are apart
 # from this folder's extension.
 OLDEST_TESTS := $(addprefix tests/,$(addsuffix .py,test_ops test_edges test_autograd \
-    test_compile test_linear test_linear_compile test_sparse_loss test_transforms))
+    test_compile test_linear test_linear_compile test_sparse_loss test_transforms test_vmap))
 oldest: .venv/.dependencies build/oldest/.dependencies  ## build on the oldest torch; a few tests
 	rm -rf build/oldest/source build/oldest/tests-alone
 	mkdir build/oldest/source build/oldest/tests-alone

@@ -13,6 +13,7 @@ from weighted_bce._extension import extension
 
 from . import selection
 from .processes import Processes
+from .truth import backends
 
 # The workers of xdist share the processors. Threads that wait for one another would take most of
 # the time: even torch's logsigmoid of a few numbers starts all of them.
@@ -59,6 +60,19 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return str(request.param)
+
+
+@pytest.fixture(params=["fused", "reference"])
+def chosen(device: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend during the test: the kernels where there are any, or plain torch."""
+    with backend(backends(device)[request.param == "reference"]):
+        yield str(request.param)
+
+
+@pytest.fixture(params=[None, torch.int64], ids=["dense", "sparse"])
+def sparse(request: pytest.FixtureRequest) -> Any:
+    """How the target is given: dense, or by its positives with indices of this dtype."""
+    return request.param
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
@@ -109,7 +123,7 @@ def _fresh_state() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread() -> None:
-    """For many tiny calls: threads that wait for one another would take most of the time."""
+    """Many tiny calls are quickest so: threads would spend most of the time waiting."""
     torch.set_num_threads(1)
 
 

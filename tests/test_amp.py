@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
 
-from .test_autograd import assert_grad
-from .truth import REDUCTIONS, Case, labels, logits, truth
+from .truth import REDUCTIONS, Case, assert_grad, labels, logits, truth
 
 HALVES = (torch.float16, torch.bfloat16)
 WHAT_COPIES = {"aten::_to_copy", "aten::copy_", "aten::clone", "aten::contiguous"}
@@ -31,14 +30,17 @@ def half_logits(device: str, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_autocast_makes_no_copy(kernel_device: str, dtype: torch.dtype, reduction: str) -> None:
+def test_autocast_makes_no_copy(
+    kernel_device: str, dtype: torch.dtype, reduction: str, sparse: torch.dtype | None
+) -> None:
     """Forward and backward convert and copy nothing; a reduced loss is float32, and both right."""
     x, y = half_logits(kernel_device, dtype), labels(40, 900, device=kernel_device)
-    case = Case(x.detach(), y, None, 7.0, reduction)
+    case = Case(x.detach(), y, None, 7.0, reduction, sparse=sparse)
+    target = case.given
     with torch.autograd.profiler.profile() as profile, torch.autocast(kernel_device, dtype):
-        loss = case(x)
+        loss = weighted_bce_with_logits(x, target, None, 7.0, reduction)
         with torch.no_grad():
-            case(x)
+            weighted_bce_with_logits(x, target, None, 7.0, reduction)
         loss.backward(torch.ones_like(loss))
     names = {event.name for event in profile.function_events}
     assert "FusedLossBackward" in names

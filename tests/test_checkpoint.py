@@ -21,8 +21,8 @@ from torch.utils.checkpoint import (
 
 from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
 
-from .test_autograd import assert_grad, cases
-from .truth import Case, labels, logits, truth
+from .test_autograd import cases
+from .truth import Case, assert_grad, labels, logits, truth
 
 
 def one_case(device: str) -> Case:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import grad, hessian, vmap
 
 from weighted_bce import weighted_bce_with_logits
 from weighted_bce._extension import extension
 
+from .transforms import TRANSFORMS, samples
 from .truth import labels, logits
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
@@ -22,52 +23,35 @@ def _nothing_compiled() -> None:
     torch._dynamo.reset()
 
 
-def loss(x: Tensor, y: Tensor, p: Tensor | None = None) -> Tensor:
-    return weighted_bce_with_logits(x, y, pos_weight=3.0 if p is None else p)
+def loss(x: Tensor, y: Tensor) -> Tensor:
+    return weighted_bce_with_logits(x, y, pos_weight=3.0)
 
 
 def penalty(x: Tensor, y: Tensor) -> Tensor:
-    """Of the gradient, so that a gradient of it is a second derivative."""
+    """A penalty of the gradient, so that a gradient of it is a second derivative."""
     (slope,) = torch.autograd.grad(loss(x, y), x, create_graph=True)
     return slope.square().sum()
 
 
-def dual(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    with forward_ad.dual_level():
-        return forward_ad.unpack_dual(loss(forward_ad.make_dual(x, t), y)).tangent
+# Each of the others is made of these.
+COMPILED = (
+    *("grad", "vjp", "jvp", "dual level", "jacrev", "jacfwd", "hessian", "vmap", "vmap, dims"),
+    *("vmap of grad", "grad of vmap", "grad of grad", "jvp of grad", "grad of pos_weight"),
+)
 
 
-TRANSFORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
-    "grad": lambda x, y, t: grad(loss)(x, y),
-    "vmap": lambda x, y, t: vmap(loss)(x, y),
-    "vmap, dims": lambda x, y, t: vmap(loss, (1, None))(x, y[:, 0]),
-    "grad of vmap": lambda x, y, t: grad(lambda x: vmap(loss)(x, y).square().sum())(x),
-    "vmap of grad": lambda x, y, t: vmap(grad(loss))(x, y),
-    "jacrev": lambda x, y, t: jacrev(loss)(x, y),
-    "jacfwd": lambda x, y, t: jacfwd(loss)(x, y),
-    "hessian": lambda x, y, t: hessian(loss)(x, y),
-    "jvp": lambda x, y, t: jvp(lambda x: loss(x, y), (x,), (t,)),
-    "vjp": lambda x, y, t: vjp(lambda x: loss(x, y), x)[1](torch.tensor(2.0, device=x.device)),
-    "grad of grad": lambda x, y, t: grad(lambda x: grad(loss)(x, y).square().sum())(x),
-    "forward over reverse": lambda x, y, t: jvp(lambda x: grad(loss)(x, y), (x,), (t,)),
-    "of pos_weight": lambda x, y, t: grad(loss, argnums=2)(x, y, torch.ones_like(x[0])),
-    "dual level": dual,
-}
-
-
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", COMPILED)
 def test_transforms_inside_the_graph(kernel_device: str, name: str) -> None:
-    x, y = logits(4, 5, device=kernel_device) / 3, labels(4, 5, device=kernel_device)
-    args = x, y, torch.randn_like(x)
+    given = samples(kernel_device, pos_weight=3.0)
     compiled = torch.compile(TRANSFORMS[name], backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*args), TRANSFORMS[name](*args))
+    torch.testing.assert_close(compiled(given), TRANSFORMS[name](given))
 
 
 @pytest.mark.exhaustive
 def test_per_sample_gradients_under_inductor(kernel_device: str) -> None:
-    x, y = logits(4, 5, device=kernel_device), labels(4, 5, device=kernel_device)
-    per_sample = vmap(grad(loss))
-    torch.testing.assert_close(torch.compile(per_sample, fullgraph=True)(x, y), per_sample(x, y))
+    given = samples(kernel_device, pos_weight=3.0)
+    per_sample = TRANSFORMS["vmap of grad"]
+    torch.testing.assert_close(torch.compile(per_sample, fullgraph=True)(given), per_sample(given))
 
 
 @pytest.mark.parametrize("transform", [grad, vmap, hessian])
@@ -91,15 +75,12 @@ def test_dual_numbers_for_a_compiled_loss_raise(kernel_device: str) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_second_order_of_a_compiled_loss_raises(kernel_device: str, reduction: str) -> None:
-    """In place of a gradient that lacks a term."""
-    x = logits(4, 5, device=kernel_device).requires_grad_()
-    y = labels(4, 5, device=kernel_device)
-
-    @torch.compile(backend="aot_eager", fullgraph=True)
-    def compiled(x: Tensor) -> Tensor:
-        return weighted_bce_with_logits(x, y, reduction=reduction)
-
-    (slope,) = torch.autograd.grad(compiled(x).sum(), x, create_graph=True)
+    """The error comes in place of a gradient that lacks a term."""
+    x, y = logits(4, 5, device=kernel_device), labels(4, 5, device=kernel_device)
+    x.requires_grad_()
+    compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
+    value = compiled(x, y, reduction=reduction).sum()
+    (slope,) = torch.autograd.grad(value, x, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         slope.square().sum().backward()
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weighted_bce import WeightedBCEWithLogitsLoss
+from weighted_bce import SparseLabels, WeightedBCEWithLogitsLoss
 from weighted_bce._extension import extension
 
 from .grids import one_at_a_time
-from .test_compile import fused_ops, network
-from .truth import labels
+from .test_compile import fused_ops
+from .test_compiled_training import network
+from .truth import as_given
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -24,7 +25,7 @@ class Scored(nn.Module):
         self.model = network()
         self.criterion = WeightedBCEWithLogitsLoss(**options)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | SparseLabels) -> Tensor:
         return self.criterion(self.model(x), y)
 
 
@@ -35,35 +36,50 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "none": dict(reduction="none"),
 }
 ROWS = torch.export.Dim("rows", min=2, max=1000)
+POSITIVES = torch.export.Dim("positives", min=2, max=9000)
 
 
-def example(rows: int, device: str) -> tuple[Tensor, Tensor]:
-    return torch.randn(rows, 20, device=device), labels(rows, 9, device=device)
+def example(rows: int, device: str, sparse: torch.dtype | None = None) -> tuple[Tensor, Any]:
+    y = torch.rand(rows, 9, device=device) < 0.3
+    y[0, :2] = True
+    return torch.randn(rows, 20, device=device), as_given(y, sparse)
 
 
-def exported(module: nn.Module, device: str, dynamic: bool, strict: bool = False) -> Any:
-    shapes = ({0: ROWS}, {0: ROWS}) if dynamic else None
-    return torch.export.export(module, example(6, device), dynamic_shapes=shapes, strict=strict)
+def exported(
+    module: nn.Module,
+    device: str,
+    dynamic: bool = True,
+    strict: bool = False,
+    sparse: torch.dtype | None = None,
+) -> Any:
+    of_target = SparseLabels({0: ROWS + 1}, {0: POSITIVES}) if sparse else {0: ROWS}  # type: ignore[arg-type]
+    shapes = ({0: ROWS}, of_target) if dynamic else None
+    args = example(6, device, sparse)
+    return torch.export.export(module, args, dynamic_shapes=shapes, strict=strict)
 
 
-@one_at_a_time(name=[*OPTIONS], dynamic=[True, False], strict=[False, True])
+@one_at_a_time(
+    name=[*OPTIONS], dynamic=[True, False], strict=[False, True], sparse=[None, torch.int64]
+)
 def test_saved_and_loaded(
-    kernel_device: str, strict: bool, dynamic: bool, name: str, tmp_path: Path
+    kernel_device: str, strict: bool, dynamic: bool, name: str, sparse: Any, tmp_path: Path
 ) -> None:
     module = Scored(**OPTIONS[name]).to(kernel_device)
-    program = exported(module, kernel_device, dynamic, strict)
+    torch.manual_seed(1)
+    program = exported(module, kernel_device, dynamic, strict, sparse)
     assert fused_ops(program.graph_module) == ["unreduced" if name == "none" else "loss"]
     torch.export.save(program, tmp_path / "scored.pt2")
     loaded = torch.export.load(tmp_path / "scored.pt2").module()
     for rows in (6, 17, 2) if dynamic else (6,):
-        args = example(rows, kernel_device)
+        torch.manual_seed(1)  # as many positives, where their number may not change
+        args = example(rows, kernel_device, sparse)
         assert torch.equal(program.module()(*args), module(*args))
         assert torch.equal(loaded(*args), module(*args))
 
 
 def test_the_loaded_program_trains(kernel_device: str, tmp_path: Path) -> None:
     module = Scored(pos_weight=7.0).to(kernel_device)
-    torch.export.save(exported(module, kernel_device, True), tmp_path / "scored.pt2")
+    torch.export.save(exported(module, kernel_device), tmp_path / "scored.pt2")
     loaded = torch.export.load(tmp_path / "scored.pt2").module()
     args = example(13, kernel_device)
     for each in (module, loaded):
@@ -80,7 +96,7 @@ def test_compiled_ahead_of_time_by_inductor(kernel_device: str, tmp_path: Path) 
     module = Scored(pos_weight=torch.full((9,), 7.0)).to(kernel_device)
     with torch.no_grad():
         path = torch._inductor.aoti_compile_and_package(
-            exported(module, kernel_device, True), package_path=str(tmp_path / "scored.pt2")
+            exported(module, kernel_device), package_path=str(tmp_path / "scored.pt2")
         )
         package = torch._inductor.aoti_load_package(path)
         for rows in (6, 17):

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from weighted_bce import weighted_bce_with_logits
-
-from .truth import Case, assert_close, backends, check, labels, logits, truth
+from .truth import Case, assert_close, assert_grad, backends, check, labels, logits, outcome, truth
 
 SHAPE = (4, 6, 5, 8)
 
@@ -75,30 +73,20 @@ def test_weights_of_a_layout(device: str, layout: str) -> None:
         check(Case(x, y, None, part, "none"))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_of_a_layout_come_in(device: str, layout: str) -> None:
-    """As an upstream gradient of the unreduced loss."""
-    x, y, upstream = _arguments(device, torch.float32)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "expanded"])
+def test_grad_outputs_of_a_layout_come_in(device: str, layout: str) -> None:
+    """Those of the unreduced loss have the shape of the logits."""
+    x, y, whole = _arguments(device, torch.float32)
+    if layout == "expanded":
+        few = (torch.tensor(2.0), torch.rand(1, 6, 1, 1), torch.rand(4, 1, 1, 1))
+        grad_outputs = [t.to(device).expand(SHAPE) for t in few]
+    else:
+        grad_outputs = [LAYOUTS[layout](whole)]
     for own in LAYOUTS.values():
-        leaf = own(x).requires_grad_()
-        case = Case(leaf, y, None, 3.0, "none")
-        expected = truth(case)
-        case(leaf).backward(LAYOUTS[layout](upstream))
-        assert leaf.grad is not None
-        size = expected.terms * upstream.double()
-        assert_close(leaf.grad, expected.grad * upstream.double(), size, layout)
-
-
-def test_expanded_gradients_come_in(device: str) -> None:
-    x, y, _ = _arguments(device, torch.float32)
-    for upstream in (torch.tensor(2.0), torch.rand(1, 6, 1, 1), torch.rand(4, 1, 1, 1)):
-        upstream = upstream.to(device)
-        leaf = x.clone().requires_grad_()
-        case = Case(leaf, y, None, 3.0, "none")
-        case(leaf).backward(upstream.expand(SHAPE))
-        assert leaf.grad is not None
-        expected, factor = truth(case), upstream.double().expand(SHAPE)
-        assert_close(leaf.grad, expected.grad * factor, expected.terms * factor, "expanded")
+        case = Case(own(x), y, None, 3.0, "none")
+        for grad_output in grad_outputs:
+            _, grad = outcome(case, case.input, grad_output)
+            assert_grad(grad, case, grad_output.double(), layout)
 
 
 def test_expanded_arguments(device: str) -> None:
@@ -160,14 +148,12 @@ def _strides(t: Tensor) -> list[int]:
 
 
 def test_results_have_the_strides_of_torch(device: str) -> None:
-    """As torch.empty_like says, which is also what the fake ops tell torch.compile."""
+    """They are those of torch.empty_like, which the fake ops tell torch.compile as well."""
     wrong = []
     for name, x in _strided(device):
         y = torch.zeros_like(x, dtype=torch.bool)
-        leaf = x.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(Case(leaf, y)(leaf), leaf)
-        unreduced = Case(leaf, y, reduction="none")(leaf)
-        (again,) = torch.autograd.grad(unreduced, leaf, torch.ones_like(unreduced))
+        _, grad = outcome(Case(x, y), x)
+        unreduced, again = outcome(Case(x, y, reduction="none"), x)
         like = _strides(torch.empty_like(x))
         for result in (grad, unreduced, again):
             if _strides(result) != like:
@@ -190,16 +176,12 @@ def test_half_precision_in_a_line_gives_the_bits_of_any_layout(
         y = y.float() if target == "hard" else torch.rand(line.shape)
     w = torch.rand(line.shape) + 0.5 if factors else None
     p = torch.rand(line.shape) + 0.5 if factors else 3.0
-    upstream = (torch.rand(line.shape) + 0.5).to(dtype)
-    found = []
+    grad_output = (torch.rand(line.shape) + 0.5).to(dtype)
+    actual = []
     for own in (LAYOUTS["contiguous"], lambda t: torch.stack([t, t], -1)[..., 0]):
-        leaf = own(line).requires_grad_()
-        loss = weighted_bce_with_logits(leaf, y, w, p, reduction="none")
-        (grad,) = torch.autograd.grad(loss, leaf, upstream)
-        leaf = own(finite).requires_grad_()
-        total = weighted_bce_with_logits(leaf, y, w, p)
-        (of_total,) = torch.autograd.grad(total, leaf)
-        found.append((loss.detach(), grad, of_total))
-    for a, b in zip(*found, strict=True):
+        unreduced, total = Case(own(line), y, w, p, "none"), Case(own(finite), y, w, p)
+        one, other = outcome(unreduced, unreduced.input, grad_output), outcome(total, total.input)
+        actual.append((*one, other[1]))
+    for a, b in zip(*actual, strict=True):
         assert torch.equal(a.isnan(), b.isnan())
         assert torch.equal(a.nan_to_num(), b.nan_to_num())

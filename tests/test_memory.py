@@ -21,7 +21,8 @@ from torch import Tensor
 
 from weighted_bce import SparseLabels, empty_cache, weighted_bce_with_logits
 from weighted_bce._extension import extension
-from weighted_bce._options import SUM
+
+from .truth import SUM
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 

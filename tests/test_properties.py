@@ -69,8 +69,8 @@ def cases(draw: st.DrawFn, device: str) -> Case:
     if holds and not target_dtype.is_floating_point:
         holds = ignore >= (-math.inf if target_dtype.is_signed else 0)  # type: ignore[operator]
     if holds:
-        mark = torch.tensor(ignore).to(target_dtype).double()
-        y = torch.where(torch.rand(shape) < 0.3, mark, y.double()).to(target_dtype)
+        ignored = torch.tensor(ignore).to(target_dtype).double()
+        y = torch.where(torch.rand(shape) < 0.3, ignored, y.double()).to(target_dtype)
     p = draw(st.one_of(st.none(), st.sampled_from((0.0, 0.5, 7.0, 7)), factors(shape, device)))
     x = rearranged(draw, x.to(device, draw(st.sampled_from(INPUT_DTYPES))))
     return Case(
@@ -86,13 +86,13 @@ def cases(draw: st.DrawFn, device: str) -> Case:
 
 @pytest.mark.parametrize("chosen", ["fused", "reference"])
 @drawn(few=60, many=1000)
-@given(data=st.data(), upstream=st.sampled_from((1.0, 0.25, -2.5, 0.0)))
-def test_any_case(kernel_device: str, chosen: str, data: st.DataObject, upstream: float) -> None:
+@given(data=st.data(), grad_output=st.sampled_from((1.0, 0.25, -2.5, 0.0)))
+def test_any_case(kernel_device: str, chosen: str, data: st.DataObject, grad_output: float) -> None:
     case = data.draw(cases(kernel_device))
     # NaN in an integer target would be compared after a cast: only floats hold it.
     if case.ignore_index is not None and math.isnan(case.ignore_index):
         case.target = case.target.float()
-    check(case, chosen, upstream)
+    check(case, chosen, grad_output)
 
 
 @drawn(few=60, many=1000)

@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from weighted_bce import weighted_bce_with_logits
+from weighted_bce import SparseLabels, weighted_bce_with_logits
 from weighted_bce._extension import extension
 
 from .processes import Processes, free_port, mesh_of
+from .truth import REDUCTIONS, as_given
 
 pytestmark = [
     pytest.mark.skipif(extension is None, reason="no extension"),
@@ -57,10 +58,10 @@ def trained(model: nn.Module, loss: Any, *batch: Any, scale: float = 1.0) -> lis
         for parameter in model.parameters():
             parameter.grad /= scale
         optimizer.step()
-    found = []
+    actual = []
     for p in model.parameters():
-        found.append((p.full_tensor() if hasattr(p, "full_tensor") else p).detach())
-    return found
+        actual.append((p.full_tensor() if hasattr(p, "full_tensor") else p).detach())
+    return actual
 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
@@ -81,8 +82,8 @@ def check_split_classifier(processes: int) -> None:
     for backend in (None, "aot_eager", "inductor")[: 3 if processes == 2 else 1]:
         torch._dynamo.reset()
         loss = torch.compile(split, backend=backend, fullgraph=True) if backend else split
-        found = trained(split_labels(network(), mesh), loss, x, y_parts, scale=64.0)
-        torch.testing.assert_close(found, ends)
+        actual = trained(split_labels(network(), mesh), loss, x, y_parts, scale=64.0)
+        torch.testing.assert_close(actual, ends)
 
 
 def check_data_parallel(processes: int) -> None:
@@ -115,46 +116,46 @@ def check_rows_and_labels(processes: int) -> None:
     torch.testing.assert_close(trained(model, loss, x[row], y_parts), ends)
 
 
-# The dimension that is split, the reduction, and what is ignored.
-COMPILED = tuple(product((0, 1), ("mean", "sum", "batchmean", "none"), (None, -1)))
+# The dimension that is split, the reduction, whether some are ignored, how the target is given.
+COMPILED = tuple(product((0, 1), REDUCTIONS, (False, True), (None, torch.int64)))
 
 
-def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[::3]) -> None:
+def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[2::5]) -> None:
     """One graph, of the ops, that sends nothing but the count; the numbers of eager mode."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    def remember(found: list[str], graph: Any, _: Any) -> Any:
+    def remember(seen: list[str], graph: Any, _: Any) -> Any:
         names = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
-        found += [n for n in names if "weighted_bce" in n or ("c10d" in n and "wait" not in n)]
+        seen += [n for n in names if "weighted_bce" in n or ("c10d" in n and "wait" not in n)]
         return make_boxed_func(graph.forward)
 
     mesh = mesh_of(processes)
     x, y = torch.randn(7, LABELS), torch.randint(-1, 2, (7, LABELS))
     weight = torch.rand(LABELS)
-    for dim, reduction, ignored in some:
-        parts = [distribute_tensor(t, mesh, [Shard(dim)]) for t in (x, y, y.clamp(min=0))]
-        weight_parts = distribute_tensor(weight, mesh, [Shard(0) if dim else Replicate()])
+    for dim, reduction, ignores, sparse in some:
+        target = y if ignores and sparse is None else y.clamp(min=0)
+        index = None if not ignores else -1 if sparse is None else 1
+        labels = as_given(target, sparse)
+        own = labels if sparse else distribute_tensor(target, mesh, [Shard(dim)])
+        parts = (
+            distribute_tensor(x, mesh, [Shard(dim)]),
+            own,
+            distribute_tensor(weight, mesh, [Shard(0) if dim else Replicate()]),
+        )
         torch._dynamo.reset()
 
-        def loss(x: Any, y: Any, p: Any, r: str = reduction, i: float | None = ignored) -> Any:
+        def loss(x: Any, y: Any, p: Any, r: str = reduction, i: float | None = index) -> Any:
             return weighted_bce_with_logits(x, y, None, p, r, ignore_index=i).sum() * 2.5
 
-        forward: list[str] = []
-        backward: list[str] = []
+        names: tuple[list[str], list[str]] = ([], [])
+        forward, backward = (partial(remember, seen) for seen in names)
         compiled = torch.compile(
-            loss,
-            backend=aot_autograd(
-                fw_compiler=partial(remember, forward), bw_compiler=partial(remember, backward)
-            ),
-            fullgraph=True,
+            loss, backend=aot_autograd(fw_compiler=forward, bw_compiler=backward), fullgraph=True
         )
         ends = []
-        for call, leaf, target, p in (
-            (compiled, parts[0], parts[1 if ignored else 2], weight_parts),
-            (loss, x, y if ignored else y.clamp(min=0), weight),
-        ):
+        for call, leaf, target, p in ((compiled, *parts), (loss, x, labels, weight)):
             leaf = leaf.detach().requires_grad_()
             total = call(leaf, target, p)
             total.backward()
@@ -163,12 +164,32 @@ def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[::3]) -> Non
         torch.testing.assert_close(tuple(t.full_tensor() for t in sharded), whole)
         op = "unreduced" if reduction == "none" else "loss"
         count = ["_c10d_functional.all_reduce.default"]
-        sent = count if reduction == "mean" and ignored else []
-        assert sorted(forward) == [*sent, f"weighted_bce.{op}.default"]
-        assert backward == ["weighted_bce.grad.default"]
+        sent = count if reduction == "mean" and ignores and sparse is None else []
+        assert sorted(names[0]) == [*sent, f"weighted_bce.{op}.default"]
+        assert names[1] == ["weighted_bce.grad.default"]
     compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
     with pytest.raises(RuntimeError, match="target must be a DTensor like input, got"):
         compiled(parts[0], y)
+
+
+def check_any_number_of_positives(processes: int) -> None:
+    """The bits of eager mode, or the error of the op."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    y = torch.rand(7, LABELS) < 0.3
+    crow, col = as_given(y, torch.int64)
+    for dim in (0, 1):
+        parts = distribute_tensor(torch.randn(7, LABELS), mesh_of(processes), [Shard(dim)])
+        parts.requires_grad_()
+        compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
+        for number in (9, 10, 11):
+            fewer = SparseLabels(crow.clamp(max=number), col[:number].contiguous())
+            losses = [f(parts, fewer, pos_weight=7.0) for f in (compiled, weighted_bce_with_logits)]
+            grads = [torch.autograd.grad(loss, parts)[0] for loss in losses]
+            for one, other in (losses, grads):
+                assert torch.equal(one.full_tensor(), other.full_tensor())
+        with pytest.raises(RuntimeError, match="col_indices must"):
+            compiled(parts, SparseLabels(crow, col + LABELS - 1), pos_weight=7.0)
 
 
 def check_every_way_to_compile(processes: int) -> None:
@@ -189,12 +210,14 @@ def check_example(processes: int) -> None:
         check_data_parallel,
         check_rows_and_labels,
         check_compiled,
+        check_any_number_of_positives,
         pytest.param(check_every_way_to_compile, marks=pytest.mark.exhaustive),
         check_example,
     ],
 )
 def test(processes: Processes, check: Any) -> None:
-    if processes.number == 4 and check in (check_compiled, check_every_way_to_compile):
+    compiles = (check_compiled, check_every_way_to_compile, check_any_number_of_positives)
+    if processes.number == 4 and check in compiles:
         pytest.skip("two processes tell")
     processes(check)
 

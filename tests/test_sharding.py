@@ -8,81 +8,53 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weighted_bce import backend, weighted_bce_with_logits
-from weighted_bce._dtensor_import import import_rules_for_dtensors
+from weighted_bce import SparseLabels, backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
-from weighted_bce._options import BATCHMEAN, MEAN, SUM
 
 from .processes import Processes, mesh_of
+from .shards import assert_whole, distributed, distributed_like, flattens, layouts, whole
+from .truth import as_given
 
 pytestmark = [
     pytest.mark.skipif(extension is None, reason="no extension"),
     pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed"),
 ]
 
+LABELS = 13
 OPTIONS: tuple[dict[str, Any], ...] = (
     {"pos_weight": 7.0},
     {"pos_weight": "per label", "weight": "per row"},
     {"weight": "per label", "reduction": "sum", "label_smoothing": 0.1},
     {"weight": "full", "reduction": "batchmean"},
     {"pos_weight": "per label", "reduction": "none"},
-    {"ignore_index": -1, "pos_weight": 3.0},
-    {"ignore_index": -1, "reduction": "none"},
+    {"ignore_index": 1, "pos_weight": 3.0, "label_smoothing": 0.2},
+    {"ignore_index": 0, "reduction": "none"},
+    {"ignore_index": -1, "reduction": "mean"},
 )
 
 
-def layouts(processes: int) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Device meshes and how the logits lie on them: over rows, labels, both, and whole."""
-    from torch.distributed.tensor import Replicate, Shard
-
-    line = mesh_of(processes)
-    yield from ((line, (placement,)) for placement in (Shard(0), Shard(1), Replicate()))
-    if processes == 4:
-        square = mesh_of(2, 2)
-        yield square, (Shard(0), Shard(1))
-        yield square, (Shard(1), Replicate())
-        yield square, (Shard(1), Shard(1))
-
-
-def distributed(tensor: Tensor, mesh: Any, placements: Any) -> Any:
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor, mesh, placements)
-
-
-def beside(factor: Tensor, logits: Any) -> Any:
-    """A factor, distributed as the logits that it belongs to."""
-    from torch.distributed.tensor import Replicate, Shard
-
-    missing, own = logits.dim() - factor.dim(), []
-    for p in logits.placements:
-        dim = p.dim - missing if isinstance(p, Shard) else -1
-        own.append(Shard(dim) if dim >= 0 and factor.shape[dim] > 1 else Replicate())
-    return distributed(factor, logits.device_mesh, own)
-
-
-def whole(tensor: Any) -> Any:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def assert_whole(sharded: Any, expected: Tensor) -> None:
-    torch.testing.assert_close(sharded.full_tensor(), expected)
-
-
 def example(rows: int = 7) -> tuple[Tensor, Tensor]:
-    """Neither rows nor labels are a multiple of the processes."""
+    """Neither rows nor labels are a multiple of the processes; a row has no positives."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, 13, generator=generator) * 4
-    y = torch.randint(-1, 2, (rows, 13), generator=generator)
+    x = torch.randn(rows, LABELS, generator=generator) * 4
+    y = torch.randint(-1, 2, (rows, LABELS), generator=generator)
+    y[0] = 0
     return x, y
 
 
-def each_placed() -> Iterator[tuple[Any, Any, Tensor, Tensor]]:
-    """Logits and labels, in parts and whole."""
-    x, y = example()
+def each_placed(rows: int = 7) -> Iterator[tuple[Any, Any, Tensor, Any]]:
+    """Logits and targets, in parts and whole; sparse labels are whole in each process."""
+    x, y = example(rows)
+    y = y.clamp(min=0)
     for mesh, placements in layouts(dist.get_world_size()):
-        x_parts = distributed(x, mesh, placements)
-        yield x_parts, distributed(y.clamp(min=0), mesh, placements), x, y.clamp(min=0)
+        for target in (y, as_given(y, torch.int64)):
+            parts = distributed(y, mesh, placements) if target is y else target
+            leaf = distributed(x, mesh, placements).requires_grad_()
+            yield leaf, parts, x.clone().requires_grad_(), target
+
+
+def gradient(loss: Any, leaf: Any) -> Any:
+    return torch.autograd.grad(loss, leaf)[0]
 
 
 def check_losses(processes: int) -> None:
@@ -90,78 +62,49 @@ def check_losses(processes: int) -> None:
     from torch.distributed.tensor.debug import CommDebugMode
 
     for rows in (7, processes - 1):
-        x, y = example(rows)
-        shapes = {"per label": (13,), "per row": (rows, 1), "full": (rows, 13)}
+        shapes = {"per label": (LABELS,), "per row": (rows, 1), "full": (rows, LABELS)}
         factors = {name: torch.rand(shape) + 0.5 for name, shape in shapes.items()}
-        for mesh, placements in layouts(processes):
+        for logits, labels, x, y in each_placed(rows):
             for given in OPTIONS if rows == 7 else OPTIONS[::4]:
-                target = y if "ignore_index" in given else y.clamp(min=0)
                 plain = {k: factors.get(v, v) for k, v in given.items()}
-                logits = distributed(x, mesh, placements).requires_grad_()
-                labels = distributed(target, mesh, placements)
                 parts = {
-                    k: beside(v, logits) if isinstance(v, Tensor) else v for k, v in plain.items()
+                    k: distributed_like(v, logits) if isinstance(v, Tensor) else v
+                    for k, v in plain.items()
                 }
+                if given.get("ignore_index") == -1 and isinstance(y, Tensor):
+                    y = example(rows)[1]
+                    labels = distributed(y, logits.device_mesh, logits.placements)
                 with CommDebugMode() as talk:
                     loss = weighted_bce_with_logits(logits, labels, **parts)
                 counted = "ignore_index" in given and given.get("reduction") != "none"
-                # The count of all shards is one number, which all need.
-                most = sum(isinstance(p, Shard) for p in placements) if counted else 0
-                assert talk.get_total_counts() <= most, (placements, given, talk.get_comm_counts())
-                leaf = x.clone().requires_grad_()
-                expected = weighted_bce_with_logits(leaf, target, **plain)
+                # The count of all shards of a dense target is one number, which all need.
+                split = sum(isinstance(p, Shard) for p in logits.placements)
+                most = split if counted and isinstance(y, Tensor) else 0
+                sent = talk.get_total_counts()
+                assert sent <= most, (logits.placements, given, talk.get_comm_counts())
+                expected = weighted_bce_with_logits(x, y, **plain)
                 assert_whole(loss, expected)
                 with CommDebugMode() as talk:
-                    (grad,) = torch.autograd.grad(loss.sum() * 2.5, logits)
-                assert talk.get_total_counts() == 0, (placements, given)
+                    grad = gradient(loss.sum() * 2.5, logits)
+                assert talk.get_total_counts() == 0, (logits.placements, given)
                 assert grad.placements == logits.placements
-                (expected_grad,) = torch.autograd.grad(expected.sum() * 2.5, leaf)
-                assert_whole(grad, expected_grad)
+                assert_whole(grad, gradient(expected.sum() * 2.5, x))
 
 
-def check_ops(processes: int) -> None:
-    """Called directly, one reduction after the other, those that write to arguments as well."""
-    from torch.distributed.tensor import DTensor, Replicate
-
-    ops = torch.ops.weighted_bce
-    assert import_rules_for_dtensors()  # what the functions do first
+def check_strides(processes: int) -> None:
+    """The unreduced loss lies as that of whole logits does."""
     for logits, labels, x, y in each_placed():
-        mesh = logits.device_mesh
-        upstream = torch.tensor(2.5)
-        rest = None, None, None, 7.0, 0.1, 1.0, None
-        for reduction in (SUM, MEAN, BATCHMEAN):
-            arguments = *rest, reduction
-            assert_whole(ops.loss(logits, labels, *arguments), ops.loss(x, y, *arguments))
-            expected = ops.grad(upstream, x, y, *arguments)
-            number = DTensor.from_local(upstream, mesh, [Replicate()] * mesh.ndim)
-            assert_whole(ops.grad(number, logits, labels, *arguments), expected)
-            changed = logits.clone()
-            assert ops.grad_(number, changed, labels, *arguments) is None
-            assert_whole(changed, expected)
-            if reduction != SUM:
-                with pytest.raises(NotImplementedError, match="takes reduction 2"):
-                    ops.loss_and_grad(number, logits, labels, *arguments)
-                with pytest.raises(NotImplementedError, match="takes reduction 2"):
-                    ops.update_grad_(number, number, number, logits, logits, labels, *arguments)
-        for way in (lambda t: t.t(), lambda t: t[:1].expand(7, 13)):
-            unusual = ops.unreduced(way(logits), way(labels), *rest)
-            plain = ops.unreduced(way(x), way(y), *rest)
-            assert_whole(unusual, plain)
-            assert unusual.stride() == plain.stride()
-        assert_whole(ops.unreduced(logits, labels, *rest), ops.unreduced(x, y, *rest))
-
-        one = torch.ones(())
-        parts = ops.loss_and_grad(one, logits, labels, *rest, SUM)
-        together = ops.loss_and_grad(one, x, y, *rest, SUM)
-        for found, wanted in zip(parts, together, strict=True):
-            assert_whole(found, wanted)
-        _, grad, used = parts
-        ops.update_grad_(upstream, used, one, grad, logits, labels, *rest, SUM)
-        assert (used.full_tensor(), one) == (upstream, upstream)
-        assert_whole(grad, ops.grad(upstream, x, y, *rest, SUM))
+        for way in (lambda t: t.t(), lambda t: t[:1].expand(7, LABELS)):
+            if isinstance(y, Tensor):
+                actual, plain = (
+                    weighted_bce_with_logits(way(a), way(b), reduction="none")
+                    for a, b in ((logits, labels), (x, y))
+                )
+                assert_whole(actual, plain)
+                assert actual.stride() == plain.stride()
 
 
-def check_upstream_gradients(processes: int) -> None:
+def check_grad_outputs(processes: int) -> None:
     """Loss scales, partial and whole losses, and what is not linear in them."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
@@ -181,20 +124,21 @@ def check_upstream_gradients(processes: int) -> None:
     for logits, labels, x, y in each_placed():
         for options in ({}, {"reduction": "batchmean"}, {"ignore_index": 1}):
             for way in ways:
-                leaf, one = logits.detach().requires_grad_(), x.clone().requires_grad_()
-                way(weighted_bce_with_logits(leaf, labels, **options))
-                way(weighted_bce_with_logits(one, y, **options))
-                assert_whole(leaf.grad, one.grad)
-                assert leaf.grad.placements == leaf.placements
+                logits.grad = x.grad = None
+                way(weighted_bce_with_logits(logits, labels, **options))
+                way(weighted_bce_with_logits(x, y, **options))
+                assert_whole(logits.grad, x.grad)
+                assert logits.grad.placements == logits.placements
         mesh = logits.device_mesh
-        leaf, one = logits.detach().requires_grad_(), x.clone().requires_grad_()
+        logits.grad = x.grad = None
         share = DTensor.from_local(torch.tensor(1.5), mesh, [Partial()] * mesh.ndim)
-        weighted_bce_with_logits(leaf, labels).backward(share)
-        weighted_bce_with_logits(one, y).backward(torch.tensor(1.5 * processes))
-        assert_whole(leaf.grad, one.grad)
+        weighted_bce_with_logits(logits, labels).backward(share)
+        weighted_bce_with_logits(x, y).backward(torch.tensor(1.5 * processes))
+        assert_whole(logits.grad, x.grad)
 
 
 def check_derivatives(processes: int) -> None:
+    """The second order, and those under torch.func."""
     for logits, labels, x, y in each_placed():
         for reduction in ("mean", "none"):
 
@@ -203,29 +147,37 @@ def check_derivatives(processes: int) -> None:
 
             ends = []
             for leaf, target in ((logits, labels), (x, y)):
-                leaf = leaf.detach().requires_grad_()
-                (grad,) = torch.autograd.grad(loss(leaf, target), leaf, create_graph=True)
-                (grad * grad).sum().backward()
-                ends.append(leaf.grad)
-            assert_whole(ends[0], ends[1])
-            assert_whole(torch.func.grad(loss)(logits, labels), torch.func.grad(loss)(x, y))
-            assert_whole(torch.func.vmap(loss)(logits, labels), torch.func.vmap(loss)(x, y))
+                (slope,) = torch.autograd.grad(loss(leaf, target), leaf, create_graph=True)
+                ends.append(gradient(whole((slope * slope).sum()), leaf))
+            assert_whole(*ends)
+            plain, parts = x.detach(), logits.detach()
+            assert_whole(torch.func.grad(loss)(parts, labels), torch.func.grad(loss)(plain, y))
+            if isinstance(y, Tensor):
+                assert_whole(torch.func.vmap(loss)(parts, labels), torch.func.vmap(loss)(plain, y))
+                continue
+            many, stacked = (torch.stack([t, t * 2, -t]) for t in (plain, parts))
+            mapped = torch.func.vmap(loss, (0, None))
+            if flattens(stacked):
+                assert_whole(mapped(stacked, labels), mapped(many, y))
+            else:
+                with pytest.raises(RuntimeError, match=r"flatten|view"):
+                    mapped(stacked, labels)
 
 
 def check_backward_is_not_in_place(processes: int) -> None:
     """Nobody who saved a shard could be told."""
     for logits, labels, x, y in each_placed():
         for reduction in ("mean", "none"):
-            leaf, one = logits.detach().requires_grad_(), x.clone().requires_grad_()
-            hidden = leaf.exp()  # saves its result
+            logits.grad = x.grad = None
+            hidden = logits.exp()  # saves its result
             loss = weighted_bce_with_logits(hidden, labels, None, 7.0, reduction)
             other = weighted_bce_with_logits(
-                leaf.exp(), labels, None, 7.0, reduction, inplace_backward=True
+                logits.exp(), labels, None, 7.0, reduction, inplace_backward=True
             )
             (loss.sum() + other.sum()).backward()
-            weighted_bce_with_logits(one.exp(), y, None, 7.0, reduction).sum().mul(2).backward()
-            assert_whole(leaf.grad, one.grad)
-            assert_whole(hidden.detach(), x.exp())
+            weighted_bce_with_logits(x.exp(), y, None, 7.0, reduction).sum().mul(2).backward()
+            assert_whole(logits.grad, x.grad)
+            assert_whole(hidden.detach(), x.detach().exp())
 
 
 def check_other_placements(processes: int) -> None:
@@ -234,30 +186,35 @@ def check_other_placements(processes: int) -> None:
 
     for logits, labels, x, y in each_placed():
         mesh = logits.device_mesh
-        partial = DTensor.from_local(x / processes, mesh, [Partial()] * mesh.ndim)
-        along_rows = distributed(y, mesh, [Shard(0)] + [Replicate()] * (mesh.ndim - 1))
-        for given, target in ((partial, labels), (logits, along_rows)):
-            leaf, one = given.detach().requires_grad_(), x.clone().requires_grad_()
+        copies, rows = [Replicate()] * mesh.ndim, [Shard(0)] + [Replicate()] * (mesh.ndim - 1)
+        partial = DTensor.from_local(x.detach() / processes, mesh, [Partial()] * mesh.ndim)
+        if isinstance(y, Tensor):
+            others = [distributed(y, mesh, rows)]
+        else:
+            crow, col = (distributed(t, mesh, copies) for t in y)
+            others = [SparseLabels(crow, col), SparseLabels(crow, distributed(y[1], mesh, rows))]
+        for given, target in ((partial, labels), *((logits, other) for other in others)):
+            leaf = given.detach().requires_grad_()
             loss, expected = (
                 weighted_bce_with_logits(a, b, pos_weight=torch.tensor(7.0))  # whole: 0-d
-                for a, b in ((leaf, target), (one, y))
+                for a, b in ((leaf, target), (x, y))
             )
             assert_whole(loss, expected)
-            loss.backward()
-            expected.backward()
-            assert_whole(leaf.grad, one.grad)
+            assert_whole(gradient(loss, leaf), gradient(expected, x))
 
 
 def check_gradients_of_factors(processes: int) -> None:
-    """Of the factors alone; torch has no rule for what that of the logits needs beside them."""
+    """They come alone; torch has no rule for what that of the logits needs as well."""
     for logits, labels, x, y in each_placed():
         for name in ("weight", "pos_weight"):
             for options in ({}, {"ignore_index": 1}):
-                one = torch.linspace(0.5, 3, 13, requires_grad=True)
-                factor = beside(one.detach(), logits).requires_grad_()
-                weighted_bce_with_logits(logits, labels, **{name: factor}, **options).backward()
-                weighted_bce_with_logits(x, y, **{name: one}, **options).backward()
-                assert_whole(factor.grad, one.grad)
+                one = torch.linspace(0.5, 3, LABELS, requires_grad=True)
+                factor = distributed_like(one.detach(), logits).requires_grad_()
+                ends = [
+                    gradient(weighted_bce_with_logits(a.detach(), b, **{name: f}, **options), f)
+                    for a, b, f in ((logits, labels, factor), (x, y, one))
+                ]
+                assert_whole(*ends)
 
 
 def check_errors(processes: int) -> None:
@@ -265,11 +222,17 @@ def check_errors(processes: int) -> None:
     from torch.autograd import forward_ad
     from torch.distributed.tensor import Replicate
 
+    for logits, labels, _, _ in each_placed():
+        if isinstance(labels, SparseLabels):
+            beyond = labels._replace(col_indices=labels.col_indices + 1)
+            with pytest.raises(ValueError, match=f"{LABELS}"):
+                weighted_bce_with_logits(logits, beyond)
     logits, labels, x, y = next(each_placed())
+    logits, x = logits.detach(), x.detach()
     with pytest.raises(TypeError, match="target must be a DTensor like input, got Tensor"):
         weighted_bce_with_logits(logits, y)
     with pytest.raises(TypeError, match="pos_weight must be a DTensor like input, got Tensor"):
-        weighted_bce_with_logits(logits, labels, pos_weight=torch.ones(13))
+        weighted_bce_with_logits(logits, labels, pos_weight=torch.ones(LABELS))
     with pytest.raises(TypeError, match="input must be a DTensor like the others, got Tensor"):
         weighted_bce_with_logits(x, labels)
     with pytest.raises(TypeError, match="target must be a DTensor like input, got"):
@@ -277,7 +240,7 @@ def check_errors(processes: int) -> None:
     elsewhere = distributed(y, mesh_of(processes, 1), [Replicate()] * 2)
     with pytest.raises(ValueError, match="target must be on DeviceMesh"):
         weighted_bce_with_logits(logits, elsewhere)
-    factor = distributed(torch.ones(13), logits.device_mesh, [Replicate()]).requires_grad_()
+    factor = distributed(torch.ones(LABELS), logits.device_mesh, [Replicate()]).requires_grad_()
     for name in ("weight", "pos_weight"):
         leaf = logits.detach().requires_grad_()
         loss = weighted_bce_with_logits(leaf, labels, **{name: factor})
@@ -299,8 +262,8 @@ def check_errors(processes: int) -> None:
     "check",
     [
         check_losses,
-        check_ops,
-        check_upstream_gradients,
+        check_strides,
+        check_grad_outputs,
         check_derivatives,
         check_backward_is_not_in_place,
         check_other_placements,

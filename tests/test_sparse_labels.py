@@ -22,6 +22,7 @@ from weighted_bce import SparseLabels
 from weighted_bce.sparse import check_form, check_indices
 
 from .draws import drawn
+from .truth import TARGET_DTYPES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # "in beta state"
 
@@ -156,14 +157,7 @@ def test_scipy_is_copied() -> None:
     same(labels, ROWS, torch.int32)
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-        *(torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn),
-    ],
-)
+@pytest.mark.parametrize("dtype", [*TARGET_DTYPES, torch.float8_e4m3fn])
 def test_dense_dtypes(device: str, dtype: torch.dtype) -> None:
     same(SparseLabels.from_dense(dense_of(ROWS).to(device, dtype)), ROWS)
 

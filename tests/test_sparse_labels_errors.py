@@ -11,8 +11,7 @@ pytest.importorskip("scipy")
 
 import scipy.sparse as sp
 
-from weighted_bce import SparseLabels
-from weighted_bce.sparse import check_form, check_indices
+from weighted_bce import SparseLabels, pos_weight_from_labels
 
 from .test_sparse_labels import ROWS, dense_of, same, uncoalesced
 
@@ -21,9 +20,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # "in beta
 EYE = torch.eye(2, 3)
 
 
-def test_lists() -> None:
-    bad: Any
-    for bad, words in (
+# What is wrong, and the words that follow "must" in the error.
+WRONG: dict[tuple[str, type[Exception]], list[tuple[Any, str]]] = {
+    ("lists", TypeError): [
         (None, r"be an iterable of rows, got NoneType"),
         ([1, 2], r"hold one iterable of labels a row, got int in row 0"),
         ([[1], [2, 1.0]], r"hold integers, got float in row 1"),
@@ -40,10 +39,8 @@ def test_lists() -> None:
         (list(EYE.numpy() > 0), r"hold integers, got bool in row 0"),
         ([[1], EYE[0]], r"hold integers, got float32 in row 1"),
         ([[1], EYE[0].numpy()], r"hold integers, got float32 in row 1"),
-    ):
-        with pytest.raises(TypeError, match=f"^lists must {words}"):
-            SparseLabels.from_lists(bad)
-    for bad, words in (
+    ],
+    ("lists", ValueError): [
         ([[4], [], [0, -3]], r"hold labels >= 0, got -3 in row 2"),
         ([[2**63]], r"hold labels below 2\*\*63, got a larger"),
         (list(EYE.long() - 1), r"hold labels >= 0, got -1 in row 0"),
@@ -51,87 +48,68 @@ def test_lists() -> None:
         (torch.tensor([1, 2]), r"hold 1-d rows, got shape \(\) in row 0"),
         ([np.ones((1, 2), int)], r"hold 1-d rows, got shape \(1, 2\) in row 0"),
         ([torch.tensor([1]), torch.tensor([1], device="meta")], r"be on one device"),
-    ):
-        with pytest.raises(ValueError, match=f"^lists must {words}"):
-            SparseLabels.from_lists(bad)
-
-
-def test_padded() -> None:
-    bad: Any
-    for bad, words in (
+    ],
+    ("padded", TypeError): [
         ([[1]], r"be a torch.Tensor, got list"),
         (EYE, r"hold integers, got float32"),
         (EYE.bool(), r"hold integers, got bool"),
-    ):
-        with pytest.raises(TypeError, match=f"^padded must {words}"):
-            SparseLabels.from_padded(bad)
-    for bad, words in (
+    ],
+    ("padded", ValueError): [
         (EYE[0].long(), r"have shape \(rows, k\), got \(3,\)"),
         (EYE.int() - 2, r"hold labels >= 0, or -1 for none, got -2 in row 0"),
         ((EYE.long() - 1).view(torch.uint64), r"hold labels below 2\*\*63, got a larger number"),
-    ):
-        with pytest.raises(ValueError, match=f"^padded must {words}"):
-            SparseLabels.from_padded(bad)
-
-
-def test_dense() -> None:
-    bad: Any
-    for bad, words in (
+    ],
+    ("dense", TypeError): [
         ([[1]], r"be a torch.Tensor, got list"),
         (EYE + 1j, r"be bool, integer or floating point, got complex64"),
         (EYE.to_sparse(), r"be torch.strided, got torch.sparse_coo"),
-    ):
-        with pytest.raises(TypeError, match=f"^dense must {words}"):
-            SparseLabels.from_dense(bad)
-    for bad, words in (
+    ],
+    ("dense", ValueError): [
         (EYE[0], r"have shape \(rows, labels\), got \(3,\)"),
         (EYE / 2, r"hold 0 and 1 only, got 0.5 in row 0"),
         (EYE.log(), r"hold 0 and 1 only, got -inf in row 0"),
         (torch.tensor([[0.0], [math.nan]]), r"hold 0 and 1 only, got nan in row 1"),
         (EYE.int() * 3, r"hold 0 and 1 only, got 3 in row 0"),
-    ):
-        with pytest.raises(ValueError, match=f"^dense must {words}"):
-            SparseLabels.from_dense(bad)
-
-
-def test_scipy() -> None:
-    bad: Any
-    for bad, words in (
+    ],
+    ("matrix", TypeError): [
         (EYE, r"be a matrix or array of scipy.sparse, got Tensor"),
         (EYE.numpy(), r"be a matrix or array of scipy.sparse, got ndarray"),
         (sp.csr_array(EYE.numpy() * 1j), r"be bool, integer or floating point, got compl"),
-    ):
-        with pytest.raises(TypeError, match=f"^matrix must {words}"):
-            SparseLabels.from_scipy(bad)
-    for bad, words in (
+    ],
+    ("matrix", ValueError): [
         (sp.coo_array(np.ones(3)), r"have shape \(rows, labels\), got \(3,\)"),
         (sp.csr_array(EYE.numpy() * 2), r"hold 0 and 1 only, got 2 in row 0"),
         (sp.csr_array(EYE.numpy() * np.nan), r"hold 0 and 1 only, got nan in row 0"),
-    ):
-        with pytest.raises(ValueError, match=f"^matrix must {words}"):
-            SparseLabels.from_scipy(bad)
-
-
-def test_tensor() -> None:
-    bad: Any
-    for bad, words in (
+    ],
+    ("tensor", TypeError): [
         ([[1]], r"be a torch.Tensor, got list"),
         (EYE, r"be torch.sparse_csr or torch.sparse_coo, got torch.strided"),
         (EYE.to_sparse_csc(), r"be torch.sparse_csr or .*, got torch.sparse_csc"),
         (EYE.to_sparse_bsr((1, 1)), r"be torch.sparse_csr or .*, got torch.sparse_bsr"),
         ((EYE * 1j).to_sparse(), r"be bool, integer or floating point, got complex64"),
-    ):
-        with pytest.raises(TypeError, match=f"^tensor must {words}"):
-            SparseLabels.from_tensor(bad)
-    for bad, words in (
+    ],
+    ("tensor", ValueError): [
         (EYE.to_sparse(1), r"have two dimensions, .*, got \(2, 3\) of which 1 dense"),
         (EYE[0].to_sparse(), r"have two dimensions, .*, got \(3,\) of which 0 dense"),
         (EYE[None].to_sparse_csr(), r"have two dimensions, .*, got \(1, 2, 3\)"),
         ((EYE * 2).to_sparse(), r"hold 0 and 1 only, got 2 in row 0"),
         ((EYE * math.nan).to_sparse_csr(), r"hold 0 and 1 only, got nan in row 0"),
-    ):
-        with pytest.raises(ValueError, match=f"^tensor must {words}"):
-            SparseLabels.from_tensor(bad)
+    ],
+}
+FUNCTIONS = {
+    "lists": SparseLabels.from_lists,
+    "padded": SparseLabels.from_padded,
+    "dense": SparseLabels.from_dense,
+    "matrix": SparseLabels.from_scipy,
+    "tensor": SparseLabels.from_tensor,
+}
+
+
+@pytest.mark.parametrize(("name", "error"), WRONG)
+def test_what_cannot_become_labels(name: str, error: type[Exception]) -> None:
+    for bad, words in WRONG[name, error]:
+        with pytest.raises(error, match=f"^{name} must {words}"):
+            FUNCTIONS[name](bad)
 
 
 def test_what_cannot_be_selected() -> None:
@@ -184,57 +162,12 @@ def test_sparse_tensors_that_torch_did_not_check() -> None:
             SparseLabels.from_tensor(unsafe)
 
 
-def test_form() -> None:
-    zero, none = torch.tensor([0]), torch.tensor([], dtype=torch.int64)
-    crow: Any
-    col: Any
-    for crow, col, words in (
-        ([0], zero, "crow_indices must be a torch.Tensor, got list"),
-        (zero, None, "col_indices must be a torch.Tensor, got NoneType"),
-        (zero.float(), zero, "crow_indices must be int32 or int64, got float32"),
-        (zero, zero.bool(), "col_indices must be int32 or int64, got bool"),
-        (zero, zero.int(), "col_indices must be int64 like crow_indices, got int32"),
+def test_another_argument_is_named(device: str) -> None:
+    crow, col = SparseLabels.from_lists(ROWS).to(device)
+    for wrong, error, words in (
+        (SparseLabels(crow, col.int()), TypeError, "col_indices must be int64 like crow_indices"),
+        (SparseLabels(crow + 1, col), ValueError, "crow_indices must begin with 0, got 1"),
+        (SparseLabels(crow, col - 5), ValueError, "col_indices must be >= 0, got -4 in row 0"),
     ):
-        with pytest.raises(TypeError, match=f"^target.{words}$"):
-            check_form(SparseLabels(crow, col))
-        with pytest.raises(TypeError, match=f"^labels.{words}$"):
-            check_form(SparseLabels(crow, col), "labels")
-    for crow, col, words in (
-        (zero[None], zero, r"crow_indices must be one-dimensional, got shape \(1, 1\)"),
-        (zero, zero[0], r"col_indices must be one-dimensional, got shape \(\)"),
-        (zero, zero.to("meta"), "col_indices must be on cpu like crow_indices, got meta"),
-        (none, none, r"crow_indices must have rows \+ 1 elements, got none"),
-    ):
-        with pytest.raises(ValueError, match=f"^target.{words}$"):
-            check_form(SparseLabels(crow, col))
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_values(device: str, dtype: torch.dtype) -> None:
-    for crow, col, words in (
-        ([0, 2, 2, 3], [0, 9, 0], None),
-        ([0, 0, 0], [], None),
-        ([0], [], None),
-        ([0, 1, 2], [5, 5], None),  # in different rows
-        ([0, 1, 1, 1, 2], [5, 4], None),
-        ([1, 2, 3], [0, 1, 2], "crow_indices must begin with 0, got 1"),
-        ([0, 2, 2], [0, 1, 2], "crow_indices must end with 3, the number of indices, got 2"),
-        ([0, 2, 4], [0, 1, 2], "crow_indices must end with 3, the number of indices, got 4"),
-        ([0, 2, 1, 3], [0, 1, 2], "crow_indices must not fall, got 1 after 2 in row 1"),
-        ([0, 9, 3], [0, 1, 2], "crow_indices must not fall, got 3 after 9 in row 1"),
-        ([0, -1, 3], [0, 1, 2], "crow_indices must not fall, got -1 after 0 in row 0"),
-        ([0, 1, 1, 3], [0, -3, 2], "col_indices must be >= 0, got -3 in row 2"),
-        ([0, 1, 3], [0, 1, 10], "col_indices must be below 10, the .*, got 10 in row 1"),
-        ([0, 1, 3], [7, 2, 1], "col_indices must ascend within a row, .*, got 1 in row 1"),
-        ([0, 1, 1, 3], [7, 2, 2], "col_indices must ascend within a row, .*, got 2 in row 2"),
-        ([0, 2, 3], [2, 2, 2], "col_indices must ascend within a row, .*, got 2 in row 0"),
-    ):
-        labels = SparseLabels(*(torch.tensor(t, dtype=dtype, device=device) for t in (crow, col)))
-        check_form(labels)
-        if words is None:
-            check_indices(labels, 10)
-            check_indices(labels)
-        else:
-            with pytest.raises(ValueError, match=f"^target.{words}$"):
-                check_indices(labels, 10)
-    check_indices(SparseLabels.from_lists([[10]]))
+        with pytest.raises(error, match=rf"^labels\.{words}"):
+            pos_weight_from_labels(wrong, 40)

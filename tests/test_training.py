@@ -17,8 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
 
-from .test_autograd import assert_grad
-from .truth import REDUCTIONS, Case, labels, logits
+from .truth import REDUCTIONS, Case, as_given, assert_grad, labels, logits
 
 
 def one_case(device: str, dtype: torch.dtype = torch.float32) -> Case:
@@ -177,16 +176,18 @@ def test_deterministic_mode(device: str, reduction: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
-def test_labels_made_in_inference_mode(device: str, dtype: torch.dtype) -> None:
+def test_labels_made_in_inference_mode(
+    device: str, dtype: torch.dtype, sparse: torch.dtype | None
+) -> None:
     """Pseudo-labels of a teacher, which `labels.float()` makes usable in torch's own loss."""
     case = one_case(device)
     with torch.inference_mode():
-        case.target = case.target.to(dtype) | case.target.to(dtype)
-    assert case.target.is_inference()
+        target = as_given(case.target.to(dtype) | case.target.to(dtype), sparse)
+    assert (target if sparse is None else target.col_indices).is_inference()
     for reduction in ("mean", "none"):
         case.reduction = reduction
         leaf = case.input.clone().requires_grad_()
-        loss = case(leaf)
+        loss = weighted_bce_with_logits(leaf, target, None, case.pos_weight, reduction)
         loss.backward(torch.ones_like(loss))
         assert_grad(leaf.grad, case, 1)
 

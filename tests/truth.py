@@ -4,7 +4,8 @@ Also the samples that feed correctness, gradients and opcheck, and the one table
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from weighted_bce import backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
-from weighted_bce._options import REDUCTIONS as NUMBERS
 from weighted_bce.sparse import SparseLabels
 
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -24,6 +24,7 @@ INTEGERS = (
 )
 TARGET_DTYPES = (torch.bool, *INTEGERS, *INPUT_DTYPES)
 REDUCTIONS = ("none", "mean", "sum", "batchmean")
+NONE, MEAN, SUM, BATCHMEAN = range(4)  # as the ops number them
 
 # By dtype of the logits. `compute`: relative error of the arithmetic, a few roundings of float32
 # (eps 1.2e-7) or float64 (2.2e-16). `rounding`: of the one last rounding to the dtype itself.
@@ -64,9 +65,20 @@ def ulps_off(actual: Tensor, expected: Tensor) -> float:
 
 
 def positives_of(target: Tensor, dtype: torch.dtype = torch.int64) -> SparseLabels:
-    """The sparse labels of a dense target, without the help of what is tested."""
+    """The sparse labels of a dense target, without the help of what is tested.
+
+    Those of samples that are stacked, each with as many positives, are stacked too.
+    """
+    if target.dim() == 3:
+        each = [positives_of(sample, dtype) for sample in target]
+        return SparseLabels(*map(torch.stack, zip(*each, strict=True)))
     crow = torch.cat((target.new_zeros(1, dtype=dtype), target.bool().sum(1).cumsum(0).to(dtype)))
     return SparseLabels(crow, target.nonzero()[:, 1].to(dtype).contiguous())
+
+
+def as_given(target: Tensor, sparse: torch.dtype | None) -> Any:
+    """A target as the loss gets it: dense, or by its positives with indices of this dtype."""
+    return target if sparse is None else positives_of(target, sparse)
 
 
 @dataclass
@@ -86,7 +98,7 @@ class Case:
     @property
     def given(self) -> Tensor | SparseLabels:
         """The target as the loss gets it."""
-        return self.target if self.sparse is None else positives_of(self.target, self.sparse)
+        return as_given(self.target, self.sparse)
 
     def __call__(self, input: Tensor | None = None, **options: Any) -> Tensor:
         return weighted_bce_with_logits(
@@ -105,10 +117,9 @@ class Case:
         tensor = self.pos_weight if isinstance(self.pos_weight, Tensor) else None
         value = self.pos_weight if isinstance(self.pos_weight, float) else 1.0
         options = (value, self.label_smoothing, self.ignore_index)
-        name = reduction or self.reduction
-        known = name if name in ("mean", "batchmean") else "sum"
+        number = {"mean": MEAN, "batchmean": BATCHMEAN}.get(reduction or self.reduction, SUM)
         target, crow = (self.given, None) if self.sparse is None else reversed(self.given)
-        return (target, crow, self.weight, tensor, *options, None, NUMBERS[known])
+        return (target, crow, self.weight, tensor, *options, None, number)
 
 
 @dataclass
@@ -135,28 +146,41 @@ def _coefficients(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     return w * p * positive, w * negative, kept
 
 
+def terms(x: Tensor) -> tuple[Tensor, ...]:
+    """The positive term of each logit, the negative one, and the slopes of both, in float64."""
+    zero = torch.zeros((), dtype=torch.float64, device=x.device)
+    values = torch.logaddexp(zero, -x), torch.logaddexp(zero, x)
+    return *values, -torch.sigmoid(-x), torch.sigmoid(x)
+
+
+def numpy_terms(x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The same by exp and logaddexp alone."""
+    positive, negative = np.logaddexp(0, -x), np.logaddexp(0, x)
+    return positive, negative, -np.exp(-negative), np.exp(-positive)
+
+
 def truth(case: Case) -> Truth:
     """Loss of each element, its derivative, the size of the derivative's terms, the count."""
     a, b, kept = _coefficients(case)
     x = case.input.detach().double().masked_fill(~kept, 0)
-    zero = torch.zeros((), dtype=torch.float64, device=x.device)
 
-    def term(coefficient: Tensor, factor: Tensor) -> Tensor:
-        return torch.where((coefficient == 0) & ~factor.isnan(), zero, coefficient * factor)
+    def times(coefficient: Tensor, term: Tensor) -> Tensor:
+        return torch.where((coefficient == 0) & ~term.isnan(), 0, coefficient * term)
 
-    loss = term(a, torch.logaddexp(zero, -x)) + term(b, torch.logaddexp(zero, x))
-    up, down = term(b, torch.sigmoid(x)), term(a, torch.sigmoid(-x))
-    fill = [t.masked_fill(~kept, 0) for t in (loss, up - down, up.abs() + down.abs())]
+    positive, negative, *slopes = terms(x)
+    loss = times(a, positive) + times(b, negative)
+    down, up = times(a, slopes[0]), times(b, slopes[1])
+    fill = [t.masked_fill(~kept, 0) for t in (loss, up + down, up.abs() + down.abs())]
     return Truth(*fill, int(kept.sum()))
 
 
 def numpy_truth(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and derivative of each element by exp and logaddexp, for finite cases."""
+    """Loss and derivative of each element by other formulas, for finite cases."""
     a, b, kept = (t.cpu().numpy() for t in _coefficients(case))
     x = np.where(kept, case.input.detach().double().cpu().numpy(), 0)
-    log_up, log_down = -np.logaddexp(0, -x), -np.logaddexp(0, x)  # of sigmoid(x), sigmoid(-x)
-    loss = np.where(kept, -a * log_up - b * log_down, 0)
-    return loss, np.where(kept, b * np.exp(log_up) - a * np.exp(log_down), 0)
+    positive, negative, of_positive, of_negative = numpy_terms(x)
+    loss, grad = a * positive + b * negative, a * of_positive + b * of_negative
+    return np.where(kept, loss, 0), np.where(kept, grad, 0)
 
 
 def divisor(case: Case, count: int) -> float:
@@ -181,32 +205,52 @@ def assert_close(actual: Tensor, expected: Tensor, size: Tensor, what: str) -> N
         raise AssertionError(f"{what}: at {i} got {got}, expected {wanted}, size {scale}")
 
 
-def check(case: Case, chosen: str = "auto", upstream: float = 1.0) -> None:
-    """Loss, dtype and gradient of a case against the truth, by one backend."""
+def assert_grad(
+    actual: Tensor | None,
+    case: Case,
+    grad_output: float | Tensor = 1.0,
+    what: str = "",
+    expected: Truth | None = None,
+) -> None:
+    """The gradient that a case gives for this grad_output."""
+    assert actual is not None, what
+    expected = expected or truth(case)
+    factor = grad_output / (divisor(case, expected.count) or 1)
+    assert_close(actual, expected.grad * factor, expected.terms * abs(factor), what or case.name)
+
+
+def outcome(
+    loss: Callable[[Tensor], Tensor], x: Tensor, grad_output: float | Tensor = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The loss of some logits, and the gradient that `grad_output` becomes."""
+    leaf = x.detach().requires_grad_()
+    result = loss(leaf)
+    if not isinstance(grad_output, Tensor):
+        grad_output = torch.full_like(result, grad_output)
+    (grad,) = torch.autograd.grad(result, leaf, grad_output)
+    return result.detach(), grad
+
+
+def check(case: Case, chosen: str | None = None, grad_output: float = 1.0) -> None:
+    """Loss, dtype and gradient of a case against the truth, by this backend or that of the test."""
     expected = truth(case)
     by = divisor(case, expected.count)
-    x = case.input.detach().requires_grad_()
+    x = case.input
     what = f"{case.name} {chosen} {x.dtype} {case.target.dtype} {case.reduction} {tuple(x.shape)}"
-    with backend(chosen):
-        loss = case(x)
+    with backend(chosen) if chosen else nullcontext():
+        loss, grad = outcome(case, x, grad_output)
         with torch.no_grad():
-            unneeded = case(x)
-    loss.backward(torch.full_like(loss, upstream))
-    assert x.grad is not None
+            unneeded = case()
     if case.reduction == "none":
-        assert loss.dtype == x.dtype, what
-        assert loss.shape == x.shape, what
-        assert_close(loss.detach(), expected.loss, expected.loss.abs(), f"loss: {what}")
+        assert (loss.dtype, loss.shape) == (x.dtype, x.shape), what
+        assert_close(loss, expected.loss, expected.loss.abs(), f"loss: {what}")
     else:
-        assert loss.dtype == compute_dtype(x.dtype), what
-        assert loss.shape == (), what
+        assert (loss.dtype, loss.shape) == (compute_dtype(x.dtype), ()), what
         total, size = expected.loss.sum() / by, expected.loss.abs().sum() / by
-        assert_close(loss.detach(), total, size, f"loss: {what}")
-    assert torch.equal(loss.detach().nan_to_num(), unneeded.nan_to_num()), what
-    assert x.grad.dtype == x.dtype, what
-    factor = upstream / by if by else 1.0
-    size = expected.terms * abs(factor)
-    assert_close(x.grad, expected.grad * factor, size, f"gradient: {what}")
+        assert_close(loss, total, size, f"loss: {what}")
+    assert torch.equal(loss.nan_to_num(), unneeded.nan_to_num()), what
+    assert grad.dtype == x.dtype, what
+    assert_grad(grad, case, grad_output, f"gradient: {what}", expected)
 
 
 def backends(device: str) -> tuple[str, str]:
@@ -234,12 +278,12 @@ def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -
         x, wide = (logits(*s, dtype=dtype, device=device) for s in ((6, 9), (2, 3, 4, 5)))
         hard, soft = (labels(6, 9, dtype=t, device=device) for t in (torch.bool, torch.float32))
         w = torch.rand(6, 9, device=device) + 0.5
-        marked = torch.where(torch.rand(6, 9, device=device) < 0.2, -1, hard.long())
+        with_ignored = torch.where(torch.rand(6, 9, device=device) < 0.2, -1, hard.long())
         yield Case(x, hard, name="plain")
         yield Case(x, soft, None, 7.0, "sum", name="soft")
         yield Case(x, hard.long(), w, w[0], "batchmean", name="weights")
         yield Case(x, soft.double(), w[:, :1], w[0, 0], label_smoothing=0.1, name="column")
-        yield Case(x, marked, pos_weight=w[0], ignore_index=-1, name="ignored")
+        yield Case(x, with_ignored, pos_weight=w[0], ignore_index=-1, name="ignored")
         yield Case(x.t(), soft.t(), None, w.t()[:, :1], name="transposed")
         per_label = torch.rand(3, 1, 1, device=device) + 0.5
         four = labels(2, 3, 4, 5, dtype=torch.uint8, device=device)

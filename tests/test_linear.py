@@ -149,6 +149,7 @@ def test_module() -> None:
     assert set(dict(by_tensors.named_buffers())) == {"weight", "pos_weight"}
     assert by_tensors.linear.weight.dtype == torch.float64
     for criterion, given in ((by_number, options), (by_tensors, tensors)):
+        assert isinstance(criterion.linear, torch.nn.Linear)
         case = base(criterion.linear.weight.dtype, **given)
         wanted = case(case.input, criterion.linear.weight, criterion.linear.bias)
         assert torch.equal(criterion(case.input, case.target), wanted)

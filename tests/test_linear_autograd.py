@@ -10,12 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
-from weighted_bce import (
-    LinearWeightedBCEWithLogitsLoss,
-    SparseLabels,
-    backend,
-    weighted_bce_with_logits,
-)
+from weighted_bce import SparseLabels, backend, weighted_bce_with_logits
 
 from .linear_cases import (
     FEATURES,
@@ -164,10 +159,23 @@ def from_inference_mode(case: LinearCase, leaves: Leaves) -> None:
     case(*leaves, target=target, pos_weight=pos_weight).backward()
 
 
-@pytest.mark.parametrize("sparse", [None, torch.int64])
-@pytest.mark.parametrize(
-    "backward", [accumulated, two_losses_in_anomaly_mode, saved_on_the_cpu, from_inference_mode]
+def by_a_grad_scaler(case: LinearCase, leaves: Leaves) -> None:
+    scaler = torch.amp.GradScaler(case.input.device.type, init_scale=1024.0)
+    optimizer = torch.optim.SGD(leaves, 0.1)
+    for _ in range(2):  # the scale is unexpected, then expected
+        optimizer.zero_grad()
+        scaler.scale(case(*leaves)).backward()
+    scaler.unscale_(optimizer)
+
+
+WAYS = (
+    *(accumulated, two_losses_in_anomaly_mode, saved_on_the_cpu, from_inference_mode),
+    by_a_grad_scaler,
 )
+
+
+@pytest.mark.parametrize("sparse", [None, torch.int64])
+@pytest.mark.parametrize("backward", WAYS)
 def test_gradients(
     device: str, backward: Callable[[LinearCase, Leaves], None], sparse: torch.dtype | None
 ) -> None:
@@ -263,25 +271,3 @@ def test_autocast(device: str, half: torch.dtype) -> None:
         loss.backward()
         assert_loss(loss, case, relative)
         assert_grads(grads_of(leaves), case, 1.0, relative)
-
-
-def test_grad_scaler(device: str) -> None:
-    """Scaled and in chunks, a classifier learns what a plain one does."""
-    scaled, plain = (
-        LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, chunk_labels=64, device=device)
-        for _ in range(2)
-    )
-    plain.load_state_dict(scaled.state_dict())
-    case = base(torch.float32, device)
-    scaler = torch.amp.GradScaler(device, init_scale=1024.0, growth_interval=2)
-    optimizer, other = (torch.optim.SGD(c.parameters(), 0.1) for c in (scaled, plain))
-    for _ in range(4):
-        optimizer.zero_grad()
-        scaler.scale(scaled(case.input, case.target)).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        other.zero_grad()
-        weighted_bce_with_logits(plain.logits(case.input), case.target).backward()
-        other.step()
-    assert scaler.get_scale() == 4096.0
-    assert_all_near([*scaled.parameters()], [*plain.parameters()], 1e-5)

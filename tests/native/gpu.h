@@ -22,7 +22,7 @@ enum class Error { kNone, kHigh, kLow, kAny };
 inline Error approximate_error = Error::kNone;
 
 inline void require_aligned(const void* at, int bytes) {
-  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) die("an access that is not aligned");
+  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) fail("an access that is not aligned");
 }
 
 inline float flushed(float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.0f, v) : v; }
@@ -96,7 +96,7 @@ constexpr int kTileBytes = 4096;  // fewer, so that small cases have several til
 
 inline int thread() { return native::Block::instance().thread(); }
 inline int block() { return native::Block::instance().number; }
-inline int blocks() { return native::Block::instance().of; }
+inline int blocks() { return native::Block::instance().blocks; }
 inline void barrier() { native::Block::instance().barrier(); }
 inline double from_higher_lane(double v, int offset) {
   return native::Block::instance().from_higher_lane(v, offset);

@@ -148,6 +148,11 @@ class Tensor {
     return result;
   }
   void set(int64_t i, double value) { encode(operand.dtype, value, at(i)); }
+  void fill(double value) {
+    int64_t count = 1;
+    for (const int64_t size : shape_) count *= size;
+    for (int64_t i = 0; i < count; ++i) set(i, value);
+  }
 
   /// A value as the dtype holds it.
   double as_held(double value) const {

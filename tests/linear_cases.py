@@ -85,20 +85,18 @@ def assert_near(
     """Compares with the largest element, since sums of products cancel; by default with what the
     dtype allows."""
     assert actual is not None, what
-    assert actual.shape == wanted.shape, what
-    if not actual.numel():
-        return
-    error = (actual.double() - wanted).abs().max()
-    size = wanted.abs().max()
     relative = tolerance(actual.dtype) if relative is None else relative
-    assert error <= relative * size, f"{what}: off by {float(error):.3g} of {float(size):.3g}"
+    absolute = relative * float(wanted.abs().max()) if wanted.numel() else 0.0
+    torch.testing.assert_close(
+        actual.double(), wanted.double(), rtol=0, atol=absolute, msg=lambda text: f"{what}: {text}"
+    )
 
 
 def assert_all_near(
     actual: Sequence[Tensor | None], wanted: Sequence[Tensor], relative: float | None = None
 ) -> None:
     for one, other in zip(actual, wanted, strict=True):
-        assert_near(one, other.double(), relative)
+        assert_near(one, other, relative)
 
 
 def assert_loss(loss: Tensor, case: LinearCase, relative: float | None = None) -> None:
@@ -131,13 +129,14 @@ def assert_right(
 ) -> tuple[Tensor, ...]:
     """Compares the loss and all gradients with the truth, and returns them. Nothing is modified."""
     leaves = case.leaves()
+    before = [leaf.detach().clone() for leaf in leaves]
     loss = case(*leaves)
-    assert_loss(loss, case)
     given = torch.full_like(loss, grad_output)
-    before = [tensor.detach().clone() for tensor in (*leaves, given)]
     grads = torch.autograd.grad(loss, leaves, given)
+    assert_loss(loss, case)
     assert_grads(grads, case, grad_output, relative)
-    assert all(map(torch.equal, (*leaves, given), before)), case.name
+    assert all(map(torch.equal, leaves, before)), case.name
+    assert torch.equal(given, torch.full_like(given, grad_output)), case.name
     return loss.detach(), *grads
 
 

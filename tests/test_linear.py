@@ -90,8 +90,8 @@ def test_tiny_factors_do_not_vanish(device: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_products_of_half_precision(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    """As on a GPU, half precision goes into the products, float32 comes out, and the divisor comes
-    last. A product that torch has on CUDA alone is made of others here."""
+    """Half precision goes into the products, float32 comes out, and the divisor comes last, as on a
+    GPU. A product that torch has on CUDA alone is made of others here."""
     operands: set[torch.dtype] = set()
 
     def wide_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:

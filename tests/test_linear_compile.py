@@ -57,7 +57,7 @@ def test_the_numbers_of_eager_mode(device: str, sparse: torch.dtype | None, comp
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_one_graph_of_two_ops(device: str, reduction: str) -> None:
-    """For any number of rows and positives."""
+    """The graph serves any number of rows and positives."""
     graphs = Graphs()
     function = torch.compile(linear_loss, backend=graphs.backend, fullgraph=True, dynamic=True)
     for rows in (5, 9, 6, 14):

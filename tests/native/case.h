@@ -11,7 +11,7 @@ namespace native {
 
 const Dtype kFloats[] = {Dtype::kFloat16, Dtype::kBFloat16, Dtype::kFloat32, Dtype::kFloat64};
 
-/// What a case may consist of.
+/// Each list says what a case may be drawn from.
 struct Choices {
   std::vector<Layout> layouts, factor_layouts;
   std::vector<Dtype> factors, grad_outputs;
@@ -55,7 +55,7 @@ class Case {
   Expected sum;
   double count = 0;
 
-  /// With an index_size, 4 or 8 bytes, the labels are sparse.
+  /// The labels are sparse where there is an index_size, 4 or 8 bytes.
   Case(int64_t size, Dtype logits, Dtype targets, const Choices& choices, int index_size = 0)
       : shape(index_size ? draw_matrix(size, choices.most_elements)
                          : draw_shape(size, choices.most_elements)),
@@ -146,8 +146,8 @@ class Case {
     }
   }
 
-  /// Few positives, so that whole vectors are without; soft ones in floating dtypes. Some are
-  /// special: a value to ignore, or a NaN that counts.
+  /// Draws few positives, so that whole vectors are without, and soft ones in floating dtypes. Some
+  /// targets are special: a value to ignore, or a NaN that counts.
   void draw_targets() {
     const bool soft = is_floating(y.operand.dtype);
     const double special[] = {0, -1, std::nan(""), std::nan("")};
@@ -163,7 +163,7 @@ class Case {
     if (numbers.ignores) numbers.ignore_index = y.as_held(special[kind]);
   }
 
-  /// Rows with few positives, with none, and with nothing else.
+  /// Draws rows with few positives, with none, and with nothing else.
   void draw_labels(int index_size) {
     const int64_t rows = shape[0], columns = shape[1], rarity = draw(3) ? 50 : 2;
     for (int64_t row = 0; row < rows; ++row) {
@@ -180,8 +180,9 @@ class Case {
 
   std::unique_ptr<Tensor> draw_factor(const std::vector<Dtype>& dtypes, const Choices& choices,
                                       double low, double high) const {
-    auto factor = std::make_unique<Tensor>(shape, draw_of(dtypes), draw_of(choices.factor_layouts),
-                                           draw_shift());
+    const Dtype dtype = draw_of(dtypes);
+    auto factor =
+        std::make_unique<Tensor>(shape, dtype, draw_of(choices.factor_layouts), draw_shift());
     for (int64_t i = 0; i < problem.numel; ++i) {
       factor->set(i, low + (high - low) * static_cast<double>(draw(1000)) / 1000);
     }

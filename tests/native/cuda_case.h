@@ -12,7 +12,7 @@ bool same(T a, T b) {
   return std::memcmp(&a, &b, sizeof(T)) == 0 || (std::isnan(a) && std::isnan(b));
 }
 
-/// What kernels write.
+/// These are written by the kernels of a call.
 template <class T>
 struct Results {
   std::vector<uint64_t> out;  // the bits of each element
@@ -130,7 +130,7 @@ class CudaCase {
     if (!(one == two)) fail("other bits in another order of the threads");
     return two;
   }
-  /// `used`: what the gradient in `out` was made with.
+  /// `used` is what the gradient in `out` was made with.
   Results<T> run_once(Mode mode, Problem problem, Tensor* out, const Tensor* logits, const T* used,
                       Order order, const std::function<void()>& between = nullptr) const {
     for (int64_t i = 0; out && i < problem.numel; ++i) {
@@ -173,7 +173,7 @@ class CudaCase {
     return is(same, "on_vectors and on_elements have different gradients");
   }
 
-  /// From here on the divisor is the count, where targets may be ignored.
+  /// Counts. Where targets may be ignored, the count is then the divisor of all that follows.
   bool counts() {
     if (!case_.numbers.ignores) return true;
     Problem problem = case_.problem;

@@ -28,7 +28,7 @@ Choices choices() {
           6000};
 }
 
-/// Where no block has anything to do.
+/// No block has anything to do.
 bool sums_nothing() {
   T loss = 1;
   Problem problem;
@@ -40,7 +40,8 @@ bool sums_nothing() {
   return loss == 0;
 }
 
-/// More elements than the product of a thread may hold, or more blocks than `finish` has threads.
+/// There are more elements than the product of a thread may hold, or more blocks than `finish` has
+/// threads.
 bool sums_many(int64_t per_thread, int blocks) {
   const int64_t count = per_thread * Block::kThreads * blocks + 3;
   const Shape shape{count};
@@ -67,7 +68,7 @@ bool sums_many(int64_t per_thread, int blocks) {
   return passed;
 }
 
-/// Sparse labels that mean nothing: no other memory is touched, and all blocks come to an end.
+/// Sparse labels may mean nothing: no other memory is touched, and all blocks come to an end.
 bool survives(int index_size) {
   const int64_t rows = 1 + draw(4) * draw(300), columns = 1 + draw(12000 / rows);
   const int blocks = static_cast<int>(1 + draw(3));

@@ -1,5 +1,5 @@
-// The CUDA kernels on more than 2^32 elements, of which a few blocks run: the rest is address space
-// without memory.
+// The CUDA kernels get more than 2^32 elements, of which a few blocks run: the others are address
+// space without memory.
 #pragma once
 
 #include <sys/mman.h>
@@ -95,9 +95,13 @@ class LargeCase {
     if (has_weight) problem_.w = operand(w_.data(), dtype_of<T>(), 1, 0);
     problem_.out = operand(out_.data(), dtype_of<X>(), kLabels, 1);
     problem_.grad_output = uniform(&one, dtype_of<T>());
-    const auto labels = sparse_labels(grid, sparse_ ? index_size : 8);
-    if (sparse_) problem_.csr = labels->csr;
-    if (!sparse_) problem_.y = operand(y_.data(), Dtype::kBool, kLabels, 1);
+    std::unique_ptr<SparseLabels> labels;
+    if (sparse_) {
+      labels = sparse_labels(grid, index_size);
+      problem_.csr = labels->csr;
+    } else {
+      problem_.y = operand(y_.data(), Dtype::kBool, kLabels, 1);
+    }
 
     const Problem problem = planned(problem_, Mode::kLossAndGrad, {});
     if (vectors && !cuda::takes_vectors(problem)) fail("mapped memory is not aligned");
@@ -111,7 +115,7 @@ class LargeCase {
     return passed && (vectors || counts(grid, workspace));
   }
 
-  /// The positives of the blocks that run.
+  /// Returns the positives of the blocks that run.
   std::unique_ptr<SparseLabels> sparse_labels(const Grid& grid, int index_size) const {
     std::vector<int64_t> elements, crow, col;
     for (const int block : grid.only) {
@@ -160,7 +164,7 @@ class LargeCase {
     return false;
   }
 
-  /// As many targets as differ from 1; with sparse labels of a row for each thread.
+  /// Counts the targets that differ from 1; with sparse labels each thread has a row.
   bool counts(const Grid& grid, const cuda::Workspace& workspace) {
     Numbers numbers;
     numbers.ignores = true;

@@ -17,7 +17,7 @@
 
 namespace native {
 
-/// Which error the approximate functions make of what they are allowed to.
+/// The error that approximate functions make, of those that they are allowed to.
 enum class Error { kNone, kHigh, kLow, kAny };
 inline Error approximate_error = Error::kNone;
 
@@ -27,7 +27,7 @@ inline void require_aligned(const void* at, int bytes) {
 
 inline float flushed(float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.0f, v) : v; }
 
-/// Off by at most `ulps`, the same for the same number.
+/// Returns a number that is off by at most `ulps`, the same for the same number.
 inline float perturbed(float v, int ulps) {
   if (!std::isfinite(v) || std::fabs(v) < 0x1p-126f) return flushed(v);
   uint32_t bits;
@@ -80,7 +80,7 @@ class Copies {
   }
 };
 
-/// To the nearest, ties to even.
+/// Rounds to the nearest, ties to even.
 inline uint16_t nearest16(float v, int mantissa) {
   if (!std::isfinite(v)) return encode16(v, mantissa);
   const int smallest = 2 - (1 << (14 - mantissa));  // exponent of a normal number

@@ -138,11 +138,11 @@ def test_chunks_on_cuda_leave_most_of_the_memory(monkeypatch: pytest.MonkeyPatch
 
 def test_module() -> None:
     weights = torch.rand(LABELS)
-    options = {"pos_weight": 3.0, "reduction": "sum", "label_smoothing": 0.1}
+    options: dict[str, Any] = {"pos_weight": 3.0, "reduction": "sum", "label_smoothing": 0.1}
     by_number = LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, chunk_labels=64, **options)
     assert "pos_weight=3.0, reduction='sum', label_smoothing=0.1" in repr(by_number)
     assert set(by_number.state_dict()) == {"linear.weight", "linear.bias"}
-    tensors = {"weight": weights, "pos_weight": weights * 2}
+    tensors: dict[str, Any] = {"weight": weights, "pos_weight": weights * 2}
     by_tensors = LinearWeightedBCEWithLogitsLoss(
         FEATURES, LABELS, chunk_labels=64, dtype=torch.float64, **tensors
     )

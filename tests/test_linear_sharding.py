@@ -31,7 +31,7 @@ def example(**options: Any) -> tuple[LinearCase, SparseLabels]:
 
 
 def layouts(processes: int) -> Iterator[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]:
-    """Device meshes, and how the input and the weight are placed on them."""
+    """Yields device meshes, and how the input and the weight are placed on them."""
     from torch.distributed.tensor import Replicate, Shard
 
     line, split, whole = mesh_of(processes), Shard(0), Replicate()

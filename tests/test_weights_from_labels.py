@@ -169,6 +169,7 @@ Wrong = tuple[Any, dict[str, Any], type[Exception], str]
 WRONG_LABELS: list[Wrong] = [
     ([[1]], {}, TypeError, f"{KIND} .*, got an iterable of list"),
     (torch.tensor([[1, -100]]), {}, ValueError, r"labels must be in \[0, 1\], got values from"),
+    (Y * 2, {}, ValueError, r"labels must be in \[0, 1\], got values from 0 to 2"),
     (Y + 1j, {}, TypeError, "labels must be bool, integer or floating point"),
     (Y[0], {}, ValueError, r"labels must have shape \(rows, labels\)"),
     (Y[:0], {}, ValueError, "labels must have shape .* at least one row"),

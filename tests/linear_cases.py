@@ -1,6 +1,6 @@
-"""What the loss of a linear layer must be, in float64 and with all logits at once."""
+"""Calls of the loss of a linear layer, and what they must give: by float64, all logits at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from weighted_bce import linear_weighted_bce_with_logits
-from weighted_bce._options import REDUCTIONS as NUMBERS
 
 from .truth import TOLERANCES, Case, compute_dtype, divisor, truth
 
@@ -26,126 +25,170 @@ class LinearCase:
     target: Tensor
     linear_bias: Tensor | None = None
     options: dict[str, Any] = field(default_factory=dict)  # of the loss, and of how it is computed
-    sparse: torch.dtype | None = None  # of the indices, where the positives are given
+    sparse: torch.dtype | None = None  # of the indices, where the labels are sparse
     name: str = ""
 
-    def case(self) -> Case:
-        """As the loss of its logits, in float64."""
-        logits = self.input.double() @ self.linear_weight.double().T
-        if self.linear_bias is not None:
-            logits = logits + self.linear_bias.double()
-        known = ("weight", "pos_weight", "reduction", "label_smoothing")
-        options = {k: v for k, v in self.options.items() if k in known}
-        return Case(logits.detach(), self.target, **options, sparse=self.sparse)
-
-    def __call__(self, layer: tuple[Tensor | None, ...] | None = None, **more: Any) -> Tensor:
-        """Of this layer, or of another one in its place."""
-        x, weight, bias = self.layer if layer is None else layer
-        options = {**self.options, **more}
-        assert x is not None
-        assert weight is not None
-        target = self.case().given
-        return linear_weighted_bce_with_logits(x, weight, target, linear_bias=bias, **options)
-
     @property
-    def layer(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self.input, self.linear_weight, self.linear_bias
+    def layer(self) -> tuple[Tensor, ...]:
+        """The tensors of the layer: two, or three with a bias."""
+        layer = self.input, self.linear_weight, self.linear_bias
+        return tuple(tensor for tensor in layer if tensor is not None)
+
+    def __call__(self, *layer: Any, **more: Any) -> Tensor:
+        """Computes the loss, of another layer where one is given."""
+        input, weight, *bias = layer or self.layer
+        options = {"target": self.of_logits().given, **self.options, **more}
+        linear_bias = bias[0] if bias else None
+        return linear_weighted_bce_with_logits(input, weight, linear_bias=linear_bias, **options)
+
+    def of_logits(self) -> Case:
+        """Returns the loss of the layer's logits, in float64."""
+        input, weight, *bias = (tensor.detach().double() for tensor in self.layer)
+        names = ("weight", "pos_weight", "reduction", "label_smoothing")
+        options = {name: self.options[name] for name in names if name in self.options}
+        logits = torch.nn.functional.linear(input, weight, *bias)
+        return Case(logits, self.target, **options, sparse=self.sparse)
 
     def leaves(self) -> tuple[Tensor, ...]:
-        """The tensors of the layer, as leaves that require a gradient."""
-        return tuple(t.detach().clone().requires_grad_() for t in self.layer if t is not None)
+        """Returns the tensors of the layer, as leaves that require a gradient."""
+        return tuple(tensor.detach().requires_grad_() for tensor in self.layer)
 
     def with_options(self, **more: Any) -> "LinearCase":
-        return replace(self, options={**self.options, **more})
+        name = f"{self.name}, {', '.join(more)}"
+        return replace(self, options={**self.options, **more}, name=name)
 
     def op_args(self) -> tuple[Any, ...]:
-        """Those of the op linear_loss."""
-        reduction = self.options.get("reduction", "mean")
-        *rest, _ = self.case().op_args("sum")
-        return (*self.layer, *rest, NUMBERS[reduction], None, self.options.get("chunk_labels"))
+        """Returns the arguments of the op linear_loss."""
+        chunk_labels = self.options.get("chunk_labels")
+        return (*(*self.layer, None)[:3], *self.of_logits().op_args(), None, chunk_labels)
 
 
-def expected(case: LinearCase, upstream: float = 1.0) -> tuple[Tensor, list[Tensor]]:
-    """The loss, and the gradients of the layer's tensors."""
-    of_logits = case.case()
-    found = truth(of_logits)
-    by = divisor(of_logits, found.count)
-    slopes = found.grad * (upstream / by)
-    grads = [slopes @ case.linear_weight.double(), slopes.T @ case.input.double()]
-    if case.linear_bias is not None:
-        grads.append(slopes.sum(0))
-    return found.loss.sum() / by, grads
+def expected(case: LinearCase, grad_output: float = 1.0) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Computes the loss, and the gradients of the layer's tensors."""
+    of_logits = case.of_logits()
+    elements = truth(of_logits)
+    by = divisor(of_logits, elements.count)
+    slopes = elements.grad * (grad_output / by)
+    of_input, of_weight = slopes @ case.linear_weight.double(), slopes.T @ case.input.double()
+    return elements.loss.sum() / by, (of_input, of_weight, slopes.sum(0))[: len(case.layer)]
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Of sums of products: their roundings, and one to the dtype."""
+    """Returns the error of sums of products: of their roundings, and of one to the dtype."""
     products = 1e-14 if dtype == torch.float64 else 5e-6
     return products + 2 * TOLERANCES[dtype]["rounding"]
 
 
-def assert_near(actual: Tensor | None, wanted: Tensor, relative: float, what: str = "") -> None:
-    """By the largest element: sums of products cancel."""
+def assert_near(
+    actual: Tensor | None, wanted: Tensor, relative: float | None = None, what: str = ""
+) -> None:
+    """Compares with the largest element, since sums of products cancel; by default with what the
+    dtype allows."""
     assert actual is not None, what
-    assert actual.shape == wanted.shape, what
-    if not actual.numel():
-        return
-    error = (actual.double() - wanted).abs().max()
-    size = wanted.abs().max()
-    assert error <= relative * size, f"{what}: off by {float(error):.3g} of {float(size):.3g}"
+    relative = tolerance(actual.dtype) if relative is None else relative
+    absolute = relative * float(wanted.abs().max()) if wanted.numel() else 0.0
+    torch.testing.assert_close(
+        actual.double(), wanted.double(), rtol=0, atol=absolute, msg=lambda text: f"{what}: {text}"
+    )
 
 
-def assert_right(case: LinearCase, upstream: float = 1.0) -> None:
-    """The loss, its dtype, and all gradients."""
-    leaves, dtype = case.leaves(), case.input.dtype
-    loss = case((*leaves, None)[:3])
-    value, grads = expected(case, upstream)
-    assert loss.dtype == compute_dtype(dtype)
+def assert_all_near(
+    actual: Sequence[Tensor | None], wanted: Sequence[Tensor], relative: float | None = None
+) -> None:
+    for one, other in zip(actual, wanted, strict=True):
+        assert_near(one, other, relative)
+
+
+def assert_loss(loss: Tensor, case: LinearCase, relative: float | None = None) -> None:
     # From the same inputs, exact in float64: half precision is rounded nowhere.
-    assert_near(loss, value, tolerance(compute_dtype(dtype)), f"{case.name}, loss")
-    found = torch.autograd.grad(loss, leaves, torch.full_like(loss, upstream))
-    for name, leaf, actual, wanted in zip(
-        ("input", "weight", "bias"), leaves, found, grads, strict=False
-    ):
-        assert actual.dtype == leaf.dtype
-        assert_near(actual, wanted, tolerance(leaf.dtype), f"{case.name}, gradient of {name}")
+    assert loss.dtype == compute_dtype(case.input.dtype)
+    assert_near(loss, expected(case)[0], relative, f"{case.name}, loss")
+
+
+def assert_grads(
+    grads: Sequence[Tensor | None],
+    case: LinearCase,
+    grad_output: float = 1.0,
+    relative: float | None = None,
+) -> None:
+    """Compares the gradients of the layer's tensors, which have the dtypes of these."""
+    _, wanted = expected(case, grad_output)
+    names = ("input", "linear_weight", "linear_bias")[: len(wanted)]
+    for name, grad, one, tensor in zip(names, grads, wanted, case.layer, strict=True):
+        assert_near(grad, one, relative, f"{case.name}, gradient of {name}")
+        assert grad is not None
+        assert grad.dtype == tensor.dtype
+
+
+def grads_of(leaves: Sequence[Tensor]) -> list[Tensor | None]:
+    return [leaf.grad for leaf in leaves]
+
+
+def assert_right(
+    case: LinearCase, grad_output: float = 1.0, relative: float | None = None
+) -> tuple[Tensor, ...]:
+    """Compares the loss and all gradients with the truth, and returns them. Nothing is modified."""
+    leaves = case.leaves()
+    before = [leaf.detach().clone() for leaf in leaves]
+    loss = case(*leaves)
+    given = torch.full_like(loss, grad_output)
+    grads = torch.autograd.grad(loss, leaves, given)
+    assert_loss(loss, case)
+    assert_grads(grads, case, grad_output, relative)
+    assert all(map(torch.equal, leaves, before)), case.name
+    assert torch.equal(given, torch.full_like(given, grad_output)), case.name
+    return loss.detach(), *grads
 
 
 def base(
-    dtype: torch.dtype = torch.float32, device: str = "cpu", rows: int = ROWS, labels: int = LABELS
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    rows: int = ROWS,
+    labels: int = LABELS,
+    **options: Any,
 ) -> LinearCase:
-    """With a bias, hard targets and a chunk size that leaves a rest."""
+    """Returns a case with a bias, hard targets and, by default, a smaller last chunk."""
     x = torch.randn(rows, FEATURES, device=device).to(dtype)
     weight = (torch.randn(labels, FEATURES, device=device) / 2).to(dtype)
     bias = torch.randn(labels, device=device).to(dtype)
     target = torch.rand(rows, labels, device=device) < 0.1
-    return LinearCase(x, weight, target, bias, {"chunk_labels": 64}, name=str(dtype))
+    options = {"chunk_labels": 64, **options}
+    return LinearCase(x, weight, target, bias, options, name=f"{dtype}, {rows} x {labels}")
+
+
+def dense_and_sparse(device: str = "cpu") -> Iterator[LinearCase]:
+    for dtype in DTYPES:
+        case = base(dtype, device)
+        yield case
+        yield replace(case, sparse=torch.int64)
 
 
 def cases(device: str, dtype: torch.dtype) -> Iterator[LinearCase]:
-    """Every kind of target, weight and size of chunk."""
+    """Yields every kind of target, weight, reduction and size of chunk."""
     case = base(dtype, device)
-    rows, labels = case.target.shape
-    per_label = torch.rand(labels, device=device) * 5
-    per_row = torch.rand(rows, 1, device=device) + 0.5
-    full = torch.rand(rows, labels, device=device) + 0.5
+    per_label = torch.rand(LABELS, device=device) * 5
+    per_row = torch.rand(ROWS, 1, device=device) + 0.5
+    full = torch.rand(ROWS, LABELS, device=device) + 0.5
     for sparse in (None, torch.int64, torch.int32):
         here = replace(case, sparse=sparse, name=f"{case.name}, sparse {sparse}")
         yield here
         yield replace(here, linear_bias=None, name=f"{here.name}, no bias")
         for options in (
-            {"pos_weight": 3.0},
+            *({"pos_weight": 3.0, "reduction": name} for name in REDUCTIONS),
             {"pos_weight": per_label},
             {"pos_weight": per_row},
             {"weight": full, "pos_weight": per_label},
             {"weight": per_label, "label_smoothing": 0.1},
             {"weight": torch.tensor(2.0)},
-            *({"chunk_labels": n} for n in (None, 1, 100, labels, 10 * labels)),
+            *({"chunk_labels": n} for n in (None, 1, 100, LABELS, 10 * LABELS)),
         ):
-            named = f"{here.name}, {', '.join(options)}"
-            yield replace(here.with_options(**options), name=named)
-    soft = torch.rand(rows, labels, device=device)
+            yield here.with_options(**options)
+    soft = torch.rand(ROWS, LABELS, device=device)
     for target in (case.target.long(), case.target.to(torch.uint8), soft, soft.to(dtype)):
         yield replace(case, target=target, name=f"{case.name}, {target.dtype} target")
     yield replace(case, target=case.target.T.contiguous().T, name=f"{case.name}, target by columns")
-    for rows, labels in ((0, 5), (3, 1), (1, 70), (2, 64)):
-        yield replace(base(dtype, device, rows, labels), name=f"{dtype}, {rows} x {labels}")
+    no_features = {"input": case.input[:, :0], "linear_weight": case.linear_weight[:, :0]}
+    yield replace(case, **no_features, name=f"{case.name}, no features")
+    yield base(dtype, device, 0, 5, reduction="sum")
+    for rows, labels in ((3, 1), (1, 70), (2, 64)):
+        yield base(dtype, device, rows, labels)

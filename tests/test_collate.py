@@ -1,6 +1,7 @@
 """Batches of a DataLoader with sparse labels, made in its workers too."""
 
 from collections.abc import Callable
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from weighted_bce import SparseLabels, collate
-from weighted_bce.sparse import check_form, check_indices
 
 ROWS = [[i % 7, (3 * i + 1) % 11, i % 7] if i % 4 else [] for i in range(37)]
 KINDS: dict[str, Callable[[list[int]], Any]] = {
@@ -47,39 +47,33 @@ class Samples(Dataset[Any]):
 
 def check(labels: SparseLabels, rows: list[list[int]]) -> None:
     assert type(labels) is SparseLabels
-    check_form(labels)
-    check_indices(labels, 11)
-    assert labels.num_rows == len(rows)
-    for i, row in enumerate(rows):
-        assert labels.select(slice(i, i + 1)).col_indices.tolist() == sorted(set(row))
+    wanted = [sorted(set(row)) for row in rows]
+    assert labels.crow_indices.tolist() == [0, *accumulate(map(len, wanted))]
+    assert labels.col_indices.tolist() == list(chain(*wanted))
+
+
+def read(form: str, kind: str, **options: Any) -> None:
+    """Reads all samples, twice, by a loader with these options."""
+    loader = DataLoader(Samples(kind, form), batch_size=10, collate_fn=collate, **options)
+    for _ in range(2):
+        for first, batch in zip(range(0, 40, 10), loader, strict=True):
+            rows = ROWS[first : first + 10]
+            numbers = list(range(first, first + len(rows)))
+            check(batch if form == "alone" else batch[-1], rows)
+            if form == "tuple":
+                assert type(batch) is tuple
+                assert batch[0].tolist() == [[i] * 3 for i in numbers]
+                assert batch[1]["i"].tolist() == numbers
+            if form == "named":
+                assert type(batch) is Sample
+                assert list(batch.name) == list(map(str, numbers))
+                assert batch.x.tolist() == [[i] * 3 for i in numbers]
 
 
 @pytest.mark.parametrize("form", ["tuple", "named", "alone"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_workers(kind: str, form: str) -> None:
-    read(DataLoader(Samples(kind, form), batch_size=10, collate_fn=collate), form)
-
-
-def read(loader: DataLoader[Any], form: str) -> None:
-    at = 0
-    for batch in loader:
-        rows = ROWS[at : at + 10]
-        numbers = list(range(at, at + len(rows)))
-        at += 10
-        if form == "alone":
-            check(batch, rows)
-            continue
-        check(batch[-1], rows)
-        if form == "named":
-            assert type(batch) is Sample
-            assert list(batch.name) == list(map(str, numbers))
-            x = batch.x
-        else:
-            assert type(batch) is tuple
-            x = batch[0]
-            assert batch[1]["i"].tolist() == numbers
-        assert x.tolist() == [[i] * 3 for i in numbers]
-    assert at == 40
+    read(form, kind)
 
 
 @pytest.mark.parametrize(
@@ -92,17 +86,14 @@ def read(loader: DataLoader[Any], form: str) -> None:
     ],
 )
 def test_workers(start: str, persistent: bool, kind: str, form: str) -> None:
-    loader = DataLoader(
-        Samples(kind, form),
-        batch_size=10,
-        collate_fn=collate,
+    read(
+        form,
+        kind,
         num_workers=2,
         persistent_workers=persistent,
         multiprocessing_context=start,
         pin_memory=torch.cuda.is_available(),
     )
-    for _ in range(2):
-        read(loader, form)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -118,26 +109,27 @@ def test_alone_in_a_tuple() -> None:
     check(labels, [[1, 2], []])
 
 
-def test_what_is_no_batch() -> None:
-    x = torch.zeros(2)
-    with pytest.raises(TypeError, match="samples must hold lists of labels, got SparseLabels in s"):
-        collate([SparseLabels.from_lists([[1]])] * 2)
-    bad: Any
-    for bad, error, words in (
-        ([], ValueError, "samples must not be empty, got none"),
-        (
-            [()],
-            ValueError,
-            "samples must be tuples of 1 .*, got 0 in sample 0",
-        ),
-        ([(x, [1]), (x, x, [1])], ValueError, "samples must be tuples of 2 .*, got 3 in sample 1"),
-        ([(x, [1]), [1]], TypeError, "samples must all be tuples like .*, got list in sample 1"),
-        ([(x, 1), (x, 2)], TypeError, "samples must hold one iterable of .*, got int in row 0"),
-        ([(x, [1]), (x, [1.5])], TypeError, "samples must hold integers, got float in row 1"),
-        ([(x, torch.ones(3))], TypeError, "samples must hold integers, got float32 in row 0"),
-        ([(x, [1]), (x, [-1])], ValueError, "samples must hold labels >= 0, got -1 in row 1"),
-        ([[1], (x, [1])], TypeError, "samples must hold integers, got .*Tensor in row 1"),
-        ([{"x": x, "labels": [1]}], TypeError, "samples must hold integers, got str in row 0"),
-    ):
-        with pytest.raises(error, match=f"^{words}$"):
-            collate(bad)
+X = torch.zeros(2)
+NO_BATCHES: list[tuple[Any, type[Exception], str]] = [
+    (
+        [SparseLabels.from_lists([[1]])] * 2,
+        TypeError,
+        "hold lists of labels, got SparseLabels .* 0",
+    ),
+    ([], ValueError, "not be empty, got none"),
+    ([()], ValueError, "be tuples of 1 .*, got 0 in sample 0"),
+    ([(X, [1]), (X, X, [1])], ValueError, "be tuples of 2 .*, got 3 in sample 1"),
+    ([(X, [1]), [1]], TypeError, "all be tuples like .*, got list in sample 1"),
+    ([(X, 1), (X, 2)], TypeError, "hold one iterable of .*, got int in row 0"),
+    ([(X, [1]), (X, [1.5])], TypeError, "hold integers, got float in row 1"),
+    ([(X, torch.ones(3))], TypeError, "hold integers, got float32 in row 0"),
+    ([(X, [1]), (X, [-1])], ValueError, "hold labels >= 0, got -1 in row 1"),
+    ([[1], (X, [1])], TypeError, "hold integers, got .*Tensor in row 1"),
+    ([{"x": X, "labels": [1]}], TypeError, "hold integers, got str in row 0"),
+]
+
+
+@pytest.mark.parametrize(("samples", "error", "words"), NO_BATCHES)
+def test_what_is_no_batch(samples: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=f"^samples must {words}$"):
+        collate(samples)

@@ -46,9 +46,9 @@ for dtype in sys.argv[1].split(","):
 
 
 def measured(dtypes: str, *arguments: int) -> list[float]:
-    """MiB beyond inputs and gradients: of a step (0), of one with fused_step (1), of topk.
+    """Returns the MiB beyond inputs and gradients: of each step, and of topk.
 
-    Arguments: rows, features, labels, and which steps.
+    Arguments: rows, features, labels, and which steps: 0, and 1 for those with fused_step.
     """
     command = (sys.executable, "-c", MEASURED, dtypes, *map(str, arguments))
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -58,10 +58,10 @@ def measured(dtypes: str, *arguments: int) -> list[float]:
 
 
 def test_a_step_needs_one_chunk() -> None:
-    """Of bfloat16 the logits alone would take 32 MiB."""
-    found = measured("float32,bfloat16", 256, 16, 65536, 0, 1)
-    assert len(found) == 6
-    assert max(found) < 16
+    """The logits alone would take 32 MiB in bfloat16."""
+    rises = measured("float32,bfloat16", 256, 16, 65536, 0, 1)
+    assert len(rises) == 6
+    assert max(rises) < 16
 
 
 @pytest.mark.large

@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weighted_bce import FusedSGD, SparseLabels, linear_weighted_bce_with_logits
+from weighted_bce import FusedSGD, SparseLabels
 from weighted_bce._extension import extension
 
+from .linear_cases import REDUCTIONS, LinearCase, base
 from .processes import Processes, mesh_of
 
 pytestmark = [
@@ -18,11 +19,19 @@ pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="no torch.distributed"),
 ]
 
-ROWS, FEATURES, LABELS = 7, 5, 13  # neither rows nor labels are a multiple of the processes
+LABELS = 13  # neither labels nor rows, of which there are 7, are a multiple of the processes
+
+
+def example(**options: Any) -> tuple[LinearCase, SparseLabels]:
+    """Returns the same case in each process, and its target as sparse labels."""
+    torch.manual_seed(0)
+    case = base(labels=LABELS, **{"chunk_labels": 4, **options})
+    case.target[0, -1] = True
+    return case, SparseLabels.from_dense(case.target)
 
 
 def layouts(processes: int) -> Iterator[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]:
-    """Device meshes, and how the input and the weight lie on them."""
+    """Yields device meshes, and how the input and the weight are placed on them."""
     from torch.distributed.tensor import Replicate, Shard
 
     line, split, whole = mesh_of(processes), Shard(0), Replicate()
@@ -33,158 +42,136 @@ def layouts(processes: int) -> Iterator[tuple[Any, tuple[Any, ...], tuple[Any, .
         yield mesh_of(2, 2), (split, whole), (whole, split)
 
 
-def parts(tensor: Tensor, mesh: Any, placements: Any) -> Any:
+def distributed(tensor: Tensor, mesh: Any, placements: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.detach(), mesh, placements, src_data_rank=None)
 
 
-def of_logits(x: Any, weight: Any, dim: int) -> list[Any]:
-    """How what belongs to the logits lies, if its last dimensions are theirs from `dim` on."""
+def leaves_of(case: LinearCase, mesh: Any, of_input: Any, of_weight: Any) -> list[Any]:
+    placements = of_input, of_weight, of_weight
+    layer = zip(case.layer, placements[: len(case.layer)], strict=True)
+    return [distributed(t, mesh, place).requires_grad_() for t, place in layer]
+
+
+def split_by_labels(case: LinearCase, processes: int) -> list[Any]:
     from torch.distributed.tensor import Replicate, Shard
 
-    found = []
-    for of_input, of_weight in zip(x, weight, strict=True):
-        own = 1 if of_weight == Shard(0) else 0 if of_input == Shard(0) else -1
-        found.append(Shard(own - dim) if own >= dim else Replicate())
-    return found
+    return leaves_of(case, mesh_of(processes), [Replicate()], [Shard(0)])
 
 
-def layer() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(ROWS, FEATURES, generator=generator)
-    weight = torch.randn(LABELS, FEATURES, generator=generator)
-    bias = torch.randn(LABELS, generator=generator)
-    return x, weight, bias, torch.rand(ROWS, LABELS, generator=generator) < 0.3
+def of_logits(of_input: Any, of_weight: Any, dim: int) -> list[Any]:
+    """Returns the placements of a tensor whose dimensions are those of the logits from `dim` on."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    placements = []
+    for row, label in zip(of_input, of_weight, strict=True):
+        own = 1 if label == Shard(0) else 0 if row == Shard(0) else -1
+        placements.append(Shard(own - dim) if own >= dim else Replicate())
+    return placements
 
 
 def assert_whole(sharded: Any, expected: Tensor) -> None:
-    torch.testing.assert_close(sharded.full_tensor(), expected)
+    torch.testing.assert_close(sharded.full_tensor(), expected.detach())
 
 
 def check_losses(processes: int) -> None:
     from torch.distributed.tensor import Shard
     from torch.distributed.tensor.debug import CommDebugMode
 
-    x, weight, bias, target = layer()
+    case, csr = example(label_smoothing=0.1)
     per_label = torch.rand(LABELS) * 5
-    listed = SparseLabels.from_dense(target)
     for mesh, of_input, of_weight in layouts(processes):
-        for sparse in (True, False):
-            for reduction in ("mean", "sum", "batchmean")[: 3 if sparse else 1]:
-                split = [parts(x, mesh, of_input), parts(weight, mesh, of_weight)]
-                split.append(parts(bias, mesh, of_weight))
-                leaves = [t.requires_grad_() for t in split]
-                plain = [t.clone().requires_grad_() for t in (x, weight, bias)]
-                own_target = parts(target, mesh, of_logits(of_input, of_weight, 0))
-                own_factor = parts(per_label, mesh, of_logits(of_input, of_weight, 1))
-                options = {"reduction": reduction, "label_smoothing": 0.1, "chunk_labels": 4}
-                for upstream in (1.0, 2.5):
-                    with CommDebugMode() as talk:
-                        loss: Any = linear_weighted_bce_with_logits(
-                            leaves[0],
-                            leaves[1],
-                            listed if sparse else own_target,
-                            linear_bias=leaves[2],
-                            pos_weight=own_factor,
-                            **options,
-                        )
-                    assert talk.get_total_counts() == 0, (of_input, of_weight)
-                    wanted = linear_weighted_bce_with_logits(
-                        *plain[:2], target, linear_bias=plain[2], pos_weight=per_label, **options
-                    )
-                    assert_whole(loss, wanted)
-                    with CommDebugMode() as talk:
-                        grads = torch.autograd.grad(loss * upstream, leaves)
-                    assert talk.get_total_counts() == 0, (of_input, of_weight)
-                    wanted_grads = torch.autograd.grad(wanted * upstream, plain)
-                    for grad, wanted_grad in zip(grads, wanted_grads, strict=True):
-                        assert_whole(grad, wanted_grad)
-                    if Shard(0) in of_weight:  # each process has those of its own labels
-                        assert grads[1].placements == leaves[1].placements or Shard(0) in of_input
+        dense = distributed(case.target, mesh, of_logits(of_input, of_weight, 0))
+        pos_weight = distributed(per_label, mesh, of_logits(of_input, of_weight, 1))
+        calls = [(csr, reduction) for reduction in REDUCTIONS]
+        for target, reduction in (*calls, (dense, "mean")):
+            leaves, plain = leaves_of(case, mesh, of_input, of_weight), case.leaves()
+            options = {"target": target, "pos_weight": pos_weight, "reduction": reduction}
+            wanted = case(*plain, pos_weight=per_label, reduction=reduction)
+            for grad_output in (1.0, 2.5):
+                with CommDebugMode() as talk:
+                    loss: Any = case(*leaves, **options)
+                    grads = torch.autograd.grad(loss * grad_output, leaves)
+                assert talk.get_total_counts() == 0, (of_input, of_weight)
+                assert_whole(loss, wanted)
+                wanted_grads = torch.autograd.grad(wanted * grad_output, plain, retain_graph=True)
+                for grad, wanted_grad in zip(grads, wanted_grads, strict=True):
+                    assert_whole(grad, wanted_grad)
+                if Shard(0) in of_weight:  # each process has those of its own labels
+                    assert grads[1].placements == leaves[1].placements or Shard(0) in of_input
 
 
 def check_input_that_is_yet_to_be_summed(processes: int) -> None:
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+    from torch.distributed.tensor import DTensor, Partial
 
-    x, weight, _, target = layer()
-    mesh = mesh_of(processes)
-    some = DTensor.from_local(x / processes, mesh, [Partial()], run_check=False)
-    listed = SparseLabels.from_dense(target)
-    loss: Any = linear_weighted_bce_with_logits(some, parts(weight, mesh, [Shard(0)]), listed)
-    assert_whole(loss, linear_weighted_bce_with_logits(x, weight, target))
-    whole = SparseLabels(*(parts(t, mesh, [Replicate()]) for t in listed))
-    loss = linear_weighted_bce_with_logits(some, parts(weight, mesh, [Shard(0)]), whole)
-    assert_whole(loss, linear_weighted_bce_with_logits(x, weight, target))
+    case, csr = example()
+    x, weight, bias = split_by_labels(case, processes)
+    share = DTensor.from_local(case.input / processes, x.device_mesh, [Partial()], run_check=False)
+    assert_whole(case(share, weight, bias, target=csr), case())
 
 
 def check_fused_step(processes: int) -> None:
     """Each process updates its own rows."""
     from torch.distributed.tensor import Replicate, Shard
 
-    x, weight, bias, target = layer()
-    mesh, listed = mesh_of(processes), SparseLabels.from_dense(target)
-    own = [torch.nn.Parameter(parts(t, mesh, [Shard(0)])) for t in (weight, bias)]
-    plain = [torch.nn.Parameter(t.clone()) for t in (weight, bias)]
+    case, csr = example(chunk_labels=2)
+    x, *layer = split_by_labels(case, processes)
+    own = [torch.nn.Parameter(t.detach()) for t in layer]
+    plain = [torch.nn.Parameter(t.clone()) for t in case.layer[1:]]
     step = FusedSGD(own, lr=1.0, momentum=0.9)
     optimizer = torch.optim.SGD(plain, lr=1.0, momentum=0.9)
-    options: dict[str, Any] = {"linear_bias": own[1], "fused_step": step, "chunk_labels": 2}
     for _ in range(3):
-        whole = parts(x, mesh, [Replicate()])
-        linear_weighted_bce_with_logits(whole, own[0], listed, **options).backward()
+        case(x, *own, target=csr, fused_step=step).backward()
         optimizer.zero_grad()
-        linear_weighted_bce_with_logits(x, plain[0], target, linear_bias=plain[1]).backward()
+        case(case.input, *plain).backward()
         optimizer.step()
     for actual, wanted in zip(own, plain, strict=True):
-        assert_whole(actual.detach(), wanted.detach())
-    rows, everywhere = parts(x, mesh, [Shard(0)]), parts(weight, mesh, [Replicate()])
+        assert_whole(actual.detach(), wanted)
+    by_rows = leaves_of(case, x.device_mesh, [Shard(0)], [Replicate()])
     with pytest.raises(NotImplementedError, match="input must not be split over processes"):
-        linear_weighted_bce_with_logits(rows, everywhere, listed, fused_step=step)
+        case(*by_rows, target=csr, fused_step=step)
 
 
 def check_derivatives_that_need_all_logits(processes: int) -> None:
-    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor import Replicate
 
-    x, weight, _, target = layer()
-    mesh = mesh_of(processes)
-    listed = SparseLabels.from_dense(target)
-    split = parts(x, mesh, [Replicate()]), parts(weight, mesh, [Shard(0)])
-    factor = parts(torch.ones(LABELS), mesh, [Replicate()]).requires_grad_()
-    loss: Any = linear_weighted_bce_with_logits(*split, listed, pos_weight=factor)
-    assert_whole(loss.detach(), linear_weighted_bce_with_logits(x, weight, target))
+    case, csr = example()
+    x, weight, bias = split_by_labels(case, processes)
+    pos_weight = distributed(torch.ones(LABELS), x.device_mesh, [Replicate()]).requires_grad_()
+    loss = case(x, weight, bias, target=csr, pos_weight=pos_weight)
+    assert_whole(loss.detach(), case())
 
 
 def check_errors(processes: int) -> None:
     from torch.distributed.tensor import Replicate, Shard
 
-    x, weight, bias, target = layer()
-    listed = SparseLabels.from_dense(target)
+    case, csr = example()
+    bias, case.linear_bias = case.linear_bias, None
     mesh = mesh_of(processes)
-    split = parts(x, mesh, [Replicate()]), parts(weight, mesh, [Shard(0)])
-    loss = linear_weighted_bce_with_logits
-    with pytest.raises(TypeError, match="input must be a DTensor like the others, got Tensor"):
-        loss(x, split[1], listed)
-    with pytest.raises(TypeError, match="linear_weight must be a DTensor like the others"):
-        loss(split[0], weight, listed)
-    with pytest.raises(TypeError, match="linear_bias must be a DTensor like the others"):
-        loss(*split, listed, linear_bias=bias)
-    with pytest.raises(TypeError, match="target must be a DTensor like input, got Tensor"):
-        loss(*split, target)
-    with pytest.raises(TypeError, match="pos_weight must be a DTensor like input, got Tensor"):
-        loss(*split, listed, pos_weight=torch.ones(LABELS))
-    for of_input, of_weight in (
-        (Shard(0), Shard(0)),
-        (Shard(1), Shard(1)),
-        (Replicate(), Shard(1)),
+    x, weight = split_by_labels(case, processes)
+    on_other_mesh = distributed(
+        weight.full_tensor(), mesh_of(processes, 1), [Shard(0), Replicate()]
+    )
+    too_large = SparseLabels(csr.crow_indices, csr.col_indices + 1)
+    wrong_placements = [
+        leaves_of(case, mesh, [of_input], [of_weight])
+        for of_input in (Shard(0), Shard(1), Replicate())
+        for of_weight in (Shard(0), Shard(1), Replicate())
+        if Shard(1) in (of_input, of_weight) or of_input == of_weight == Shard(0)
+    ]
+    for layer, options, error, words in (
+        ((case.input, weight), {}, TypeError, "input must be a DTensor like the others, got Ten"),
+        ((x, case.linear_weight), {}, TypeError, "linear_weight must be a DTensor like the othe"),
+        ((x, weight, bias), {}, TypeError, "linear_bias must be a DTensor like the others"),
+        ((x, weight), {"target": case.target}, TypeError, "target must be a DTensor like input"),
+        ((x, weight), {"pos_weight": torch.ones(LABELS)}, TypeError, "pos_weight must be a DTens"),
+        *((wrong, {}, ValueError, "must each be replicated or, one") for wrong in wrong_placements),
+        ((x, on_other_mesh), {}, ValueError, "linear_weight must be on DeviceMesh"),
+        ((x, weight), {"target": too_large}, ValueError, "must be below 13"),
     ):
-        wrong = parts(x, mesh, [of_input]), parts(weight, mesh, [of_weight])
-        with pytest.raises(ValueError, match="must each be replicated or, one of them, Shard"):
-            loss(*wrong, listed)
-    with pytest.raises(ValueError, match="linear_weight must be on DeviceMesh"):
-        loss(split[0], parts(weight, mesh_of(processes, 1), [Shard(0), Replicate()]), listed)
-    too_large = SparseLabels(listed.crow_indices, listed.col_indices + 1)
-    with pytest.raises(ValueError, match="must be below 13"):
-        loss(*split, too_large)
+        with pytest.raises(error, match=words):
+            case(*layer, **{"target": csr, **options})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@
 #include <cstring>
 #include <functional>
 #include <new>
+#include <numeric>
 #include <random>
+#include <vector>
 
 #if defined(__GLIBC__) && !defined(__clang__)
 #include <link.h>
@@ -19,10 +21,10 @@
 
 namespace native {
 
-inline std::function<void()> last_words;
-[[noreturn]] inline void die(const char* what) {
+inline std::function<void()> describe_failure;
+[[noreturn]] inline void fail(const char* what) {
   std::printf("%s\n", what);
-  if (last_words) last_words();
+  if (describe_failure) describe_failure();
   std::fflush(stdout);
   std::_Exit(1);
 }
@@ -34,7 +36,7 @@ class Block {
  public:
   static constexpr int kThreads = 256, kLanes = 32, kWarps = kThreads / kLanes;
 
-  int number = 0, of = 1;  // among the blocks of a grid
+  int number = 0, blocks = 1;  // of the grid
 
   static Block& instance() {
     static Block block;
@@ -58,7 +60,7 @@ class Block {
         continue;
       }
       current_ = thread_at_[position];
-      fibers_[current_].go_on(host_);
+      fibers_[current_].resume(host_);
     }
   }
 
@@ -90,12 +92,13 @@ class Block {
   static constexpr size_t kStack = 64 * 1024 + 5 * 64;
 
   Block() : memory_(new (std::align_val_t{64}) char[kThreads * kStack]) {
-    for (int t = 0; t < kThreads; ++t) fibers_[t].prepare(memory_ + t * kStack, kStack, &live);
+    for (int t = 0; t < kThreads; ++t)
+      fibers_[t].prepare(memory_ + t * kStack, kStack, &run_kernels);
   }
   ~Block() { ::operator delete[](memory_, std::align_val_t{64}); }
 
-  /// What a fiber does all its life.
-  static void live() {
+  /// Runs each kernel in turn; the code of a fiber never returns.
+  static void run_kernels() {
     Block& block = instance();
     Fiber::entered(block.host_);
     for (;;) {
@@ -109,7 +112,7 @@ class Block {
     const int me = current_, position = position_of_[me];
     waits_[me] = what;
     runnable_[position / 64] &= ~(uint64_t{1} << position % 64);
-    host_.go_on(fibers_[me]);
+    host_.resume(fibers_[me]);
   }
 
   void set_runnable(int t) {
@@ -128,21 +131,20 @@ class Block {
   }
 
   void arrange() {
-    for (int k = 0; k < kThreads; ++k) {
-      const bool forward = order_ == Order::kForward || order_ == Order::kRandom;
-      thread_at_[k] = forward                      ? k
-                      : order_ == Order::kBackward ? kThreads - 1 - k
-                                                   : k % kWarps * kLanes + k / kWarps;
-    }
+    std::iota(thread_at_, thread_at_ + kThreads, 0);
+    if (order_ == Order::kBackward) std::reverse(thread_at_, thread_at_ + kThreads);
     if (order_ == Order::kRandom) std::shuffle(thread_at_, thread_at_ + kThreads, random_);
+    if (order_ == Order::kInterleaved) {
+      for (int k = 0; k < kThreads; ++k) thread_at_[k] = k % kWarps * kLanes + k / kWarps;
+    }
     for (int k = 0; k < kThreads; ++k) position_of_[thread_at_[k]] = k;
   }
 
   void release_barrier() {
     if (std::count(waits_, waits_ + kThreads, Wait::kShuffle) > 0) {
-      die("a lane never arrived at the shuffle where others of its warp wait");
+      fail("a lane never arrived at the shuffle where others of its warp wait");
     }
-    if (at_barrier_ < kThreads) die("threads left the kernel while others wait at a barrier");
+    if (at_barrier_ < kThreads) fail("threads left the kernel while others wait at a barrier");
     at_barrier_ = 0;
     std::fill_n(runnable_, kThreads / 64, 0);
     if (order_ == Order::kRandom) arrange();
@@ -193,7 +195,7 @@ struct Grid {
 
   void run(const std::function<void()>& kernel) const {
     Block& block = Block::instance();
-    block.of = blocks;
+    block.blocks = blocks;
     const int count = only.empty() ? blocks : static_cast<int>(only.size());
     for (int k = 0; k < count; ++k) {
       const int at = order == Order::kBackward ? count - 1 - k : k;

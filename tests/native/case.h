@@ -11,7 +11,7 @@ namespace native {
 
 const Dtype kFloats[] = {Dtype::kFloat16, Dtype::kBFloat16, Dtype::kFloat32, Dtype::kFloat64};
 
-/// What a case may consist of.
+/// Each list says what a case may be drawn from.
 struct Choices {
   std::vector<Layout> layouts, factor_layouts;
   std::vector<Dtype> factors, grad_outputs;
@@ -49,13 +49,13 @@ class Case {
   Tensor x, y;
   std::unique_ptr<SparseLabels> labels;  // the targets once more, where they are sparse
   std::unique_ptr<Tensor> w, p, grad_output;
+  Problem problem;  // with all operands but grad_output
   Numbers numbers;
-  Problem problem;                              // the operands, without grad_output
-  std::vector<Expected> losses, slopes, grads;  // slopes are without grad_output
+  std::vector<Expected> losses, slopes, grads;  // slopes are gradients for a grad_output of 1
   Expected sum;
   double count = 0;
 
-  /// With an index_size, 4 or 8 bytes, the labels are sparse.
+  /// The labels are sparse where there is an index_size, 4 or 8 bytes.
   Case(int64_t size, Dtype logits, Dtype targets, const Choices& choices, int index_size = 0)
       : shape(index_size ? draw_matrix(size, choices.most_elements)
                          : draw_shape(size, choices.most_elements)),
@@ -63,20 +63,15 @@ class Case {
         x(shape, logits, plain ? Layout::kDense : draw_of(choices.layouts),
           plain ? 0 : draw_shift()),
         y(shape, targets, plain ? Layout::kDense : draw_of(choices.layouts),
-          plain ? 0 : draw_shift()) {
-    problem.dims = static_cast<int>(shape.size());
-    problem.numel = 1;
-    for (int d = 0; d < problem.dims; ++d) problem.numel *= problem.sizes[d] = shape[d];
+          plain ? 0 : draw_shift()),
+        problem(problem_of(shape)) {
     draw_numbers();
     draw_logits();
-    if (index_size) {
-      draw_labels(index_size);
-    } else {
-      draw_targets();
-    }
-    if (draw(4) == 0) w = draw_factor(draw_of(choices.factors), choices, 0, 1.5);
-    if (draw(3) == 0) p = draw_factor(draw_of(choices.factors), choices, 0, 4);
-    if (draw(2) == 0) grad_output = draw_factor(draw_of(choices.grad_outputs), choices, -2, 2);
+    if (index_size) draw_labels(index_size);
+    if (!index_size) draw_targets();
+    if (draw(4) == 0) w = draw_factor(choices.factors, choices, 0, 1.5);
+    if (draw(3) == 0) p = draw_factor(choices.factors, choices, 0, 4);
+    if (draw(2) == 0) grad_output = draw_factor(choices.grad_outputs, choices, -2, 2);
     problem.x = x.operand;
     if (!labels) problem.y = y.operand;
     if (w) problem.w = w->operand;
@@ -112,8 +107,8 @@ class Case {
     return false;
   }
 
-  void describe(const char* of) const {
-    std::printf("%s, shape", of);
+  void describe(const char* kernels) const {
+    std::printf("%s, shape", kernels);
     for (const int64_t n : shape) std::printf(" %lld", (long long)n);
     std::printf(", loss %d of %g and %g, pos_weight %g, weight %g, label_smoothing %g, ",
                 static_cast<int>(numbers.loss), numbers.parameters[0], numbers.parameters[1],
@@ -151,24 +146,24 @@ class Case {
     }
   }
 
-  /// Few positives, so that whole vectors are without; soft ones in floating dtypes. Some are
-  /// marked by a value to ignore, or by a NaN that counts.
+  /// Draws few positives, so that whole vectors are without, and soft ones in floating dtypes. Some
+  /// targets are special: a value to ignore, or a NaN that counts.
   void draw_targets() {
     const bool soft = is_floating(y.operand.dtype);
-    const double marks[] = {0, -1, std::nan(""), std::nan("")};
+    const double special[] = {0, -1, std::nan(""), std::nan("")};
     const int64_t rarity = draw(3) ? 50 : 2, kind = draw(6);
-    const bool marked = kind < (soft ? 4 : 2);
+    const bool has_special = kind < (soft ? 4 : 2);
     const int64_t softness = draw(2) ? 64 : 1;
     for (int64_t i = 0; i < problem.numel; ++i) {
       const double positive = soft ? static_cast<double>(1 + draw(softness)) / softness : 1;
       const double value = draw(rarity) ? 0 : positive;
-      y.set(i, marked && draw(5) == 0 ? marks[kind] : value);
+      y.set(i, has_special && draw(5) == 0 ? special[kind] : value);
     }
     numbers.ignores = kind < 3;
-    if (numbers.ignores) numbers.ignore_index = y.as_held(marks[kind]);
+    if (numbers.ignores) numbers.ignore_index = y.as_held(special[kind]);
   }
 
-  /// Rows with few positives, with none, and with nothing else.
+  /// Draws rows with few positives, with none, and with nothing else.
   void draw_labels(int index_size) {
     const int64_t rows = shape[0], columns = shape[1], rarity = draw(3) ? 50 : 2;
     for (int64_t row = 0; row < rows; ++row) {
@@ -183,8 +178,9 @@ class Case {
     problem.csr = labels->csr;
   }
 
-  std::unique_ptr<Tensor> draw_factor(Dtype dtype, const Choices& choices, double low,
-                                      double high) {
+  std::unique_ptr<Tensor> draw_factor(const std::vector<Dtype>& dtypes, const Choices& choices,
+                                      double low, double high) const {
+    const Dtype dtype = draw_of(dtypes);
     auto factor =
         std::make_unique<Tensor>(shape, dtype, draw_of(choices.factor_layouts), draw_shift());
     for (int64_t i = 0; i < problem.numel; ++i) {

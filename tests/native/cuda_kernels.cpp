@@ -1,13 +1,14 @@
 // Every CUDA kernel against the formula, on the threads of block.h. NATIVE_LOGITS is the type of
 // the logits.
 #include "cuda_case.h"
-#include "cuda_far.h"
+#include "cuda_large.h"
 #include "options.h"
 
 namespace {
 
 using namespace native;
 using X = NATIVE_LOGITS;
+using T = cuda::Arithmetic<X>::T;
 
 // Around the lanes (4 or 8), the threads of a block, and its vectors.
 const int64_t kSizes[] = {1,  2,  3,   4,   5,   7,    8,    9,    15,
@@ -27,9 +28,8 @@ Choices choices() {
           6000};
 }
 
-/// Where no block has anything to do.
+/// No block has anything to do.
 bool sums_nothing() {
-  using T = cuda::Arithmetic<X>::T;
   T loss = 1;
   Problem problem;
   problem.divisor = 4;
@@ -40,22 +40,18 @@ bool sums_nothing() {
   return loss == 0;
 }
 
-/// More elements than the product of a thread may hold, or more blocks than `finish` has threads.
+/// There are more elements than the product of a thread may hold, or more blocks than `finish` has
+/// threads.
 bool sums_many(int64_t per_thread, int blocks) {
-  using T = cuda::Arithmetic<X>::T;
   const int64_t count = per_thread * Block::kThreads * blocks + 3;
-  const Tensor x({count}, dtype_of<X>(), Layout::kDense, 0);
-  Tensor y({count}, Dtype::kBool, Layout::kDense, 0);
-  for (int64_t i = 0; i < count; ++i) {
-    encode(dtype_of<X>(), 0, x.at(i));
-    y.set(i, i % 8 > 2);
-  }
+  const Shape shape{count};
+  Tensor x(shape, dtype_of<X>(), Layout::kDense, 0);
+  x.fill(0);
+  Tensor y(shape, Dtype::kBool, Layout::kDense, 0);
+  for (int64_t i = 0; i < count; ++i) y.set(i, i % 8 > 2);
   std::vector<double> sums(blocks);
   T loss = 0;
-  Problem problem;
-  problem.dims = 1;
-  problem.numel = count;
-  problem.sizes[0] = count;
+  Problem problem = problem_of(shape);
   problem.x = x.operand;
   problem.y = y.operand;
   problem = planned(problem, Mode::kLoss, {});
@@ -72,39 +68,36 @@ bool sums_many(int64_t per_thread, int blocks) {
   return passed;
 }
 
-/// Sparse labels that mean nothing: no other memory is touched, and all blocks come to an end.
+/// Sparse labels may mean nothing: no other memory is touched, and all blocks come to an end.
 bool survives(int index_size) {
-  using T = cuda::Arithmetic<X>::T;
   const int64_t rows = 1 + draw(4) * draw(300), columns = 1 + draw(12000 / rows);
   const int blocks = static_cast<int>(1 + draw(3));
   const auto labels = SparseLabels::malformed(rows, columns, index_size);
-  const Tensor x({rows, columns}, dtype_of<X>(), Layout::kDense, 0);
-  Tensor out({rows, columns}, dtype_of<X>(), Layout::kDense, 0);
+  const Shape shape{rows, columns};
+  Tensor x(shape, dtype_of<X>(), Layout::kDense, 0);
+  x.fill(0);
+  Tensor out(shape, dtype_of<X>(), Layout::kDense, 0);
   std::vector<double> sums(blocks);
   T loss = 0, used = 0, grad_output = 1;
   double count = 0;
-  Problem plan;
-  plan.dims = 2;
-  plan.numel = rows * columns;
-  plan.sizes[0] = rows;
-  plan.sizes[1] = columns;
-  plan.x = x.operand;
-  plan.out = out.operand;
-  plan.csr = labels->csr;
-  plan.grad_output = uniform(&grad_output, dtype_of<T>(), sizeof(T));
-  for (int64_t i = 0; i < plan.numel; ++i) encode(dtype_of<X>(), 0, x.at(i));
+  Problem problem = problem_of(shape);
+  problem.x = x.operand;
+  problem.out = out.operand;
+  problem.csr = labels->csr;
+  problem.grad_output = uniform(&grad_output, dtype_of<T>());
+  problem = planned(problem, Mode::kLossAndGrad, {});
   cuda::Workspace workspace;
   workspace.sums = sums.data();
   workspace.used = &used;
-  last_words = [&] { labels->describe(); };
-  const Problem problem = planned(plan, Mode::kLossAndGrad, {});
+  workspace.loss = &loss;
+  describe_failure = [&] { labels->describe(); };
   for (const bool vectors : {false, cuda::takes_vectors(problem)}) {
-    workspace.loss = &loss;
     start<X>(problem, workspace, vectors, {blocks, static_cast<Order>(draw(4))});
   }
   workspace.loss = &count;
-  start_count<T>(planned(plan, Mode::kCount, {}), workspace, {blocks, Order::kForward});
-  if (out.surroundings_untouched(plan.numel)) return true;
+  problem.mode = Mode::kCount;
+  start_count<T>(problem, workspace, {blocks, Order::kForward});
+  if (out.surroundings_untouched(problem.numel)) return true;
   std::printf("wrote where no element lies\n");
   labels->describe();
   return false;
@@ -119,7 +112,8 @@ int main(int argc, char** argv) {
     const Case one(size, dtype_of<X>(), static_cast<Dtype>(target), from, index_size);
     return CudaCase<X>(one).passes();
   };
-  if (!sums_nothing() || !sums_many(150, 1) || !sums_many(1, 300) || !Far<X>().passes()) return 1;
+  if (!sums_nothing() || !sums_many(150, 1) || !sums_many(1, 300) || !LargeCase<X>().passes())
+    return 1;
   for (const int index_size : {4, 8}) {
     for (int k = 0; k < 12; ++k) {
       if (!survives(index_size)) return 1;

@@ -19,7 +19,7 @@ constexpr Dtype dtype_of() {
   return sizeof(X) == 4 ? Dtype::kFloat32 : Dtype::kFloat64;
 }
 
-/// What the launcher gives to choose_kernel, on the host.
+/// Runs the kernel that choose_kernel() has chosen.
 struct Start {
   const Problem& problem;
   const cuda::Workspace& workspace;
@@ -31,34 +31,25 @@ struct Start {
   }
 };
 
-/// A kernel, and where it sums over several blocks, the one that adds up their parts.
-template <template <class> class L, class X, Mode kMode>
-void start_mode(const Problem& problem, const cuda::Workspace& workspace, bool vectors,
-                const Grid& grid) {
-  using T = typename cuda::Arithmetic<X>::T;
-  cuda::choose_kernel<L, X, kMode>(problem, vectors, Start{problem, workspace, grid});
-  if (workspace.expected != nullptr) {
-    Grid{1, grid.order}.run([&] { cuda::remember_grad_output<T>(problem, workspace); });
-  }
-  if constexpr (weighted_bce::kSums<kMode>) {
-    if (grid.blocks != 1 && grid.only.empty()) {
-      Grid{1, grid.order}.run([&] { cuda::finish<T, T>(problem, workspace, grid.blocks); });
-    }
+template <template <class> class L, class X>
+void start_loss(const Start& start, bool vectors) {
+  const Problem& problem = start.problem;
+  switch (problem.mode) {
+    case Mode::kLoss: return cuda::choose_kernel<L, X, Mode::kLoss>(problem, vectors, start);
+    case Mode::kLossAndGrad:
+      return cuda::choose_kernel<L, X, Mode::kLossAndGrad>(problem, vectors, start);
+    case Mode::kGrad: return cuda::choose_kernel<L, X, Mode::kGrad>(problem, vectors, start);
+    case Mode::kUnreduced:
+      return cuda::choose_kernel<L, X, Mode::kUnreduced>(problem, vectors, start);
+    case Mode::kCount: return fail("a count is started by start_count");
   }
 }
 
-template <template <class> class L, class X>
-void start_loss(const Problem& problem, const cuda::Workspace& workspace, bool vectors,
-                const Grid& grid) {
-  switch (problem.mode) {
-    case Mode::kLoss: return start_mode<L, X, Mode::kLoss>(problem, workspace, vectors, grid);
-    case Mode::kLossAndGrad:
-      return start_mode<L, X, Mode::kLossAndGrad>(problem, workspace, vectors, grid);
-    case Mode::kGrad: return start_mode<L, X, Mode::kGrad>(problem, workspace, vectors, grid);
-    case Mode::kUnreduced:
-      return start_mode<L, X, Mode::kUnreduced>(problem, workspace, vectors, grid);
-    case Mode::kCount: return die("a count is started by start_count");
-  }
+/// Adds up the sums of the blocks, where there are several and all have run.
+template <class Sum, class T>
+void finish(const Problem& problem, const cuda::Workspace& workspace, const Grid& grid) {
+  if (grid.blocks == 1 || !grid.only.empty()) return;
+  Grid{1, grid.order}.run([&] { cuda::finish<Sum, T>(problem, workspace, grid.blocks); });
 }
 
 template <class X>
@@ -69,8 +60,12 @@ void start(Problem problem, const cuda::Workspace& workspace, bool vectors, cons
     problem.grad_output.data = workspace.used;
   }
   weighted_bce::with_loss(problem.loss, [&](auto loss) {
-    start_loss<decltype(loss)::template Terms, X>(problem, workspace, vectors, grid);
+    start_loss<decltype(loss)::template Terms, X>({problem, workspace, grid}, vectors);
   });
+  if (workspace.expected != nullptr) {
+    Grid{1, grid.order}.run([&] { cuda::remember_grad_output<T>(problem, workspace); });
+  }
+  if (weighted_bce::sums(problem.mode)) finish<T, T>(problem, workspace, grid);
 }
 
 template <class T>
@@ -78,9 +73,7 @@ void start_count(const Problem& problem, const cuda::Workspace& workspace, const
   const bool sparse = problem.csr.crow_indices != nullptr;
   const auto kernel = sparse ? cuda::count_sparse_targets<T> : cuda::count_targets<T>;
   grid.run([&] { kernel(problem, workspace); });
-  if (grid.blocks != 1 && grid.only.empty()) {
-    Grid{1, grid.order}.run([&] { cuda::finish<double, T>(problem, workspace, grid.blocks); });
-  }
+  finish<double, T>(problem, workspace, grid);
 }
 
 }  // namespace native

@@ -51,8 +51,11 @@ bool functions(int draws) {
 
 /// Value and slope of both terms, where they are normal numbers.
 template <class T>
-bool focal(int draws, double gamma, Worst& worst) {
+bool focal(int draws, double gamma) {
   using Terms = weighted_bce::Focal<cuda::Scalar<T>>;
+  char what[32];
+  std::snprintf(what, sizeof(what), "focal of %g", gamma);
+  Worst worst{what, sizeof(T) == 4 ? 16.0 : 6.0};
   Numbers numbers;
   numbers.loss = Loss::kFocal;
   numbers.parameters[0] = gamma;
@@ -71,14 +74,12 @@ bool focal(int draws, double gamma, Worst& worst) {
   }
   return worst.passes();
 }
+
 template <class T>
-bool focal(int draws) {
-  bool passed = true;
+bool arithmetic(int share) {
+  bool passed = functions<T>(400000 / share);
   for (const double gamma : {0.0, 0.5, 1.0, 2.0, 2.7, 4.0}) {
-    char what[32];
-    std::snprintf(what, sizeof(what), "focal of %g", gamma);
-    Worst worst{what, sizeof(T) == 4 ? 16.0 : 6.0};
-    passed = focal<T>(draws, gamma, worst) && passed;
+    passed = focal<T>(40000 / share, gamma) && passed;
   }
   return passed;
 }
@@ -102,15 +103,11 @@ bool divisions(int draws) {
 
 bool offsets(int draws) {
   for (int i = 0; i < draws; ++i) {
-    Problem problem;
-    problem.dims = 1 + static_cast<int>(draw(6));
-    problem.numel = 1;
+    Shape shape(1 + draw(6));
+    for (int64_t& size : shape) size = 1 + any_below(9);
+    Problem problem = problem_of(shape);
     problem.x.data = &problem;
-    for (int d = 0; d < problem.dims; ++d) {
-      problem.sizes[d] = 1 + any_below(9);
-      problem.numel *= problem.sizes[d];
-      problem.x.strides[d] = draw(3) * draw(1000);
-    }
+    for (int d = 0; d < problem.dims; ++d) problem.x.strides[d] = draw(3) * draw(1000);
     problem = planned(problem, Mode::kLoss, {});
     const int64_t element = draw(problem.numel);
     int64_t offset = 0, rest = element;
@@ -130,11 +127,8 @@ int main(int argc, char** argv) {
   if (!passed) std::printf("wrong divisions\n");
   for (const Error error : {Error::kNone, Error::kHigh, Error::kLow, Error::kAny}) {
     approximate_error = error;
-    passed = functions<float>(400000 / share) && passed;
-    passed = focal<float>(40000 / share) && passed;
+    passed = arithmetic<float>(share) && passed;
   }
   approximate_error = Error::kNone;
-  passed = functions<double>(400000 / share) && passed;
-  passed = focal<double>(40000 / share) && passed;
-  return passed ? 0 : 1;
+  return arithmetic<double>(share) && passed ? 0 : 1;
 }

@@ -52,7 +52,7 @@ native_switch:
 )");
 #endif
 
-/// A stack and where its code is to go on. The host's own is one as well.
+/// A stack, and where its code is resumed. The host's own is one as well.
 class Fiber {
  public:
   Fiber() = default;
@@ -74,8 +74,8 @@ class Fiber {
 #endif
   }
 
-  /// Leaves the stack that runs, `from`, for this one, until somebody goes back to it.
-  void go_on(Fiber& from) {
+  /// Leaves the stack that runs, `from`, for this one, until `from` is resumed.
+  void resume(Fiber& from) {
 #ifdef NATIVE_ASAN
     __sanitizer_start_switch_fiber(&from.fake_, bottom_, size_);
 #endif

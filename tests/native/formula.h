@@ -11,7 +11,7 @@ using weighted_bce::Dtype;
 using weighted_bce::Loss;
 using weighted_bce::Problem;
 
-/// What a call consists of besides its operands.
+/// The numbers of a call, which has operands too.
 struct Numbers {
   Loss loss = Loss::kBce;
   double parameters[weighted_bce::kMaxParameters] = {};  // gamma and alpha
@@ -20,7 +20,7 @@ struct Numbers {
   double ignore_index = 0;
 };
 
-/// What an element or a sum should be, and what its rounding errors are relative to.
+/// The value that an element or a sum should have, and what its rounding errors are relative to.
 struct Expected {
   double value = 0, size = 0;
 };
@@ -49,7 +49,7 @@ inline bool counts(const Numbers& numbers, double y) {
   return std::isnan(numbers.ignore_index) ? !std::isnan(y) : y != numbers.ignore_index;
 }
 
-/// The term of a negative and its slope. That of a positive is this one at -x, its slope with the
+/// The term of a negative and its slope. A positive's term is this one at -x, and its slope has the
 /// opposite sign; but for alpha.
 struct Term {
   long double value, slope;

@@ -17,17 +17,17 @@
 
 namespace native {
 
-/// Which error the approximate functions make of what they are allowed to.
+/// The error that approximate functions make, of those that they are allowed to.
 enum class Error { kNone, kHigh, kLow, kAny };
 inline Error approximate_error = Error::kNone;
 
 inline void require_aligned(const void* at, int bytes) {
-  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) die("an access that is not aligned");
+  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) fail("an access that is not aligned");
 }
 
 inline float flushed(float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.0f, v) : v; }
 
-/// Off by at most `ulps`, the same for the same number.
+/// Returns a number that is off by at most `ulps`, the same for the same number.
 inline float perturbed(float v, int ulps) {
   if (!std::isfinite(v) || std::fabs(v) < 0x1p-126f) return flushed(v);
   uint32_t bits;
@@ -80,7 +80,7 @@ class Copies {
   }
 };
 
-/// To the nearest, ties to even.
+/// Rounds to the nearest, ties to even.
 inline uint16_t nearest16(float v, int mantissa) {
   if (!std::isfinite(v)) return encode16(v, mantissa);
   const int smallest = 2 - (1 << (14 - mantissa));  // exponent of a normal number
@@ -96,7 +96,7 @@ constexpr int kTileBytes = 4096;  // fewer, so that small cases have several til
 
 inline int thread() { return native::Block::instance().thread(); }
 inline int block() { return native::Block::instance().number; }
-inline int blocks() { return native::Block::instance().of; }
+inline int blocks() { return native::Block::instance().blocks; }
 inline void barrier() { native::Block::instance().barrier(); }
 inline double from_higher_lane(double v, int offset) {
   return native::Block::instance().from_higher_lane(v, offset);

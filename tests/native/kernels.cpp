@@ -35,44 +35,46 @@ double in_chunks(const Isa& isa, const Problem& problem) {
 }
 
 /// Computes a mode that writes, to memory of its own or over the logits.
-bool writes(const Case& of, const char* what, const Isa& isa, Mode mode, Problem problem,
+bool writes(const Case& one, const char* what, const Isa& isa, Mode mode, Problem problem,
             const std::vector<Expected>& all, const Expected& sum, double scale = 1) {
   const Layout layout = draw(2) ? Layout::kDense : Layout::kStrided;
-  Tensor out(of.shape, of.dtype(), layout, draw(2));
+  Tensor out(one.shape, one.dtype(), layout, draw(2));
   problem.out = out.operand;
   problem.stream = draw(2) == 0;
   if (draw(4) == 0) {
-    for (int64_t i = 0; i < problem.numel; ++i) out.set(i, of.x.get(i));
+    for (int64_t i = 0; i < problem.numel; ++i) out.set(i, one.x.get(i));
     problem.x = out.operand;
   }
-  if (!of.sum_is(what, in_chunks(isa, planned(problem, mode, of.numbers)), sum)) return false;
-  if (!of.elements_are(what, out, all, scale)) return false;
+  if (!one.sum_is(what, in_chunks(isa, planned(problem, mode, one.numbers)), sum)) return false;
+  if (!one.elements_are(what, out, all, scale)) return false;
   if (out.surroundings_untouched(problem.numel)) return true;
   std::printf("%s: wrote where no element lies\n", what);
   return false;
 }
 
-bool passes(const Case& of, const Isa& isa) {
+bool passes(const Case& one, const Isa& isa) {
   const double grad_output = draw(2) ? 1 : -2.5;
   const auto narrow = static_cast<float>(grad_output);
-  Problem problem = of.problem;
+  Problem problem = one.problem;
   problem.divisor = draw(2) ? 1 : 1.5;
   const double share = 1 / problem.divisor;
   Problem uniformly = problem, each = problem;
   uniformly.grad_output =
-      of.wide() ? uniform(&grad_output, Dtype::kFloat64, 8) : uniform(&narrow, Dtype::kFloat32, 4);
+      one.wide() ? uniform(&grad_output, Dtype::kFloat64) : uniform(&narrow, Dtype::kFloat32);
   if (grad_output == 1 && draw(2)) uniformly.grad_output = {};
-  if (of.grad_output) each.grad_output = of.grad_output->operand;
+  if (one.grad_output) each.grad_output = one.grad_output->operand;
 
-  const auto sum_of = [&](Mode mode) { return in_chunks(isa, planned(problem, mode, of.numbers)); };
-  const double count = of.numbers.ignores ? sum_of(Mode::kCount) : of.count;
-  const bool passed = of.sum_is("loss", sum_of(Mode::kLoss), of.sum) &&
-                      of.sum_is("count", count, {of.count, 0}) &&
-                      writes(of, "loss_and_grad", isa, Mode::kLossAndGrad, uniformly, of.slopes,
-                             of.sum, share * grad_output) &&
-                      writes(of, "grad", isa, Mode::kGrad, each, of.grads, {}, share) &&
-                      writes(of, "unreduced", isa, Mode::kUnreduced, problem, of.losses, {});
-  if (!passed) of.describe(isa.name);
+  const auto sum_of = [&](Mode mode) {
+    return in_chunks(isa, planned(problem, mode, one.numbers));
+  };
+  const double count = one.numbers.ignores ? sum_of(Mode::kCount) : one.count;
+  const bool passed = one.sum_is("loss", sum_of(Mode::kLoss), one.sum) &&
+                      one.sum_is("count", count, {one.count, 0}) &&
+                      writes(one, "loss_and_grad", isa, Mode::kLossAndGrad, uniformly, one.slopes,
+                             one.sum, share * grad_output) &&
+                      writes(one, "grad", isa, Mode::kGrad, each, one.grads, {}, share) &&
+                      writes(one, "unreduced", isa, Mode::kUnreduced, problem, one.losses, {});
+  if (!passed) one.describe(isa.name);
   return passed;
 }
 

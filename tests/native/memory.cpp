@@ -25,17 +25,17 @@ void require(bool holds, const char* what) {
 
 struct Block {
   int64_t* memory = nullptr;
-  int64_t bytes = 0, mark = 0;
+  int64_t bytes = 0, value = 0;
 
   Block() = default;
-  Block(int64_t size, int64_t value)
-      : memory(static_cast<int64_t*>(take(size))), bytes(size), mark(value) {
+  Block(int64_t size, int64_t number)
+      : memory(static_cast<int64_t*>(take(size))), bytes(size), value(number) {
     require(reinterpret_cast<uintptr_t>(memory) % kHugePage == 0, "aligned to huge pages");
-    memory[0] = memory[bytes / 8 - 1] = mark;
+    memory[0] = memory[bytes / 8 - 1] = value;
   }
   void give_back() const {
     if (memory == nullptr) return;
-    require(memory[0] == mark && memory[bytes / 8 - 1] == mark, "held by one only");
+    require(memory[0] == value && memory[bytes / 8 - 1] == value, "held by one only");
     give(memory);
   }
 };
@@ -71,12 +71,12 @@ void memory_is_reused() {
   void* const first = take(3 * kMiB);
   give(first);
   require(kept_bytes() == 3 * kMiB, "whole pages kept");
-  void* const unlike = take(64 * kMiB);
-  require(unlike != first && kept_bytes() == 3 * kMiB, "too small for a larger one");
+  void* const larger = take(64 * kMiB);
+  require(larger != first && kept_bytes() == 3 * kMiB, "too small for a larger one");
   require(take(3 * kMiB) == first && kept_bytes() == 0, "the same memory again");
-  give(unlike);
+  give(larger);
   void* const small = take(kMiB);
-  require(small != unlike, "far too large for a smaller one");
+  require(small != larger, "far too large for a smaller one");
   for (void* memory : {first, small}) give(memory);
   release_kept();
 }

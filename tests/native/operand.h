@@ -1,4 +1,4 @@
-// Operands for the native tests: any dtype in any layout, in memory that ends where the last
+// Operands for the native tests have any dtype and any layout, in memory that ends where the last
 // element ends. What lies around it is poisoned, and checked where no sanitizer looks (streaming
 // stores).
 #pragma once
@@ -23,7 +23,7 @@ using Shape = std::vector<int64_t>;
 
 constexpr uint64_t kSeed = 20240229;  // where a program is given none
 
-/// What all draws are made from.
+/// All draws are made from these numbers.
 inline std::mt19937_64& engine() {
   static std::mt19937_64 numbers(kSeed);
   return numbers;
@@ -34,7 +34,7 @@ inline int64_t draw(int64_t n) {
   return static_cast<int64_t>(engine()() % static_cast<uint64_t>(n));
 }
 
-/// Numbers of 16 bits with a sign, 15 - m bits of exponent and m of mantissa.
+/// Reads a number of 16 bits: a sign, 15 - m bits of exponent and m of mantissa.
 inline double decode16(uint16_t bits, int m) {
   const int bias = (1 << (14 - m)) - 1, exponent = (bits & 0x7fff) >> m, fraction = bits % (1 << m);
   double magnitude =
@@ -43,13 +43,13 @@ inline double decode16(uint16_t bits, int m) {
   return bits >> 15 ? -magnitude : magnitude;
 }
 
-/// Towards zero; infinity from the first number that is too large.
+/// Rounds towards zero; from the first number that is too large on, to infinity.
 inline uint16_t encode16(double value, int m) {
   const int bias = (1 << (14 - m)) - 1;
   if (std::isnan(value)) return 0x7fff;
   const double magnitude = std::fabs(value);
   const int exponent = std::max(1 - bias, std::min(std::ilogb(magnitude), bias + 1));
-  // The leading bit of a normal number, which is not stored, adds the 1 that its exponent lacks.
+  // The leading bit of a normal number, which is not stored, adds the 1 missing in its exponent.
   int bits = (2 * bias + 1) << m;
   if (exponent <= bias) {
     bits = ((exponent + bias - 1) << m) + static_cast<int>(std::ldexp(magnitude, m - exponent));
@@ -148,6 +148,11 @@ class Tensor {
     return result;
   }
   void set(int64_t i, double value) { encode(operand.dtype, value, at(i)); }
+  void fill(double value) {
+    int64_t count = 1;
+    for (const int64_t size : shape_) count *= size;
+    for (int64_t i = 0; i < count; ++i) set(i, value);
+  }
 
   /// A value as the dtype holds it.
   double as_held(double value) const {

@@ -1,4 +1,4 @@
-// From operands and numbers to the rest of a Problem, as csrc/plan.cpp makes it from tensors.
+// Makes a Problem from a shape, operands and numbers, as csrc/plan.cpp makes it from tensors.
 #pragma once
 
 #include <algorithm>
@@ -6,13 +6,22 @@
 #include <vector>
 
 #include "formula.h"
+#include "operand.h"
 
 namespace native {
 
 using weighted_bce::Form;
-using weighted_bce::form_of;
 using weighted_bce::Mode;
 using weighted_bce::Operand;
+
+/// The problem of a shape, as yet without operands.
+inline Problem problem_of(const Shape& shape) {
+  Problem problem;
+  problem.dims = static_cast<int>(shape.size());
+  problem.numel = 1;
+  for (int d = 0; d < problem.dims; ++d) problem.numel *= problem.sizes[d] = shape[d];
+  return problem;
+}
 
 inline std::vector<Operand*> operands_of(Problem& problem) {
   std::vector<Operand*> present;
@@ -67,21 +76,21 @@ inline Problem planned(Problem problem, Mode mode, const Numbers& numbers) {
   problem.narrow = constants<float>(numbers);
   problem.wide = constants<double>(numbers);
   weighted_bce::set_dividers(problem);
-  const bool own_grad_output = problem.grad_output.form != Form::kUniform;
+  const bool one_number = problem.grad_output.form == Form::kUniform;
   for (Operand* o : operands_of(problem)) {
-    if (own_grad_output || o != &problem.grad_output) o->form = form_of(*o, problem);
+    if (o != &problem.grad_output || !one_number) o->form = weighted_bce::form_of(*o, problem);
   }
   problem.hard_fast_path = weighted_bce::has_hard_fast_path(problem);
   return problem;
 }
 
 /// One number for all elements.
-inline Operand uniform(const void* at, Dtype dtype, int bytes) {
+inline Operand uniform(const void* at, Dtype dtype) {
   Operand o{};
   o.data = at;
   o.dtype = dtype;
   o.form = Form::kUniform;
-  o.element_size = static_cast<uint8_t>(bytes);
+  o.element_size = kBytesOf[static_cast<int>(dtype)];
   return o;
 }
 

@@ -38,7 +38,7 @@ class SparseLabels {
     csr.first_label = first_label;
   }
 
-  /// Those of y, [rows, labels]; sometimes among labels, and rows, that y has no part of.
+  /// Returns those of y, [rows, labels]; sometimes among labels and rows that are outside of y.
   static std::unique_ptr<SparseLabels> of(const Tensor& y, int64_t rows, int64_t labels,
                                           int index_size) {
     const bool windowed = draw(2);
@@ -64,7 +64,7 @@ class SparseLabels {
     return std::make_unique<SparseLabels>(index_size, labels, first_label, crow, col);
   }
 
-  /// What nobody should give: entries and labels in no order, below 0 and beyond the end.
+  /// Returns what nobody should give: entries and labels in no order, below 0 and beyond the end.
   static std::unique_ptr<SparseLabels> malformed(int64_t rows, int64_t labels, int index_size) {
     const int64_t least = index_size == 4 ? INT32_MIN : INT64_MIN, most = ~least;
     const int64_t count = draw(3) * draw(2 * rows + 300), first_label = draw(2) * 3;

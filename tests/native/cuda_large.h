@@ -1,5 +1,5 @@
-// The CUDA kernels on more than 2^32 elements, of which a few blocks run: the rest is address space
-// without memory.
+// The CUDA kernels get more than 2^32 elements, of which a few blocks run: the others are address
+// space without memory.
 #pragma once
 
 #include <sys/mman.h>
@@ -19,7 +19,7 @@ class Pages {
   explicit Pages(int64_t count) : bytes_(count * sizeof(T)) {
     memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory_ == MAP_FAILED) die("no address space for more than 2^32 elements");
+    if (memory_ == MAP_FAILED) fail("no address space for more than 2^32 elements");
   }
   ~Pages() { munmap(memory_, bytes_); }
   Pages(const Pages&) = delete;
@@ -30,16 +30,17 @@ class Pages {
 };
 
 template <class X>
-class Far {
+class LargeCase {
   using T = typename cuda::Arithmetic<X>::T;
   static constexpr int64_t kRows = 65551, kLabels = 65543, kPadding = 3,
                            kElements = kRows * kLabels;
+  static constexpr bool kWide = sizeof(X) == 8;
 
   const Pages<X> x_{kRows * (kLabels + kPadding)}, out_{kElements};
   const Pages<uint8_t> y_{kElements};
   const Pages<T> p_{kLabels}, w_{kRows};
 
-  Problem plan_;
+  Problem problem_;
   bool vectors_, sparse_;
   int64_t padding_, per_block_, tiles_;
   int blocks_;
@@ -52,7 +53,7 @@ class Far {
       for (const bool has_weight : {false, true}) {
         if (!passes(false, has_weight, 0, index_size)) return false;
         if (!passes(false, has_weight, kPadding, index_size)) return false;
-        if (sizeof(X) < 8 && !passes(true, has_weight, 0, index_size)) return false;
+        if (!kWide && !passes(true, has_weight, 0, index_size)) return false;
       }
     }
     return true;
@@ -60,75 +61,67 @@ class Far {
 
  private:
   static Operand operand(const void* data, Dtype dtype, int64_t of_row, int64_t of_label) {
-    Operand o;
-    o.data = data;
-    o.dtype = dtype;
-    o.element_size = kBytesOf[static_cast<int>(dtype)];
+    Operand o = uniform(data, dtype);  // but for its strides
     o.strides[0] = of_row;
     o.strides[1] = of_label;
     return o;
+  }
+  char* logit(int64_t i) const {
+    return reinterpret_cast<char*>(x_.data() + i + i / kLabels * padding_);
   }
 
   /// Each block has two turns or one; those with the first and the last element run, and one
   /// between.
   bool passes(bool vectors, bool has_weight, int64_t padding, int index_size) {
-    const Dtype of_factors = sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
     vectors_ = vectors;
     padding_ = padding;
     sparse_ = index_size > 0;
     per_block_ = 256 * (vectors ? 16 / static_cast<int64_t>(sizeof(X)) : 1);
     tiles_ = (kElements + per_block_ - 1) / per_block_;
     blocks_ = static_cast<int>(tiles_ / 2 + 1);
-    plan_ = {};
-    plan_.dims = 2;
-    plan_.numel = kElements;
-    plan_.sizes[0] = kRows;
-    plan_.sizes[1] = kLabels;
-    plan_.x = operand(x_.data(), dtype_of<X>(), kLabels + padding, 1);
-    if (!sparse_) plan_.y = operand(y_.data(), Dtype::kBool, kLabels, 1);
-    plan_.p = operand(p_.data(), of_factors, 0, 1);
-    if (has_weight) plan_.w = operand(w_.data(), of_factors, 1, 0);
-    plan_.out = operand(out_.data(), dtype_of<X>(), kLabels, 1);
-
-    const Pages<double> sums(blocks_);
-    const Grid grid{
-        blocks_,
-        Order::kForward,
-        nullptr,
-        {0, blocks_ / 3, static_cast<int>(sparse_ ? blocks_ - 1 : (tiles_ - 1) % blocks_)}};
+    const auto last = static_cast<int>(sparse_ ? blocks_ - 1 : (tiles_ - 1) % blocks_);
+    const Grid grid{blocks_, Order::kForward, nullptr, {0, blocks_ / 3, last}};
     for (const int block : grid.only) {
-      each_of(block, [&](int64_t i) {
-        encode(dtype_of<X>(), static_cast<double>(i * 7919 % 2001 - 1000) / 100,
-               reinterpret_cast<char*>(x_.data() + i + i / kLabels * padding_));
+      for (const int64_t i : elements_of(block)) {
+        encode(dtype_of<X>(), static_cast<double>(i * 7919 % 2001 - 1000) / 100, logit(i));
         y_[i] = i % 13 == 0;
         std::memset(out_.data() + i, 0xff, sizeof(X));
-      });
-    }
-    std::unique_ptr<SparseLabels> labels;
-    if (sparse_) {
-      labels = list(grid, index_size);
-      plan_.csr = labels->csr;
+      }
     }
     T one = 1, used = 0;
-    plan_.grad_output = uniform(&one, of_factors, sizeof(T));
-    const Problem problem = planned(plan_, Mode::kLossAndGrad, {});
-    if (vectors && !cuda::takes_vectors(problem)) die("mapped memory is not aligned");
+    problem_ = problem_of({kRows, kLabels});
+    problem_.x = operand(x_.data(), dtype_of<X>(), kLabels + padding, 1);
+    problem_.p = operand(p_.data(), dtype_of<T>(), 0, 1);
+    if (has_weight) problem_.w = operand(w_.data(), dtype_of<T>(), 1, 0);
+    problem_.out = operand(out_.data(), dtype_of<X>(), kLabels, 1);
+    problem_.grad_output = uniform(&one, dtype_of<T>());
+    std::unique_ptr<SparseLabels> labels;
+    if (sparse_) {
+      labels = sparse_labels(grid, index_size);
+      problem_.csr = labels->csr;
+    } else {
+      problem_.y = operand(y_.data(), Dtype::kBool, kLabels, 1);
+    }
+
+    const Problem problem = planned(problem_, Mode::kLossAndGrad, {});
+    if (vectors && !cuda::takes_vectors(problem)) fail("mapped memory is not aligned");
+    const Pages<double> sums(blocks_);
     cuda::Workspace workspace;
     workspace.sums = sums.data();
     workspace.used = &used;
     start<X>(problem, workspace, vectors, grid);
     bool passed = true;
     for (const int block : grid.only) passed = passed && wrote(block, sums[block]);
-    return passed && counts(grid, workspace);
+    return passed && (vectors || counts(grid, workspace));
   }
 
-  /// The positives of the blocks that run.
-  std::unique_ptr<SparseLabels> list(const Grid& grid, int index_size) const {
+  /// Returns the positives of the blocks that run.
+  std::unique_ptr<SparseLabels> sparse_labels(const Grid& grid, int index_size) const {
     std::vector<int64_t> elements, crow, col;
     for (const int block : grid.only) {
-      each_of(block, [&](int64_t i) {
+      for (const int64_t i : elements_of(block)) {
         if (y_[i]) elements.push_back(i);
-      });
+      }
     }
     std::sort(elements.begin(), elements.end());
     for (const int64_t i : elements) {
@@ -139,67 +132,65 @@ class Far {
     return std::make_unique<SparseLabels>(index_size, kLabels, 0, crow, col);
   }
 
-  template <class Do>
-  void each_of(int block, const Do& act) const {
-    const int64_t rest = vectors_ ? kElements / (16 / sizeof(X)) * (16 / sizeof(X)) : kElements;
+  std::vector<int64_t> elements_of(int block) const {
+    constexpr int64_t kLanes = 16 / sizeof(X);
+    const int64_t rest = vectors_ ? kElements / kLanes * kLanes : kElements;
     // With sparse labels, consecutive ones: two for each block but the last ones.
     const int64_t twice = tiles_ - blocks_, first = block + std::min<int64_t>(block, twice);
     const int64_t end = sparse_ ? first + 1 + (block < twice) : tiles_;
+    std::vector<int64_t> elements;
     for (int64_t tile = sparse_ ? first : block; tile < end; tile += sparse_ ? 1 : blocks_) {
-      for (int64_t i = tile * per_block_; i < std::min((tile + 1) * per_block_, rest); ++i) act(i);
+      const int64_t end_of_tile = std::min((tile + 1) * per_block_, rest);
+      for (int64_t i = tile * per_block_; i < end_of_tile; ++i) elements.push_back(i);
     }
-    for (int64_t i = rest; block == 0 && i < kElements; ++i) act(i);
+    for (int64_t i = rest; block == 0 && i < kElements; ++i) elements.push_back(i);
+    return elements;
   }
 
   bool wrote(int block, double got) const {
     Expected sum;
     int64_t wrong = -1;
-    each_of(block, [&](int64_t i) {
-      const int64_t row = i / kLabels, label = i % kLabels;
-      const double x =
-          decode(dtype_of<X>(), reinterpret_cast<const char*>(x_.data() + i + row * padding_));
-      const auto [loss, slope] = formula({}, x, y_[i], plan_.w.data ? w_[row] : 1, p_[label]);
+    for (const int64_t i : elements_of(block)) {
+      const double x = decode(dtype_of<X>(), logit(i));
+      const double weight = problem_.w.data ? w_[i / kLabels] : 1;
+      const auto [loss, slope] = formula({}, x, y_[i], weight, p_[i % kLabels]);
       const double grad = decode(dtype_of<X>(), reinterpret_cast<const char*>(out_.data() + i));
-      if (error_of(grad, slope, dtype_of<X>(), sizeof(X) == 8) > 1) wrong = i;
+      if (error_of(grad, slope, dtype_of<X>(), kWide) > 1) wrong = i;
       sum = {sum.value + loss.value, sum.size + loss.size};
-    });
-    if (wrong < 0 && error_of(got, sum, Dtype::kFloat64, sizeof(X) == 8) <= 1) return true;
+    }
+    if (wrong < 0 && error_of(got, sum, Dtype::kFloat64, kWide) <= 1) return true;
     std::printf("block %d of %d, vectors %d: sum %.9g, expected %.9g, wrong element %lld\n", block,
                 blocks_, vectors_, got, sum.value, (long long)wrong);
     return false;
   }
 
-  /// As many targets as differ from 1; with sparse labels of a row for each thread.
+  /// Counts the targets that differ from 1; with sparse labels each thread has a row.
   bool counts(const Grid& grid, const cuda::Workspace& workspace) {
-    if (vectors_) return true;
     Numbers numbers;
     numbers.ignores = true;
     numbers.ignore_index = 1;
-    start_count<T>(planned(plan_, Mode::kCount, numbers), workspace, grid);
+    start_count<T>(planned(problem_, Mode::kCount, numbers), workspace, grid);
     for (const int block : grid.only) {
-      double wanted = 0;
-      if (sparse_) {
-        wanted = without_positives(grid, int64_t{256} * block);
-      } else {
-        each_of(block, [&](int64_t i) { wanted += y_[i] != 1; });
-      }
-      if (workspace.sums[block] != wanted) {
-        std::printf("block %d counts %g, expected %g\n", block, workspace.sums[block], wanted);
-        return false;
-      }
+      const double wanted = negatives(grid, block);
+      if (workspace.sums[block] == wanted) continue;
+      std::printf("block %d counts %g, expected %g\n", block, workspace.sums[block], wanted);
+      return false;
     }
     return true;
   }
-
-  /// The targets of 256 rows that are 0.
-  double without_positives(const Grid& grid, int64_t first) const {
-    const int64_t end = std::min(first + 256, kRows);
-    double count = end > first ? static_cast<double>((end - first) * kLabels) : 0;
-    for (const int block : grid.only) {
-      each_of(block,
-              [&](int64_t i) { count -= y_[i] && i / kLabels >= first && i / kLabels < end; });
+  double negatives(const Grid& grid, int block) const {
+    double count = 0;
+    if (!sparse_) {
+      for (const int64_t i : elements_of(block)) count += y_[i] != 1;
+      return count;
     }
-    return count;
+    const int64_t first = std::min(int64_t{256} * block, kRows), end = std::min(first + 256, kRows);
+    for (const int other : grid.only) {
+      for (const int64_t i : elements_of(other)) {
+        count += y_[i] && i / kLabels >= first && i / kLabels < end;
+      }
+    }
+    return static_cast<double>((end - first) * kLabels) - count;
   }
 };
 

@@ -196,7 +196,7 @@ def test_a_device_that_is_not_the_current_one() -> None:
 
 
 def test_numbers_on_the_cpu_are_taken_along() -> None:
-    """As torch's own operators take 0-d tensors of the CPU."""
+    """0-d tensors of the CPU are taken, as by torch's own operators."""
     x, y = logits(60, 70, device="cuda"), labels(60, 70, device="cuda")
     for number in (torch.tensor(2.5), torch.tensor(2), torch.tensor(2.5, dtype=torch.float64)):
         for reduction in ("mean", "none"):

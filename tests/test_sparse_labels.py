@@ -30,7 +30,7 @@ INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 
 
 def expected(rows: list[list[int]]) -> tuple[list[int], list[int]]:
-    """By Python alone: the truth."""
+    """The truth, by Python alone."""
     crow, col = [0], []
     for row in rows:
         col += sorted(set(row))
@@ -83,7 +83,7 @@ def uncoalesced(rows: list[list[int]], dtype: torch.dtype, zeros: int = 0) -> Te
 
 
 def csr_of(rows: list[list[int]], index: torch.dtype, value: torch.dtype) -> Tensor:
-    """With duplicates and unsorted, as torch lets them be; and with zeros at every other place."""
+    """Duplicates, unsorted, as torch lets them be; and with zeros at every other place."""
     crow = torch.tensor([0, *np.cumsum([2 * len(r) for r in rows])], dtype=index)
     col = torch.tensor([n for r in rows for label in r for n in (label, 39 - label)], dtype=index)
     values = torch.tensor([1, 0] * (len(col) // 2)).to(value)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from weighted_bce import linear_weighted_bce_with_logits
 
-from .truth import TOLERANCES, Case, compute_dtype, divisor, truth
+from .tolerances import TOLERANCES, compute_dtype
+from .truth import Case, as_given, divisor, truth
 
 ROWS, FEATURES, LABELS = 7, 12, 150
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -37,7 +38,7 @@ class LinearCase:
     def __call__(self, *layer: Any, **more: Any) -> Tensor:
         """Computes the loss, of another layer where one is given."""
         input, weight, *bias = layer or self.layer
-        options = {"target": self.of_logits().given, **self.options, **more}
+        options = {"target": as_given(self.target, self.sparse), **self.options, **more}
         linear_bias = bias[0] if bias else None
         return linear_weighted_bce_with_logits(input, weight, linear_bias=linear_bias, **options)
 
@@ -60,7 +61,9 @@ class LinearCase:
     def op_args(self) -> tuple[Any, ...]:
         """Returns the arguments of the op linear_loss."""
         chunk_labels = self.options.get("chunk_labels")
-        return (*(*self.layer, None)[:3], *self.of_logits().op_args(), None, chunk_labels)
+        *before, loss, parameters = self.of_logits().op_args()
+        layer = (*self.layer, None)[:3]
+        return (*layer, *before, None, chunk_labels, loss, parameters)
 
 
 def expected(case: LinearCase, grad_output: float = 1.0) -> tuple[Tensor, tuple[Tensor, ...]]:

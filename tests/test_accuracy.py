@@ -6,7 +6,8 @@ import torch
 from weighted_bce import backend
 
 from .grids import one_at_a_time
-from .truth import Case, logits, outcome, truth, ulp, ulps_off
+from .tolerances import ulp, ulps_off
+from .truth import Case, logits, outcome, truth
 
 # Against float64, which as its own truth is some ulp off as well. A GPU approximates 2^x and 1 / x
 # in float32, at most 2 ulp and 1 ulp off: both at their worst make 9 ulp of a gradient.

@@ -11,7 +11,8 @@ from weighted_bce import WeightedBCEWithLogitsLoss, _eager, backend, weighted_bc
 from weighted_bce._kernels import why_not_on_cuda
 
 from .cuda_graphs import captured
-from .truth import Case, assert_close, check, divisor, labels, logits, truth
+from .tolerances import assert_close
+from .truth import Case, check, divisor, labels, logits, truth
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

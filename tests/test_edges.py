@@ -11,17 +11,8 @@ from torch import Tensor
 
 from weighted_bce import weighted_bce_with_logits
 
-from .truth import (
-    INPUT_DTYPES,
-    REDUCTIONS,
-    TARGET_DTYPES,
-    Case,
-    check,
-    compute_dtype,
-    labels,
-    logits,
-    outcome,
-)
+from .tolerances import compute_dtype
+from .truth import INPUT_DTYPES, REDUCTIONS, TARGET_DTYPES, Case, check, labels, logits, outcome
 
 INF, NAN = math.inf, math.nan
 

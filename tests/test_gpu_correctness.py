@@ -184,12 +184,16 @@ def test_what_only_a_smoke_test_has_comes_early() -> None:
 
 
 def test_wrong_gradients_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = torch.Tensor.backward
+    backward, grad = torch.Tensor.backward, torch.autograd.grad
 
-    def wrong(tensor: torch.Tensor, gradient: torch.Tensor) -> None:
-        right(tensor, gradient * 1.01)
+    def wrong_backward(tensor: torch.Tensor, gradient: torch.Tensor) -> None:
+        backward(tensor, gradient * 1.01)
 
-    monkeypatch.setattr(torch.Tensor, "backward", wrong)
+    def wrong_grad(*args: Any, **options: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(g * 1.01 for g in grad(*args, **options))
+
+    monkeypatch.setattr(torch.Tensor, "backward", wrong_backward)
+    monkeypatch.setattr(torch.autograd, "grad", wrong_grad)
     for group in cases.groups("cpu", True, 0):
         if "gradient over" not in group.name and "linear" not in group.name:
             assert ran(group)["failed"] > 0, group.name

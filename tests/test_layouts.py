@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from .truth import Case, assert_close, assert_grad, backends, check, labels, logits, outcome, truth
+from .tolerances import assert_close
+from .truth import Case, assert_grad, backends, check, labels, logits, outcome, truth
 
 SHAPE = (4, 6, 5, 8)
 

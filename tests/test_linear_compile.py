@@ -178,7 +178,9 @@ def test_opcheck(device: str, dtype: torch.dtype, every: int) -> None:
         torch.library.opcheck(ops.linear_loss.default, (*leaves, *rest))
         grad_output = torch.ones_like(ops.linear_loss(*args))
         needs = [True, False, bias is not None]
-        torch.library.opcheck(ops.linear_grads.default, (grad_output, *args, needs))
+        *before, loss, parameters = args
+        of_grads = grad_output, *before, needs, loss, parameters
+        torch.library.opcheck(ops.linear_grads.default, of_grads)
     torch.library.opcheck(ops.linear_topk.default, (x, weight, bias, 1, None, 3))
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from weighted_bce._extension import extension
 
-from .truth import INPUT_DTYPES, labels, logits, positives_of, ulp
+from .tolerances import ulp
+from .truth import INPUT_DTYPES, labels, logits, positives_of
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 

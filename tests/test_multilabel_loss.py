@@ -35,7 +35,8 @@ from weighted_bce._extension import extension
 from weighted_bce._terms import Term, terms_of
 
 from .processes import Processes
-from .truth import INPUT_DTYPES, assert_close, backends, labels, logits, positives_of
+from .tolerances import assert_close
+from .truth import INPUT_DTYPES, backends, labels, logits, positives_of
 
 LOSSES = (BCE(), Focal(), Focal(0.0), Focal(0.5, 0.25), Focal(2.7, 1.0))
 OTHERS = LOSSES[1:]
@@ -170,6 +171,18 @@ def test_derivatives_of_all_orders(device: str, loss: Any, reduction: str) -> No
     assert checks[1](dense, x)
     assert all(check(sparse, x) for check in checks)
     assert checks[0](others, (x, soft.requires_grad_(), weight, p))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_gradient_of_hard_targets(device: str, loss: Any) -> None:
+    """Targets of exactly 0 and 1 have the gradient of others, p P(x) - N(x)."""
+    x = logits(4, 5, dtype=torch.float64, device=device) / 3
+    y = labels(4, 5, device=device).double().requires_grad_()
+    positive, negative = terms(loss)
+    for p in (3.0, torch.full((5,), 3.0, dtype=torch.float64, device=device)):
+        result = multilabel_loss_with_logits(x, y, loss, pos_weight=p, reduction="sum")
+        (grad,) = torch.autograd.grad(result, y)
+        torch.testing.assert_close(grad, 3 * positive.value(x) - negative.value(x))
 
 
 @pytest.mark.parametrize("loss", OTHERS, ids=str)

@@ -10,7 +10,8 @@ from torch import Tensor
 from weighted_bce._extension import extension
 
 from .grids import one_at_a_time
-from .truth import Case, assert_grad, compute_dtype, sample_inputs
+from .tolerances import compute_dtype
+from .truth import Case, assert_grad, sample_inputs
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -22,7 +23,7 @@ def arguments(op: str, case: Case, needs_grad: bool) -> tuple[Any, ...]:
     x = case.input.clone().requires_grad_(needs_grad)
     one = torch.tensor(1.5, dtype=compute_dtype(x.dtype), device=x.device)
     if op == "unreduced":
-        return (x, *case.op_args()[:-1])
+        return (x, *case.op_args("none"))
     if op in ("grad", "grad_"):
         return (one, x, *case.op_args())
     if op == "update_grad_":

@@ -14,7 +14,8 @@ from weighted_bce import backend
 from weighted_bce._extension import extension
 
 from . import test_accuracy, test_edges, test_formula
-from .truth import INPUT_DTYPES, Case, check, labels, logits, outcome, sample_inputs, ulps_off
+from .tolerances import ulps_off
+from .truth import INPUT_DTYPES, Case, check, labels, logits, outcome, sample_inputs
 
 LEVELS = dict(extension.simd_levels()) if extension is not None else {}
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from weighted_bce import WeightedBCEWithLogitsLoss, _eager, weighted_bce_with_logits
 
-from .truth import INPUT_DTYPES, Case, compute_dtype, labels, logits, outcome
+from .tolerances import compute_dtype
+from .truth import INPUT_DTYPES, Case, labels, logits, outcome
 
 SCALES = (1.0, 65536.0, 65536.0, 1.0, -2.5, 0.0, 0.0, -0.0, 1.0, 3.7, 3.7, math.inf, 32768.0)
 

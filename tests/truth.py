@@ -1,21 +1,31 @@
 """What the loss must be: in float64 by torch, and again by NumPy with other formulas.
 
-Also the samples that feed correctness, gradients and opcheck, and the one table of tolerances.
+Also the samples that feed correctness, gradients and opcheck.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weighted_bce import backend, weighted_bce_with_logits
+from weighted_bce import (
+    BCE,
+    Focal,
+    backend,
+    multilabel_loss_with_logits,
+    weighted_bce_with_logits,
+)
 from weighted_bce._extension import extension
+from weighted_bce._terms import terms_of
 from weighted_bce.sparse import SparseLabels
+
+from .tolerances import assert_close, compute_dtype
 
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (
@@ -25,43 +35,6 @@ INTEGERS = (
 TARGET_DTYPES = (torch.bool, *INTEGERS, *INPUT_DTYPES)
 REDUCTIONS = ("none", "mean", "sum", "batchmean")
 NONE, MEAN, SUM, BATCHMEAN = range(4)  # as the ops number them
-
-# By dtype of the logits. `compute`: relative error of the arithmetic, a few roundings of float32
-# (eps 1.2e-7) or float64 (2.2e-16). `rounding`: of the one last rounding to the dtype itself.
-# `least`: the distance of its smallest numbers. `absolute`: where exp(-|x|) is that small and is
-# then multiplied by a weight. `digits`: of its significand.
-TOLERANCES: dict[torch.dtype, dict[str, float]] = {
-    torch.float16: dict(
-        compute=1e-6, rounding=2.0**-11, least=2.0**-24, absolute=2.0**-24, digits=11
-    ),
-    torch.bfloat16: dict(
-        compute=1e-6, rounding=2.0**-8, least=2.0**-133, absolute=2.0**-133, digits=8
-    ),
-    torch.float32: dict(
-        compute=1e-6, rounding=2.0**-24, least=2.0**-149, absolute=2.0**-139, digits=24
-    ),
-    torch.float64: dict(
-        compute=4e-15, rounding=2.0**-53, least=2.0**-1074, absolute=2.0**-1064, digits=53
-    ),
-}
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between the numbers of `dtype` around each value, in float64."""
-    known = TOLERANCES[dtype]
-    exponent = torch.frexp(values.double())[1].double()
-    return torch.exp2(exponent - known["digits"]).clamp(min=known["least"])
-
-
-def ulps_off(actual: Tensor, expected: Tensor) -> float:
-    """The largest error in units of the last place of actual's dtype; inf where one is NaN."""
-    error = (actual.double() - expected).abs()
-    error = torch.where(actual.double() == expected, 0, error)  # infinities that agree
-    return float((error / ulp(expected, actual.dtype)).nan_to_num(nan=math.inf).max())
 
 
 def positives_of(target: Tensor, dtype: torch.dtype = torch.int64) -> SparseLabels:
@@ -81,6 +54,9 @@ def as_given(target: Tensor, sparse: torch.dtype | None) -> Any:
     return target if sparse is None else positives_of(target, sparse)
 
 
+PLAIN = BCE()
+
+
 @dataclass
 class Case:
     """One call of the loss."""
@@ -94,6 +70,7 @@ class Case:
     ignore_index: float | None = None
     name: str = ""
     sparse: torch.dtype | None = None  # of the indices, where the target is given by its positives
+    loss: Any = PLAIN
 
     @property
     def given(self) -> Tensor | SparseLabels:
@@ -101,12 +78,16 @@ class Case:
         return as_given(self.target, self.sparse)
 
     def __call__(self, input: Tensor | None = None, **options: Any) -> Tensor:
-        return weighted_bce_with_logits(
-            self.input if input is None else input,
+        x = self.input if input is None else input
+        function: Callable[..., Tensor] = weighted_bce_with_logits
+        if self.loss != PLAIN:
+            function = partial(multilabel_loss_with_logits, loss=self.loss)
+        return function(
+            x,
             self.given,
-            self.weight,
-            self.pos_weight,
-            self.reduction,
+            weight=self.weight,
+            pos_weight=self.pos_weight,
+            reduction=self.reduction,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             **options,
@@ -118,8 +99,11 @@ class Case:
         value = self.pos_weight if isinstance(self.pos_weight, float) else 1.0
         options = (value, self.label_smoothing, self.ignore_index)
         number = {"mean": MEAN, "batchmean": BATCHMEAN}.get(reduction or self.reduction, SUM)
+        if reduction == "none":
+            number = NONE
         target, crow = (self.given, None) if self.sparse is None else reversed(self.given)
-        return (target, crow, self.weight, tensor, *options, None, number)
+        loss = self.loss._loss_id, self.loss._parameters
+        return (target, crow, self.weight, tensor, *options, None, number, *loss)
 
 
 @dataclass
@@ -146,17 +130,27 @@ def _coefficients(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     return w * p * positive, w * negative, kept
 
 
-def terms(x: Tensor) -> tuple[Tensor, ...]:
-    """The positive term of each logit, the negative one, and the slopes of both, in float64."""
-    zero = torch.zeros((), dtype=torch.float64, device=x.device)
-    values = torch.logaddexp(zero, -x), torch.logaddexp(zero, x)
-    return *values, -torch.sigmoid(-x), torch.sigmoid(x)
+def numpy_terms(loss: Any, x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns the positive term of each logit, the negative one, and the slopes of both.
 
-
-def numpy_terms(x: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The same by exp and logaddexp alone."""
-    positive, negative = np.logaddexp(0, -x), np.logaddexp(0, x)
-    return positive, negative, -np.exp(-negative), np.exp(-positive)
+    They are made of exp and logaddexp in long double, in a form of which no part cancels.
+    """
+    x = x.astype(np.longdouble)
+    log_u, log_v = -np.logaddexp(0, -x), -np.logaddexp(0, x)  # u = sigmoid(x), v = sigmoid(-x)
+    u, v = np.exp(log_u), np.exp(log_v)
+    if isinstance(loss, BCE):
+        results = -log_u, -log_v, -v, u
+    elif isinstance(loss, Focal):
+        g, alpha = np.longdouble(loss.gamma), loss.alpha
+        a, b = (1, 1) if alpha is None else (np.longdouble(alpha), 1 - np.longdouble(alpha))
+        of_positive, of_negative = a * np.exp(g * log_v), b * np.exp(g * log_u)
+        results = (
+            -of_positive * log_u,
+            -of_negative * log_v,
+            of_positive * (g * u * log_u - v),
+            of_negative * (u - g * v * log_v),
+        )
+    return tuple(result.astype(np.float64) for result in results)
 
 
 def truth(case: Case) -> Truth:
@@ -167,9 +161,9 @@ def truth(case: Case) -> Truth:
     def times(coefficient: Tensor, term: Tensor) -> Tensor:
         return torch.where((coefficient == 0) & ~term.isnan(), 0, coefficient * term)
 
-    positive, negative, *slopes = terms(x)
-    loss = times(a, positive) + times(b, negative)
-    down, up = times(a, slopes[0]), times(b, slopes[1])
+    positive, negative = terms_of(case.loss._loss_id, case.loss._parameters)
+    loss = times(a, positive.value(x)) + times(b, negative.value(x))
+    down, up = times(a, positive.slope(x)), times(b, negative.slope(x))
     fill = [t.masked_fill(~kept, 0) for t in (loss, up + down, up.abs() + down.abs())]
     return Truth(*fill, int(kept.sum()))
 
@@ -178,7 +172,7 @@ def numpy_truth(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Loss and derivative of each element by other formulas, for finite cases."""
     a, b, kept = (t.cpu().numpy() for t in _coefficients(case))
     x = np.where(kept, case.input.detach().double().cpu().numpy(), 0)
-    positive, negative, of_positive, of_negative = numpy_terms(x)
+    positive, negative, of_positive, of_negative = numpy_terms(case.loss, x)
     loss, grad = a * positive + b * negative, a * of_positive + b * of_negative
     return np.where(kept, loss, 0), np.where(kept, grad, 0)
 
@@ -188,21 +182,6 @@ def divisor(case: Case, count: int) -> float:
         # Nothing that counts among something gives 0, the mean of nothing at all NaN.
         return max(count, 1) if case.input.numel() else 0
     return len(case.input) if case.reduction == "batchmean" else 1
-
-
-def assert_close(actual: Tensor, expected: Tensor, size: Tensor, what: str) -> None:
-    """`size` is what the errors of the arithmetic are relative to."""
-    known = TOLERANCES[actual.dtype]
-    bound = known["compute"] * size + known["rounding"] * expected.abs() + known["absolute"]
-    error = (actual.double() - expected).abs()
-    # What is too large for the dtype is infinite in it.
-    same = (actual == expected.to(actual.dtype)) | (actual.isnan() & expected.isnan())
-    excess = torch.where(same, -1, (error - bound).nan_to_num(nan=math.inf))
-    if excess.numel() and float(excess.max()) > 0:
-        i = int(excess.argmax())
-        values = (float(t.expand(expected.shape).flatten()[i]) for t in (actual, expected, size))
-        got, wanted, scale = values
-        raise AssertionError(f"{what}: at {i} got {got}, expected {wanted}, size {scale}")
 
 
 def assert_grad(
@@ -294,3 +273,6 @@ def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -
         yield Case(x, hard, w, 3.0, "batchmean", 0.1, name="sparse, smooth", sparse=torch.int64)
         yield Case(x[:3], hard[:3], None, None, "mean", 0.0, 0, "sparse, 0", torch.int32)
         yield Case(x[0, 0], hard[0, 0], name="0-d")
+        yield Case(x, hard, loss=Focal(), name="focal")
+        yield Case(x, soft, w[:, :1], 3.0, "sum", 0.1, loss=Focal(1.5, 0.25), name="focal, soft")
+        yield Case(x, hard, w, w[0], name="focal, sparse", sparse=torch.int64, loss=Focal(0.5))

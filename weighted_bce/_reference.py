@@ -47,7 +47,9 @@ def coefficients(options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     y = options.target.to(dtype)
     p = options.pos_weight_value if options.pos_weight is None else options.pos_weight.to(dtype)
     smoothed = options.smoothed(y)
-    positive = torch.where(smoothed == 0, 0, smoothed * p)  # an infinite p, too
+    positive = smoothed * p
+    if isinstance(p, Tensor):  # which may be infinite, but 0 stays 0; a number is finite
+        positive = torch.where((smoothed == 0) & ~torch.isfinite(p), 0, positive)
     negative = options.smoothed(1 - y)
     if options.weight is not None:
         weight = options.weight.to(dtype)

@@ -47,7 +47,8 @@ class Softplus:
 class FocalTerm:
     """u^gamma S(x), with which the focal loss weighs negatives.
 
-    The power is exp(-gamma S(-x)), which is right for any gamma >= 0.
+    The power is exp(-gamma S(-x)), which is right for any gamma >= 0. Its exponent needs more digits
+    than the result: where a device has float64, it is float64.
     """
 
     def __init__(self, gamma: float) -> None:
@@ -57,7 +58,8 @@ class FocalTerm:
         """gamma, u^gamma and S(x), all of them finite: infinity times 0 would be NaN."""
         most = torch.finfo(x.dtype).max
         gamma, finite = min(self._gamma, most), x.clamp(-most, most)
-        return gamma, torch.exp(-gamma * softplus(-finite)), softplus(finite)
+        wide = finite.double() if x.device.type in ("cpu", "cuda", "meta") else finite
+        return gamma, torch.exp(-gamma * softplus(-wide)).to(x.dtype), softplus(finite)
 
     def value(self, x: Tensor) -> Tensor:
         _, power, s = self._factors(x)

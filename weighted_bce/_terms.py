@@ -47,7 +47,7 @@ class Softplus:
 class FocalTerm:
     """u^gamma S(x), with which the focal loss weighs negatives.
 
-    The power is exp(-gamma S(-x)), which is right for any gamma >= 0. Its exponent needs more digits
+    The power is exp(-gamma S(-x)), right for any gamma >= 0. Its exponent needs more digits
     than the result: where a device has float64, it is float64.
     """
 

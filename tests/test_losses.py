@@ -3,15 +3,15 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from weighted_bce import Focal
 from weighted_bce._extension import extension
 
 from .tolerances import ulp
-from .truth import INPUT_DTYPES, labels, logits, positives_of
+from .truth import INPUT_DTYPES, labels, logits, numpy_terms, positives_of
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -23,25 +23,9 @@ ops = torch.ops.weighted_bce
 
 
 def focal(x: Tensor, gamma: float, alpha: float) -> tuple[Tensor, ...]:
-    """Returns both terms and their slopes in float64, of which no part cancels.
-
-    Lin et al., Focal Loss for Dense Object Detection: with p = sigmoid(x), the terms are
-    -alpha (1 - p)^gamma log(p) and -(1 - alpha) p^gamma log(1 - p).
-    """
-    v = x.detach().double().cpu().numpy().astype(np.longdouble)
-    with np.errstate(all="ignore"):
-        log_q, log_p = -np.logaddexp(0, v), -np.logaddexp(0, -v)
-        p, q = np.exp(log_p), np.exp(log_q)
-        of_p, of_q = np.exp(gamma * log_q), np.exp(gamma * log_p)
-        results = (
-            -of_p * log_p,
-            -of_q * log_q,
-            of_p * (gamma * p * log_p - q),
-            of_q * (p - gamma * q * log_q),
-        )
-    scales = (alpha, 1 - alpha) * 2 if alpha >= 0 else (1, 1) * 2
-    both = [np.longdouble(s) * r for s, r in zip(scales, results, strict=True)]
-    return tuple(torch.from_numpy(r.astype(np.float64)) for r in both)
+    """Returns both terms and their slopes in float64."""
+    loss = Focal(gamma, None if alpha == -1 else alpha)
+    return tuple(map(torch.from_numpy, numpy_terms(loss, x.detach().double().cpu().numpy())))
 
 
 def call(

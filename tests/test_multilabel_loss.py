@@ -1,6 +1,7 @@
 """The losses by name: their terms, values and gradients, modules and errors."""
 
 import copy
+import io
 import math
 import pickle
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from weighted_bce import (
     weighted_bce_with_logits,
 )
 from weighted_bce._terms import Term, terms_of
+from weighted_bce.losses import Loss
 
 from .tolerances import assert_close
 from .truth import INPUT_DTYPES, backends, labels, logits, positives_of
@@ -81,6 +83,22 @@ def test_terms_have_their_limits(gamma: float, dtype: torch.dtype) -> None:
             assert (slope[ends == -INF] == 0).all()
             assert (curvature[ends.isinf()] == 0).all()
             assert term.value(torch.tensor([math.nan])).isnan().all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-3, 0.5, 2.0, 1e4, 1e100])
+def test_derivatives_of_huge_logits(device: str, gamma: float) -> None:
+    """By the kernels and by the reference, up to the third derivative."""
+    for chosen in backends(device):
+        x = torch.tensor([INF, -INF, 3e38, -3e38, 1e30, 100, -100], device=device).requires_grad_()
+        for target in (0.0, 1.0):
+            y = torch.full_like(x, target).detach()
+            with backend(chosen):
+                result = multilabel_loss_with_logits(x, y, Focal(gamma), reduction="sum")
+                for order in range(3):
+                    (result,) = torch.autograd.grad(result.sum(), x, create_graph=True)
+                    assert not result.isnan().any(), (chosen, order)
+                    if order:
+                        assert (result[:5] == 0).all(), (chosen, order)
 
 
 @pytest.mark.parametrize("dtype", INPUT_DTYPES)
@@ -224,6 +242,10 @@ def test_losses_are_values() -> None:
         assert eval(repr(loss), vars(weighted_bce)) == loss
         with pytest.raises(AttributeError):
             loss.gamma = 3.0  # type: ignore[misc]
+        file = io.BytesIO()
+        torch.save({"loss": loss}, file)
+        file.seek(0)
+        assert torch.load(file, weights_only=True) == {"loss": loss}
 
 
 @pytest.mark.parametrize(
@@ -245,7 +267,7 @@ def test_wrong_parameters(make: Any, error: type[Exception], words: str) -> None
         make()
 
 
-@pytest.mark.parametrize("wrong", [None, "focal", Focal, 2.0])
+@pytest.mark.parametrize("wrong", [None, "focal", Focal, 2.0, Loss()])
 def test_unknown_losses(wrong: Any) -> None:
     x, y = torch.zeros(2, 3), torch.zeros(2, 3)
     words = r"loss must be BCE\(\) or Focal\(\), got"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._numbers import checked_at_least_0, checked_number
-from ._options import BATCHMEAN, KERNEL_TARGET_DTYPES, NONE, REDUCTIONS, Options
+from ._options import BATCHMEAN, NONE, REDUCTIONS, Options
 from .losses import Loss
 from .sparse import SparseLabels, check_form, check_indices, is_readable
 
@@ -41,8 +41,6 @@ def checked_options(
     crow_indices = None
     if isinstance(target, Tensor) and target.layout is torch.strided:
         _check_tensors(input, target, logits_name)
-        if target.dtype not in KERNEL_TARGET_DTYPES:
-            target = target.float()
     else:
         target, crow_indices = _checked_sparse(input, target, logits_name)
     value: float = 1.0
@@ -52,7 +50,8 @@ def checked_options(
         else:
             value, pos_weight = pos_weight, None
             if not (type(value) is float and 0 <= value < math.inf):
-                value = checked_at_least_0("pos_weight", value, " or a torch.Tensor")
+                value = checked_number("pos_weight", value, " or a torch.Tensor")
+                value = checked_at_least_0("pos_weight", value)
     if weight is not None:
         _check_factor("weight", weight, input, logits_name)
     if reduction == BATCHMEAN and input.dim() == 0:

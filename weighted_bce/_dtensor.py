@@ -68,7 +68,10 @@ class GlobalLogits(NamedTuple):
             raise ValueError(f"{name} must be on {self.mesh} like input, got {tensor.device_mesh}")
         pairs = zip(self.placements, placements, strict=True)
         of_grad = [Partial() if isinstance(p, Shard) and q == Replicate() else q for p, q in pairs]
-        tensor = redistributed(tensor, placements)
+        if tensor.requires_grad:  # the gradient is then placed as the tensor
+            tensor = tensor.redistribute(placements=placements)
+        else:
+            tensor = redistributed(tensor, placements)
         return tensor.to_local(grad_placements=of_grad)
 
 

@@ -22,9 +22,9 @@ def checked_number(name: str, value: object, otherwise: str = "") -> float:
     return float(value)
 
 
-def checked_at_least_0(name: str, value: object, otherwise: str = "") -> float:
+def checked_at_least_0(name: str, value: object) -> float:
     """Returns the number as a float; raises ValueError unless it is finite and at least 0."""
-    number = checked_number(name, value, otherwise)
+    number = checked_number(name, value)
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be a finite number >= 0, got {value}")
     return number

@@ -72,6 +72,15 @@ class Options(NamedTuple):
         target = torch.full((), value, dtype=dtype, device=self.target.device)
         return self._replace(target=target, crow_indices=None, first_label=None)
 
+    def with_readable_target(self) -> "Options":
+        """Converts a target that no kernel reads, such as one of float8, to float32."""
+        if self.target.dtype in KERNEL_TARGET_DTYPES:
+            return self
+        ignore_index = self.ignore_index
+        if ignore_index is not None:  # as the target holds it
+            ignore_index = torch.tensor(ignore_index, dtype=self.target.dtype).float().item()
+        return self._replace(target=self.target.float(), ignore_index=ignore_index)
+
     def savable(self) -> "Options":
         """Copies the tensors made under torch.inference_mode, which autograd cannot save."""
         if not any(t is not None and t.is_inference() for t in self.tensors):

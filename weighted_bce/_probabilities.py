@@ -25,7 +25,7 @@ def _unreduced(input: Tensor, options: Options) -> tuple[Tensor]:
     _check_range(x)
     positive, negative = coefficients(options, x.dtype)
     of_positive, of_negative = probability_terms(x)
-    loss = positive * of_positive + negative * of_negative
+    loss = of_positive * positive + of_negative * negative
     return (loss if skip is None else loss.masked_fill(skip, 0),)
 
 

@@ -47,33 +47,40 @@ class Softplus:
 class FocalTerm:
     """u^gamma S(x), with which the focal loss weighs negatives.
 
-    The power is exp(-gamma S(-x)), right for any gamma >= 0. Its exponent needs more digits
-    than the result: where a device has float64, it is float64.
+    The power is exp(-gamma S(-x)), right for any gamma >= 0. Its exponent needs more digits than
+    the result: where a device has float64, it is float64.
     """
+
+    # Beyond it, the term is x; below its opposite, 0. Both hold in float64 for gamma up to 1e300.
+    _LIMIT = 1000.0
 
     def __init__(self, gamma: float) -> None:
         self._gamma = gamma
 
-    def _factors(self, x: Tensor) -> tuple[float, Tensor, Tensor]:
-        """gamma, u^gamma and S(x), all of them finite: infinity times 0 would be NaN."""
-        most = torch.finfo(x.dtype).max
-        gamma, finite = min(self._gamma, most), x.clamp(-most, most)
-        wide = finite.double() if x.device.type in ("cpu", "cuda", "meta") else finite
-        return gamma, torch.exp(-gamma * softplus(-wide)).to(x.dtype), softplus(finite)
+    def _factors(self, x: Tensor) -> tuple[Tensor, float, Tensor]:
+        """Returns x within the limit, gamma and u^gamma, all finite: infinity times 0 is NaN."""
+        wide = x.double() if x.device.type in ("cpu", "cuda", "meta") else x
+        gamma, t = (
+            min(self._gamma, torch.finfo(wide.dtype).max),
+            wide.clamp(-self._LIMIT, self._LIMIT),
+        )
+        return t, gamma, torch.exp(-gamma * softplus(-t))
 
     def value(self, x: Tensor) -> Tensor:
-        _, power, s = self._factors(x)
-        return torch.where(x == torch.inf, x, power * s)
+        t, _, power = self._factors(x)
+        return torch.where(x > self._LIMIT, x, (power * softplus(t)).to(x.dtype))
 
     def slope(self, x: Tensor) -> Tensor:
-        gamma, power, s = self._factors(x)
-        return power * (gamma * torch.sigmoid(-x) * s + torch.sigmoid(x))
+        t, gamma, power = self._factors(x)
+        u, v = torch.sigmoid(t), torch.sigmoid(-t)
+        return (power * (gamma * v * softplus(t) + u)).to(x.dtype)
 
     def curvature(self, x: Tensor) -> Tensor:
-        gamma, power, s = self._factors(x)
-        u, v = torch.sigmoid(x), torch.sigmoid(-x)
-        rest = gamma * (gamma * v - u) * (v * s) + 2 * (gamma * u * v) + u * v
-        return torch.where(power == 0, 0, power * rest)
+        t, gamma, power = self._factors(x)
+        u, v = torch.sigmoid(t), torch.sigmoid(-t)
+        # The power comes first: where it is 0, gamma^2 may be too large.
+        terms = power * gamma * (gamma * v - u) * (v * softplus(t)) + 2 * (power * gamma * u * v)
+        return (terms + power * u * v).to(x.dtype)
 
 
 class Scaled:

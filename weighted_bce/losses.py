@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from ._numbers import checked_at_least_0, checked_number
 
 
 class Loss:
     """What the losses share: how the ops know them."""
 
-    _loss_id: ClassVar[int]  # in csrc/problem.h and _terms.py
+    _loss_id: ClassVar[int]  # its number in csrc/problem.h and _terms.py
 
     _parameters: Sequence[float] | None = None  # in the order of the terms
 
@@ -73,7 +75,7 @@ class Focal(Loss):
         if self.alpha is not None:
             alpha = checked_number("alpha", self.alpha, " or None")
             if not 0 <= alpha <= 1:
-                raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+                raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
 
     @property
     def _parameters(self) -> Sequence[float]:  # type: ignore[override]
@@ -81,8 +83,12 @@ class Focal(Loss):
         return gamma, -1.0 if self.alpha is None else float(self.alpha)
 
 
+_LOSSES = (BCE, Focal)
+torch.serialization.add_safe_globals(list(_LOSSES))  # for torch.load, which takes weights alone
+
+
 def check_loss(loss: object) -> None:
     """Raises TypeError unless this is one of the losses above."""
-    if not isinstance(loss, Loss):
-        names = " or ".join(f"{kind.__name__}()" for kind in Loss.__subclasses__())
+    if not isinstance(loss, _LOSSES):
+        names = " or ".join(f"{kind.__name__}()" for kind in _LOSSES)
         raise TypeError(f"loss must be {names}, got {loss!r}")

@@ -52,7 +52,7 @@ class _Loss:
         options = options._replace(weight=part(options.weight), pos_weight=part(options.pos_weight))
         if options.is_sparse:
             return options._replace(first_label=(options.first_label or 0) + chunk.start)
-        return options._replace(target=options.target[:, chunk])
+        return options._replace(target=options.target[:, chunk]).with_readable_target()
 
     def sum(self, logits: Tensor, chunk: slice) -> Tensor:
         """Returns the sum of the losses."""

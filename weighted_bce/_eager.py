@@ -69,7 +69,7 @@ class FusedLoss(Function):
     def forward(
         ctx: Any, input: Tensor, options: Options, kernels: Kernels, inplace_backward: bool
     ) -> Tensor:
-        grad = None
+        grad = ctx.used_grad_output = None
         if options.reduction == NONE:
             loss = kernels.unreduced(input, *options)
         elif inplace_backward:
@@ -83,20 +83,25 @@ class FusedLoss(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        options, (input, grad) = Options.saved(ctx)
         # Compiled autograd traces this function.
-        if torch.compiler.is_compiling() or not is_first_order(grad_output):
-            result = differentiable_grad(grad_output, input, options)
+        is_plain = not torch.compiler.is_compiling() and is_first_order(grad_output)
+        input, grad, *_ = ctx.saved_tensors
         # A kept graph comes back for the same gradient: what it holds is not given away.
-        elif grad is not None and not _graph_is_kept():
+        is_given_away = grad is not None and is_plain and not _graph_is_kept()
+        # On the CPU a look at the numbers costs less than a call of the op.
+        if (
+            is_given_away
+            and grad_output.is_cpu
+            and grad_output.item() == ctx.used_grad_output.item()
+        ):
+            return grad, None, None, None
+        options, _ = Options.saved(ctx)
+        if is_given_away:
+            expected = expected_grad_output(input)
+            used = ctx.used_grad_output
+            ops.update_grad_.default(grad_output, used, expected, grad, input, *options)
             result = grad
-            # On the CPU a look at the numbers costs less than a call of the op.
-            if not (grad_output.is_cpu and grad_output.item() == ctx.used_grad_output.item()):
-                expected = expected_grad_output(input)
-                ops.update_grad_.default(
-                    grad_output, ctx.used_grad_output, expected, grad, input, *options
-                )
-        elif ctx.inplace_backward:
+        elif is_plain and ctx.inplace_backward:
             result = _write_over(grad_output, input, options)
         else:
             result = differentiable_grad(grad_output, input, options)

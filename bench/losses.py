@@ -30,7 +30,7 @@ class Loss(NamedTuple):
     @property
     def terms(self) -> tuple[Term, Term]:
         """The positive and the negative term."""
-        return terms_of(self.kind._number, self.kind._parameters)
+        return terms_of(self.kind._loss_id, self.kind._parameters)
 
 
 def bce(logits: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:

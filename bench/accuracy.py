@@ -81,10 +81,10 @@ def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> tuple[float
     assert result is not None
     loss, grads = float(result.double()), [leaf.grad for leaf in sample.leaves]
     sample.drop_gradients()
-    if setting.dtype == "float16" and not (math.isfinite(loss) and all(map(_is_finite, grads))):
+    if setting.dtype == "float16" and not all(map(_is_finite, (result, *grads))):
         raise Overflow("it overflows float16")
     off_loss = abs(loss - right_loss) / (right_loss or 1)
-    eps = torch.finfo(getattr(torch, setting.dtype)).eps
+    eps = torch.finfo(setting.torch_dtype).eps
     # The result is rounded to the dtype. Sums, of half precision in float32, are made one by one,
     # in some lanes: their roundings add up at random.
     sums = max(1.0, math.sqrt(setting.elements) / 16) * min(eps, FLOAT_EPS)
@@ -101,10 +101,9 @@ def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> tuple[float
     return off_loss, off_gradient
 
 
-def _is_finite(grad: Tensor | None) -> bool:
-    """One part is looked at after the other: torch makes several tensors to see it."""
-    parts = () if grad is None else grad.flatten().split(MOST_CHECKED)
-    return all(bool(part.isfinite().all()) for part in parts)
+def _is_finite(values: Tensor | None) -> bool:
+    """Whether none is infinite or NaN; the extremes tell, which take no memory to find."""
+    return values is None or all(bool(v.isfinite()) for v in (values.amax(), values.amin()))
 
 
 def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[float, float]:
@@ -112,10 +111,9 @@ def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[f
 
     These are few, in the logits' dtype. The gradient of a positive, which is negative, is to
     others a difference of numbers up to pos_weight; that of any element where a loss cancels.
-    Elements of a linear layer's gradients are
-    sums: their errors are relative to the largest element.
+    Elements of a linear layer's gradients are sums: their errors are relative to the largest.
     """
-    smallest = torch.finfo(getattr(torch, setting.dtype)).smallest_normal / scale
+    smallest = torch.finfo(setting.torch_dtype).smallest_normal / scale
     known = known.flatten()
     weight, largest = max(1.0, setting.pos_weight) / setting.elements, known.abs().max()
     worst, excess = torch.zeros(2, dtype=torch.float64, device=grad.device)

@@ -17,7 +17,7 @@ from .report import FASTER, overview, ratio, short_name, shown_facts, table
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-OVERVIEW = ("copy", "masked", "bce", "bce-float", "compile", "scatter", "timm", "torchvision")
+OVERVIEW = ("copy", "masked", "bce", "bce-float", "compile", "scatter")
 PICTURES = {
     "elements": "Seconds of a step against the number of elements",
     "labels": "Seconds of a step against the number of labels",

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -216,12 +215,6 @@ def test_bad_arguments(
     assert all(word in printed.err for word in words)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_kernels_for_cuda_is_one_line_and_exit_code_2() -> None:
-    ran = bench("--device", "cuda")
-    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
-
-
 def options(*arguments: str) -> Any:
     return __main__.parser().parse_args(["--quick", *arguments])
 
@@ -280,24 +273,6 @@ def test_the_full_grids_follow_every_axis() -> None:
 def test_the_names_on_the_command_line() -> None:
     assert tuple(one.key for one in BASELINES if one.is_optional) == AGAINST
     assert tuple(LOSSES) == names.LOSSES
-
-
-@pytest.mark.parametrize("package", [None, "raise RuntimeError('of another torch')"])
-def test_what_cannot_be_imported_is_skipped_by_name(
-    package: str | None, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
-) -> None:
-    name, why = "not_there", "not_there is not installed"
-    if package is not None:
-        name, why = "broken_one", "broken_one does not import: of another torch"
-        (tmp_path / f"{name}.py").write_text(package)
-        monkeypatch.syspath_prepend(tmp_path)
-    changed = [replace(one, needs=name) if one.key == "timm" else one for one in BASELINES]
-    monkeypatch.setattr("bench.baselines.BASELINES", changed)
-    monkeypatch.setattr(run, "BASELINES", changed)
-    assert __main__.main([*SHORT, "--against", "timm,bce"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert f"timm BinaryCrossEntropy: skipped, {why}" in printed
-    assert "torchvision" not in printed.partition("Times of ours")[0]
 
 
 def test_a_wrong_baseline_is_exit_code_1(

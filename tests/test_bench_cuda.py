@@ -99,7 +99,7 @@ def test_all_compute_the_same(dtype: str, pass_: str) -> None:
     """Also at another loss scale, and when replayed."""
     setting = Setting(16, 4096, dtype, density=0.05)
     eager = group(setting, pass_=pass_, device=Pretended())
-    for one in (eager, runner.replayed(eager)):
+    for one in (eager, runner.as_graphs(eager)):
         known = checked(one)
         assert OURS in known
         assert not any(row.failed for row in known.values())
@@ -107,7 +107,7 @@ def test_all_compute_the_same(dtype: str, pass_: str) -> None:
 
 def test_a_wrong_loss_scale_is_found() -> None:
     one = group(device=Pretended())
-    for scaled in one.runners:
+    for scaled in one:
         if scaled.key == "scaled":
             scaled.baseline = replace(scaled.baseline, loss_scale=65536 * (1 + 1e-5))
     assert [key for key, row in checked(one).items() if row.disagrees] == ["scaled"]
@@ -128,7 +128,7 @@ def test_percent_of_copy() -> None:
 
 @pytest.mark.parametrize(("key", "surprised"), [("scaled", False), ("scaled-changing", True)])
 def test_a_changing_loss_scale_is_never_the_expected_one(key: str, surprised: bool) -> None:
-    (one,) = group(keys=[key], device=Pretended()).runners
+    (one,) = group(keys=[key], device=Pretended())
     assert one.steps == 1
     for _ in range(3):
         sample = one.prepare()
@@ -161,12 +161,12 @@ def test_graphs_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Pretended()
     monkeypatch.setattr(gpu, "cache_bytes", lambda: 2**26)
     eager = group(keys=["bce"], device=gpu)
-    assert eager.runners[0].steps == 256
+    assert eager[0].steps == 256
     calls: list[Sample] = []
-    eager.runners[0].step = calls.append
-    (replay,) = runner.replayed(eager).runners
+    eager[0].step = calls.append
+    (replay,) = runner.as_graphs(eager)
     replay.run(replay.prepare())
-    assert replay.steps == eager.samples.count == 256
+    assert replay.steps == eager[0].samples.count == 256
     assert len(calls) == 2 * 256
     assert len({id(sample) for sample in calls}) == 256
 
@@ -175,12 +175,12 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     times = (2e-3, 1.9e-3, 2.1e-3, 1.25, 1.0, 4000.0, 0.9, 1024, 1.0, 1.6e-8, 3e-7)
     one = Row(SETTING, STEP, False, OURS, *times)
     none = Row(SETTING, STEP, False, "masked", failed="it needs some 90.0 GiB", fits=False)
-    report.show_group(report.Console(width=132), "", [one, none], 0)
+    report.show_group(report.Console(width=132), [one, none])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     cells = ["2.00", "1.90", "to", "2.10", "1.00x", "1.25x", "4000", "90%", "1.00", "2e-08"]
     assert [OURS, *cells, "3e-07"] in lines
     assert ["masked", "multiply", "does", "not", "fit", *"--------"] in lines
-    report.show_group(report.Console(width=132), "", [none], 0)
+    report.show_group(report.Console(width=132), [none])
 
 
 def test_samples_take_turns() -> None:

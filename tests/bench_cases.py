@@ -85,8 +85,8 @@ def checked(group: Sequence[Runner]) -> dict[str, Row]:
     return {one.key: one.row for one in group if one.baseline.is_loss}
 
 
-def measured(group: Sequence[Runner], rounds: int = 1, **more: Any) -> dict[str, Row]:
-    timing.measure(group, rounds, **more)
+def measured(group: Sequence[Runner], rounds: int = 1, *more: Any) -> dict[str, Row]:
+    timing.measure(group, rounds, *more)
     return rows(group)
 
 

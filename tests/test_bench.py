@@ -232,8 +232,7 @@ def options(*arguments: str) -> Any:
     ],
 )
 def test_sizes(arguments: tuple[str, ...], shapes: list[tuple[int, ...]]) -> None:
-    tasks = run.tasks_of(options(*arguments), CPU)
-    assert [setting.sizes for setting in tasks] == shapes
+    assert [setting.sizes for setting in run.tasks_of(options(*arguments), CPU)] == shapes
 
 
 def test_all_combinations_of_what_is_asked_for() -> None:

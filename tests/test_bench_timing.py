@@ -1,6 +1,6 @@
 """What the benchmark times computes what it should, and the times are made right."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -118,19 +118,11 @@ def test_no_more_of_the_gradient_is_compared_than_is_known(monkeypatch: pytest.M
     assert not any(row.failed for row in checked(group(LAYER, keys(LAYER))).values())
 
 
-def test_no_loss_at_all_is_wrong_in_half_precision() -> None:
-    """Although its sums may be off by more than float32's."""
-    nothing = with_make("bce", lambda *_: lambda logits, _: 0 * logits.sum())
-    known = checked(group(Setting(16, 2**16, "bfloat16"), [nothing, "masked"], FORWARD))
-    assert [key for key, row in known.items() if row.disagrees] == ["bce"]
+def other_weight(setting: Setting, device: str) -> Any:
+    return makers.ours(setting._replace(pos_weight=7.01), device)
 
 
-def with_loss(function: Callable[..., Tensor], setting: Setting = SETTING) -> list[runner.Runner]:
-    return group(setting, [OURS, with_make("masked", lambda *_: function)])
-
-
-@pytest.mark.parametrize("setting", [FOCAL, LAYER._replace(loss="focal")])
-def test_another_exponent_is_another_loss(setting: Setting) -> None:
+def other_exponent(setting: Setting, device: str) -> Any:
     loss = multilabel_loss_with_logits
 
     def other(*given: Any) -> Tensor:
@@ -138,51 +130,47 @@ def test_another_exponent_is_another_loss(setting: Setting) -> None:
         logits = F.linear(*leaves) if setting.features else leaves[0]
         return loss(logits, target, Focal(2.001), pos_weight=setting.pos_weight)
 
-    known = checked(group(setting, [OURS, with_make("focal", lambda *_: other)]))
-    assert [key for key, row in known.items() if row.disagrees] == ["focal"]
+    return other
 
 
-def right_loss(logits: Tensor, target: Tensor) -> Tensor:
-    return makers.usual(SETTING, "cpu")(logits, target)
-
-
-def other_loss(logits: Tensor, target: Tensor) -> Tensor:
-    return makers.usual(SETTING._replace(pos_weight=7.01), "cpu")(logits, target)
-
-
-def other_gradient(logits: Tensor, target: Tensor) -> Tensor:
-    loss = right_loss(logits, target)
-    return loss + 1e-3 * (loss - loss.detach())
-
-
-def not_a_number(logits: Tensor, target: Tensor) -> Tensor:
-    return right_loss(logits, target) + 0 * logits.log().sum()
-
-
-@pytest.mark.parametrize(
-    ("function", "what"),
-    [(other_loss, "loss"), (other_gradient, "gradient"), (not_a_number, "loss")],
-)
-def test_what_is_wrong_is_not_timed(function: Callable[..., Tensor], what: str) -> None:
-    *others, wrong = measured(with_loss(function)).values()
-    assert wrong.disagrees
-    assert wrong.seconds is None
-    assert wrong.failed is not None
-    assert wrong.failed.startswith(f"the {what} is")
-    assert not any(row.disagrees for row in others)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_wrong_gradient_of_either_factor_of_a_layer_is_found(which: int) -> None:
-    right = makers.ours(LAYER, "cpu")
+def other_gradient(which: int, setting: Setting, device: str) -> Any:
+    right = makers.ours(setting, device)
 
     def loss(*given: Any) -> Tensor:
         extra = given[which].sum()
         return right(*given) + 1e-3 * (extra - extra.detach())
 
-    known = checked(with_loss(loss, LAYER))
+    return loss
+
+
+def not_a_number(setting: Setting, device: str) -> Any:
+    right = makers.ours(setting, device)
+    return lambda logits, target: right(logits, target) + 0 * logits.log().sum()
+
+
+def no_loss(setting: Setting, device: str) -> Any:
+    return lambda logits, _: 0 * logits.sum()
+
+
+@pytest.mark.parametrize(
+    ("setting", "make", "what"),
+    [
+        (SETTING, other_weight, "loss"),
+        (SETTING, not_a_number, "loss"),
+        (FOCAL, other_exponent, "loss"),
+        (LAYER._replace(loss="focal"), other_exponent, "loss"),
+        # Sums of half precision may be off by more than float32's.
+        (Setting(16, 2**16, "bfloat16"), no_loss, "loss"),
+        (SETTING, partial(other_gradient, 0), "gradient"),
+        (LAYER, partial(other_gradient, 0), "gradient"),
+        (LAYER, partial(other_gradient, 1), "gradient"),
+    ],
+)
+def test_what_is_wrong_is_not_timed(setting: Setting, make: Any, what: str) -> None:
+    known = measured(group(setting, [OURS, with_make("masked", make)]))
     assert [key for key, row in known.items() if row.disagrees] == ["masked"]
-    assert "the gradient is off" in str(known["masked"].failed)
+    assert known["masked"].seconds is None
+    assert str(known["masked"].failed).startswith(f"the {what} is")
 
 
 def test_what_overflows_is_not_timed_and_no_fault_of_the_run() -> None:
@@ -196,13 +184,11 @@ def test_what_fails_is_reported_with_the_others(capsys: pytest.CaptureFixture[st
     def broken(logits: Tensor, target: Tensor) -> Tensor:
         raise RuntimeError("backend raised:\nno [compiler]\nat line 3")
 
-    *others, failed = measured(with_loss(broken)).values()
-    assert (failed.key, failed.failed, failed.seconds) == ("masked", "no [compiler]", None)
-    assert not failed.disagrees
-    assert all(row.seconds is not None for row in others)
-    report.show_group(report.Console(), [*others, failed])
-    printed = capsys.readouterr().out
-    assert "masked multiply failed: no [compiler]" in printed
+    known = measured(group(SETTING, ["copy", OURS, with_make("masked", lambda *_: broken)]))
+    assert [key for key, row in known.items() if row.seconds is None] == ["masked"]
+    assert (known["masked"].failed, known["masked"].disagrees) == ("no [compiler]", False)
+    report.show_group(report.Console(), [*known.values()])
+    assert "masked multiply failed: no [compiler]" in capsys.readouterr().out
 
 
 def test_what_is_faster_than_ours_has_a_star() -> None:
@@ -212,11 +198,21 @@ def test_what_is_faster_than_ours_has_a_star() -> None:
         assert report.ratio(Row(SETTING, STEP, False, key, times_ours=times)) == text
 
 
-def test_rounds_end_with_the_time() -> None:
-    for limits, rounds in (((3,), 3), ((9, 0.0), 5)):
-        one = with_loss(right_loss)
-        timing.measure(one, *limits)
-        assert {len(row.rounds) for row in cases.rows(one).values()} == {rounds}
+@pytest.mark.parametrize(("limits", "rounds"), [((3,), 3), ((9, 0.0), 5)])
+def test_rounds_end_with_the_time(limits: tuple[Any, ...], rounds: int) -> None:
+    known = measured(group(SETTING, [OURS, "bce"]), *limits)
+    assert {len(row.rounds) for row in known.values()} == {rounds}
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"), [(LAYER, "fused-step"), (SETTING, "bce"), (SETTING, "released")]
+)
+def test_an_untimed_step_comes_before_each_timed_one(setting: Setting, key: str) -> None:
+    (one,) = group(setting, [key])
+    steps: list[Any] = []
+    one.step_before = steps.append
+    sample = one.prepare()
+    assert [before is sample for before in steps] == [False]
 
 
 @pytest.mark.parametrize(("pass_", "outputs"), [(STEP, 3), (FORWARD, 1)])

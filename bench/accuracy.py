@@ -19,10 +19,6 @@ class Disagreement(Exception):
     """A baseline does not compute what it should."""
 
 
-class Overflow(Exception):
-    """A baseline has infinity or NaN where float16 could hold the result."""
-
-
 def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) -> Truth:
     """The formula for targets of 0 and 1 and finite logits, in float64, a chunk at a time.
 
@@ -69,8 +65,8 @@ def _of_logits(
 def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> tuple[float, float | None]:
     """The relative errors of one call: of the loss, and the largest of the gradient's elements.
 
-    `known` is asked for the truth, by pos_weight and whether positives count. Raises Overflow, and
-    Disagreement where errors are larger than roundings make them.
+    `known` is asked for the truth, by pos_weight and whether positives count. Raises
+    OverflowError for float16, Disagreement where errors are larger than roundings make them.
     """
     baseline, setting = runner.baseline, runner.samples.setting
     right_loss, right_gradients = known(
@@ -82,7 +78,7 @@ def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> tuple[float
     loss, grads = float(result.double()), [leaf.grad for leaf in sample.leaves]
     sample.drop_gradients()
     if setting.dtype == "float16" and not all(map(_is_finite, (result, *grads))):
-        raise Overflow("it overflows float16")
+        raise OverflowError("it overflows float16")
     off_loss = abs(loss - right_loss) / (right_loss or 1)
     eps = torch.finfo(setting.torch_dtype).eps
     # The result is rounded to the dtype. Sums, of half precision in float32, are made one by one,

@@ -10,10 +10,9 @@ import torch
 pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
-from bench import __main__, device, report, run, runner
+from bench import __main__, device, run, runner
 from bench.baselines import BASELINES, BY_KEY
 from bench.names import FORWARD, OURS, STEP
-from bench.records import Row
 from bench.samples import Sample, Samples
 from bench.settings import Setting
 from weighted_bce._eager import expected_grad_output
@@ -66,31 +65,29 @@ def test_a_run(
     assert "Times of ours" in printed
     found = json.loads((tmp_path / "results.json").read_text())["rows"]
     of = {"bool": KEYS, "sparse": ["copy", OURS, *SCALED, "inplace", "dense", "scatter"]}
-    once = {*SCALED, "inplace"}  # in steps
-    expected = []
-    for size in (8, 15):
-        for target, step in of.items():
-            for pass_ in (STEP, FORWARD):
-                keys = [key for key in step if pass_ == STEP or key not in once]
-                expected += [(size, target, pass_, False, key) for key in keys]
-                if size == 8:
-                    captured = [key for key in keys if BY_KEY[key].graph]
-                    expected += [(size, target, pass_, True, key) for key in captured]
+    expected = [
+        (size, target, pass_, graphs, key)
+        for size in (8, 15)
+        for target in of
+        for pass_ in (STEP, FORWARD)
+        for graphs in (False, True)[: 1 + (size == 8)]
+        for key in of[target]
+        if BY_KEY[key].only in ("", pass_) and (BY_KEY[key].graph or not graphs)
+    ]
     what = ("rows", "target", "pass", "graphs", "baseline")
     logits = [row for row in found if not row["features"]]
-    layers = [row for row in found if row["features"]]
     assert [tuple(row[k] for k in what) for row in logits] == expected
     for row in logits:
         assert row["failed"] is None
         assert 0 < row["p20"] <= row["seconds"] <= row["p80"]
         assert (row["peak_gradients"] is None) == row["graphs"]
-    assert not any(row["graphs"] for row in layers)
+    layers = [row for row in found if row["features"]]
+    assert all(row["times_products"] > 0 and not row["graphs"] for row in layers)
     beyond = {(row["pass"], row["baseline"]): row["beyond_bytes"] for row in layers}
     peak = 3 * SETTING.gradient_bytes
     assert beyond[STEP, OURS] == max(0, peak - 4 * 8 * 204)
     assert beyond[STEP, "fused-step"] == peak - 4 * 8 * 4
     assert beyond[FORWARD, "scatter"] == peak
-    assert all(row["times_products"] > 0 for row in layers)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -169,18 +166,6 @@ def test_graphs_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replay.steps == eager[0].samples.count == 256
     assert len(calls) == 2 * 256
     assert len({id(sample) for sample in calls}) == 256
-
-
-def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    times = (2e-3, 1.9e-3, 2.1e-3, 1.25, 1.0, 4000.0, 0.9, 1024, 1.0, 1.6e-8, 3e-7)
-    one = Row(SETTING, STEP, False, OURS, *times)
-    none = Row(SETTING, STEP, False, "masked", failed="it needs some 90.0 GiB", fits=False)
-    report.show_group(report.Console(width=132), [one, none])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    cells = ["2.00", "1.90", "to", "2.10", "1.00x", "1.25x", "4000", "90%", "1.00", "2e-08"]
-    assert [OURS, *cells, "3e-07"] in lines
-    assert ["masked", "multiply", "does", "not", "fit", *"--------"] in lines
-    report.show_group(report.Console(width=132), [none])
 
 
 def test_samples_take_turns() -> None:

@@ -20,7 +20,7 @@ from bench.names import OURS
 from bench.settings import Setting
 from tools.gpu.device import is_lost
 
-from .bench_cases import SETTING, Pretended, group, measured, rows, with_make
+from .bench_cases import LAYER, SETTING, Pretended, group, measured, rows, with_make
 from .test_bench_cuda import main
 
 
@@ -41,7 +41,15 @@ def test_what_does_not_fit_is_not_tried() -> None:
     left_out = ["masked", "bce", "bce-float"]
     assert [key for key, row in found.items() if not row.fits] == left_out
     assert "GiB are free" in str(found["bce"].failed)
-    assert found["inplace"].seconds is not None
+    assert all(row.seconds is not None for row in found.values() if row.fits)
+
+
+def test_what_layers_need() -> None:
+    """Ours and the fused step hold no logits, others up to five times as much as these."""
+    keys = [OURS, "fused-step", "products", "unfused", "masked", "bce", "scatter"]
+    one = group(LAYER, keys, device=Pretended())
+    inputs = one[0].samples.bytes + LAYER.gradient_bytes + 120 * LAYER.elements
+    assert [(r.memory - inputs) / LAYER.logits_bytes for r in one] == [0, 0, 1, 2, 5, 5, 5]
 
 
 def test_samples_of_the_pass_before_count_once() -> None:

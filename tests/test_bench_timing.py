@@ -14,7 +14,6 @@ pytest.importorskip("psutil")
 from bench import makers, report, runner, timing
 from bench.accuracy import truth
 from bench.baselines import fitting
-from bench.device import CPU
 from bench.names import FORWARD, LOSSES, OURS, STEP
 from bench.peak import peak
 from bench.records import Row
@@ -106,8 +105,10 @@ def test_errors_are_against_float64(setting: Setting) -> None:
         for got, wanted in zip(known, gradients, strict=True):
             torch.testing.assert_close(got.view_as(wanted), wanted, rtol=1e-10, atol=1e-17)
     for row in checked(group(setting, [OURS, setting.loss])).values():
-        assert 0 <= (row.loss_error or 0) < 30 * eps
-        assert 0 <= (row.gradient_error or 0) < 1000 * eps
+        assert row.loss_error is not None
+        assert row.gradient_error is not None
+        assert 0 <= row.loss_error < 30 * eps
+        assert 0 <= row.gradient_error < 1000 * eps
 
 
 def test_no_more_of_the_gradient_is_compared_than_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,24 +246,6 @@ def test_steps_leave_the_weight_and_drop_gradients(key: str, has_gradient: list[
     assert torch.equal(sample.leaves[1], before)
     assert one.samples.take() is not sample
     assert sample.gradients_bytes == 0
-
-
-def test_what_does_not_fit_is_named_and_the_others_are_timed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one = group(LAYER, keys(LAYER))
-    needed = {r.key: r.memory for r in one}
-    logits, gradients = LAYER.logits_bytes, LAYER.gradient_bytes
-    assert needed[OURS] == needed["fused-step"] == one[0].samples.bytes + gradients + 120 * 6 * 300
-    assert needed["products"] == needed[OURS] + logits
-    assert needed["unfused"] == needed[OURS] + 2 * logits
-    assert needed["scatter"] == needed[OURS] + 5 * logits
-    monkeypatch.setattr(CPU, "free_bytes", lambda: needed["unfused"], raising=False)
-    known = measured(one)
-    assert [key for key, row in known.items() if not row.fits] == ["masked", "bce", "scatter"]
-    assert all(row.seconds is not None for row in known.values() if row.fits)
-    report.show_group(report.Console(width=132), [*known.values()])
-    assert "masked multiply does not fit: it needs some" in capsys.readouterr().out
 
 
 ALONE = Setting(64, 2**15)

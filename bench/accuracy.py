@@ -120,10 +120,6 @@ def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[f
         value = largest if setting.features else wanted.abs()
         is_difference = (wanted < 0) | LOSSES[setting.loss].cancels
         allowed = value if setting.features else is_difference * weight + value + smallest
-        worst = worst.maximum(_largest(off / value.clamp_min(smallest)))
-        excess = excess.maximum(_largest(off / allowed))
+        worst = worst.maximum((off / value.clamp_min(smallest)).max())
+        excess = excess.maximum((off / allowed).max())  # NaN stays NaN
     return float(worst), float(excess)
-
-
-def _largest(values: Tensor) -> Tensor:
-    return values.max().nan_to_num(math.inf, math.inf)

@@ -1,10 +1,8 @@
 """Writes the figures of bench/results into README.md, between two marks.
 
-Run as: python -m bench.readme, or with --check to see whether they are the ones that are there.
+Run as: python -m bench.readme
 """
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -97,16 +95,5 @@ def _faster(rows: Iterable[Row]) -> str:
     return f"Faster than ours in this run: {'; '.join(found)}."
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 where it is stale")
-    check = parser.parse_args().check
-    text = README.read_text()
-    new = written(text)
-    if not check:
-        README.write_text(new)
-    return int(check and new != text)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    README.write_text(written(README.read_text()))

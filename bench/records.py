@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Hashable
 from dataclasses import dataclass, field, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,10 +88,7 @@ class Records(NamedTuple):
 
     def groups(self) -> list[list[Row]]:
         """The rows of each group, in the order of the run."""
-        found: dict[Hashable, list[Row]] = {}
-        for row in self.rows:
-            found.setdefault(row.identity[:3], []).append(row)
-        return list(found.values())
+        return [list(rows) for _, rows in groupby(self.rows, lambda row: row.identity[:3])]
 
     def save(self, folder: Path) -> None:
         """Writes results.json and results.csv. The csv leaves out the single rounds."""

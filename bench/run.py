@@ -33,7 +33,7 @@ def run(options: Namespace) -> None:
     device, console = find(options.device), Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    before = _earlier(options.check) if options.check else None  # it may be written over
+    before = _earlier(options.check) if options.check else None  # --out may write over it
     command = shlex.join(["python", "-m", "bench", *options.arguments])
     records, torch_threads = Records(facts(device, command), []), torch.get_num_threads()
     report.show_head(console, records.facts, options.rounds)

@@ -1,4 +1,4 @@
-"""Writes the figures of bench/results into README.md, between two marks.
+"""Writes the figures of bench/results into README.md, between two comments.
 
 Run as: python -m bench.readme
 """

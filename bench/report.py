@@ -21,7 +21,7 @@ FASTER = "*"
 CAPTION = """\
 Step: from the logits to logits.grad. Forward: from the logits to the loss, under no_grad.
 All take turns in each round, each after an untimed step of its kind. Ratios are medians of those
-within a round; * marks what is faster than ours. Samples of 2^17 elements or more are not in the
+within a round; a * says what is faster than ours. Samples of 2^17 elements or more are not in the
 caches.
 GB/s, % of copy_: of the bytes that must move, logits, target and gradient once each (copy_: the
 logits twice), over the time; and that over the same of copy_.

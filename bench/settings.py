@@ -31,14 +31,15 @@ class Setting(NamedTuple):
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of the logits."""
-        found: torch.dtype = getattr(torch, self.dtype)
-        return found
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     @property
     def target_dtype(self) -> torch.dtype:
         """The dtype of a dense target."""
-        found: torch.dtype = getattr(torch, self.dtype if self.target == "float" else self.target)
-        return found
+        name = self.dtype if self.target == "float" else self.target
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
 
     @property
     def is_sparse(self) -> bool:

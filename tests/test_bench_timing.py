@@ -109,6 +109,8 @@ def test_errors_are_against_float64(setting: Setting) -> None:
         assert row.gradient_error is not None
         assert 0 <= row.loss_error < 30 * eps
         assert 0 <= row.gradient_error < 1000 * eps
+        if setting.dtype == "float32" and setting.pos_weight:  # some element is rounded
+            assert row.gradient_error > 0
 
 
 def test_no_more_of_the_gradient_is_compared_than_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -150,77 +150,55 @@ def test_a_gpu_that_has_failed_ends_the_run(
     assert {(row["rows"], row["fits"]) for row in found} == {(8, True)}
 
 
-class Recorded:
-    """Stands for what torch.cuda makes; notes what is done with it."""
-
-    def __init__(self, log: list[str], name: str) -> None:
-        self.log, self.name = log, name
-
-    def __getattr__(self, action: str) -> Callable[..., float]:
-        return lambda *_: self.log.append(f"{self.name}.{action}") or 1500.0
-
-    def __enter__(self) -> None:
-        self.log.append(f"{self.name}(")
-
-    def __exit__(self, *_: object) -> None:
-        self.log.append(f"){self.name}")
-
-
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    log: list[str] = []
-    names = iter(["start", "end"])
-
-    def synchronize() -> None:
-        log.append("synchronize")
-        if "lost" in log:
-            raise RuntimeError("an illegal memory access")
-
-    pretended = SimpleNamespace(
-        Event=lambda enable_timing: Recorded(log, next(names)),
-        CUDAGraph=lambda: Recorded(log, "graph"),
-        Stream=lambda: Recorded(log, "side"),
-        current_stream=lambda: Recorded(log, "current"),
-        stream=lambda _: Recorded(log, "on_side"),
-        graph=lambda graph, stream: Recorded(log, "capture"),
-        is_initialized=lambda: True,
-        synchronize=synchronize,
-        reset_peak_memory_stats=lambda: log.append("reset"),
-        memory_allocated=lambda: 100,
-        memory_reserved=lambda: 103,
-        max_memory_allocated=lambda: 150,
-        empty_cache=lambda: log.append("empty"),
-        mem_get_info=lambda: (7, 9),
-    )
-    monkeypatch.setattr(torch, "cuda", pretended)
-    return log
+def cuda(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Stands for torch.cuda, and records what is asked of it."""
+    cuda = MagicMock()
+    cuda.Event.side_effect = [cuda.start, cuda.end]
+    cuda.start.elapsed_time.return_value = 1500.0
+    cuda.memory_allocated.return_value, cuda.memory_reserved.return_value = 100, 103
+    cuda.max_memory_allocated.return_value, cuda.mem_get_info.return_value = 150, (7, 9)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    return cuda
 
 
-def test_time_and_memory(log: list[str]) -> None:
-    """Events time the work, the allocator counts what it needs."""
+def calls(cuda: MagicMock, work: Callable[[], object]) -> list[str]:
+    """The names of what is called in the work."""
+    cuda.reset_mock()
+    work()
+    return [name for name, *_ in cuda.mock_calls]
+
+
+def test_events_time_the_work(cuda: MagicMock) -> None:
     gpu = Cuda()
-    assert gpu.seconds(lambda: log.append("work")) == 1.5
-    assert log == ["start.record", "work", "end.record", "end.synchronize", "start.elapsed_time"]
-    log.clear()
-    assert gpu.rise_of_peak(lambda: log.append("work")) == 50
-    assert log == ["synchronize", "reset", "work", "synchronize"]
+    in_order = ["start.record", "work", "end.record", "end.synchronize", "start.elapsed_time"]
+    assert calls(cuda, lambda: gpu.seconds(cuda.work)) == in_order
+    assert gpu.seconds(cuda.work) == 1.5
+
+
+def test_the_allocator_counts_memory(cuda: MagicMock) -> None:
+    gpu = Cuda()
+    before = ["synchronize", "reset_peak_memory_stats", "memory_allocated"]
+    after = ["work", "synchronize", "max_memory_allocated"]
+    assert calls(cuda, lambda: gpu.rise_of_peak(cuda.work)) == before + after
+    assert gpu.rise_of_peak(cuda.work) == 50
+    assert calls(cuda, gpu.free_bytes)[0] == "empty_cache"
     assert gpu.free_bytes() == 7 + 3
-    assert log[-1] == "empty"
 
 
-def test_a_lost_gpu_cannot_synchronize(log: list[str]) -> None:
+def test_a_lost_gpu_cannot_synchronize(cuda: MagicMock) -> None:
     assert not is_lost()
-    log.append("lost")
+    cuda.synchronize.side_effect = RuntimeError("an illegal memory access")
     assert is_lost()
 
 
-def test_work_is_captured_warm_and_on_a_stream_of_its_own(log: list[str]) -> None:
-    replay = Cuda().graph(lambda: log.append("prepare"), lambda _: log.append("work"))
-    replay()
-    warm_up = ["prepare", "work"]
-    assert log == [
-        *("prepare", "side.wait_stream", "on_side("),
-        *(warm_up * device.WARM_UPS),
-        *("prepare", "capture(", "work", ")capture", ")on_side"),
-        *("current.wait_stream", "graph.replay"),
+def test_work_is_captured_warm_and_on_a_stream_of_its_own(cuda: MagicMock) -> None:
+    gpu = Cuda()
+    made = ["CUDAGraph", "Stream", "current_stream", "Stream().wait_stream", "stream"]
+    captured = ["prepare", "graph", "graph().__enter__", "work", "graph().__exit__"]
+    assert calls(cuda, lambda: gpu.graph(cuda.prepare, cuda.work)()) == [
+        *("prepare", *made, "stream().__enter__"),
+        *(["prepare", "work"] * device.WARM_UPS),
+        *(*captured, "stream().__exit__"),
+        *("current_stream", "current_stream().wait_stream", "CUDAGraph().replay"),
     ]

@@ -20,7 +20,7 @@ from .samples import Samples
 from .settings import Grid, Setting, few, grids
 from .timing import measure
 
-WIDTH = 132  # of what is not printed to a terminal
+WIDTH = 160  # of what is not printed to a terminal
 # The share of free memory that the largest size may need: making samples takes more for a moment,
 # and allocators round.
 SHARE = 0.9

@@ -29,18 +29,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 DESCRIPTION = """\
-Compares weighted_bce with the other ways to compute the same loss, side by side:
-time, memory, and error against float64; and a linear layer and its loss in one with
-the two of them apart. Without a choice of shapes, dtypes,
-targets, densities or threads it measures a grid of them: how the cost grows with
-each."""
+Compares weighted_bce with the other ways to compute the same loss, side by side: time, memory,
+and error against float64; and a linear layer and its loss in one with the two of them apart.
+Without a choice of shapes, dtypes, targets, densities or threads it measures a grid of them."""
 EPILOG = """\
 examples:
   python -m bench --quick
   python -m bench --shapes 256x100000 --targets bool,sparse --density 0.0001,0.01
   python -m bench --shapes 64x128x670091 --dtypes float32,bfloat16
-  python -m bench --quick --loss focal
-  python -m bench --quick --device cuda --out results
+  python -m bench --quick --device cuda --loss focal --out results
   python -m bench --quick --check results
 It ends with 1 where ours fails, a baseline is wrong or a check fails, with 2 on
 wrong arguments or without kernels, device or memory, with 130 when interrupted."""
@@ -69,13 +66,11 @@ def parser() -> argparse.ArgumentParser:
     add("--shapes", _list(_shape), "S,...", text)
     add("--dtypes", _list(_one_of(DTYPES)), "D,...", ", ".join(DTYPES))
     add("--targets", _list(_one_of(TARGETS)), "T,...", ", ".join(TARGETS))
-    text = "share of positives among the targets (default: 0.005; of linear layers 5 in each row, "
-    text += "of sparse labels)"
+    text = "share of positives (default: 0.005; of linear layers 5 in each row, of sparse labels)"
     add("--density", _list(_density), "X,...", text, dest="densities")
     add("--passes", _list(_one_of(PASSES)), "P,...", ", ".join(PASSES))
-    text = "what ours is compared with, as far as it fits what is measured; default: all that is "
-    text += f"installed, with --quick not all ({', '.join(AGAINST)})"
-    add("--against", _list(_one_of(AGAINST)), "A,...", text)
+    text = "baselines, as far as they fit what is measured; default: all, with --quick not all "
+    add("--against", _list(_one_of(AGAINST)), "A,...", text + f"({', '.join(AGAINST)})")
     add("--threads", _list(positive), "N,...", "default: as torch chooses")
     add("--pos-weight", _weight, "P", default, default=7.0)
     add("--seed", _seed, "N", f"of the inputs ({default})", default=0)
@@ -134,12 +129,11 @@ def _folder(text: str) -> Path:
     return path
 
 
-def _results_of(text: str) -> Path:
-    path = Path(text)
-    return path / "results.json" if path.is_dir() else path
-
-
-_results = checked(_results_of, Path.is_file, "results of an earlier run")
+def _results(text: str) -> Path:
+    path = Path(text) / "results.json" if Path(text).is_dir() else Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"must be results of an earlier run, got {text!r}")
+    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,10 +19,6 @@ class Disagreement(Exception):
     """A baseline does not compute what it should."""
 
 
-class Overflow(Exception):
-    """A baseline has infinity or NaN where float16 could hold the result."""
-
-
 def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) -> Truth:
     """The formula for targets of 0 and 1 and finite logits, in float64, a chunk at a time.
 
@@ -69,8 +65,8 @@ def _of_logits(
 def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> tuple[float, float | None]:
     """The relative errors of one call: of the loss, and the largest of the gradient's elements.
 
-    `known` is asked for the truth, by pos_weight and whether positives count. Raises Overflow, and
-    Disagreement where errors are larger than roundings make them.
+    `known` is asked for the truth, by pos_weight and whether positives count. Raises
+    OverflowError for float16, Disagreement where errors are larger than roundings make them.
     """
     baseline, setting = runner.baseline, runner.samples.setting
     right_loss, right_gradients = known(
@@ -81,10 +77,10 @@ def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> tuple[float
     assert result is not None
     loss, grads = float(result.double()), [leaf.grad for leaf in sample.leaves]
     sample.drop_gradients()
-    if setting.dtype == "float16" and not (math.isfinite(loss) and all(map(_is_finite, grads))):
-        raise Overflow("it overflows float16")
+    if setting.dtype == "float16" and not all(map(_is_finite, (result, *grads))):
+        raise OverflowError("it overflows float16")
     off_loss = abs(loss - right_loss) / (right_loss or 1)
-    eps = torch.finfo(getattr(torch, setting.dtype)).eps
+    eps = torch.finfo(setting.torch_dtype).eps
     # The result is rounded to the dtype. Sums, of half precision in float32, are made one by one,
     # in some lanes: their roundings add up at random.
     sums = max(1.0, math.sqrt(setting.elements) / 16) * min(eps, FLOAT_EPS)
@@ -101,10 +97,9 @@ def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> tuple[float
     return off_loss, off_gradient
 
 
-def _is_finite(grad: Tensor | None) -> bool:
-    """One part is looked at after the other: torch makes several tensors to see it."""
-    parts = () if grad is None else grad.flatten().split(MOST_CHECKED)
-    return all(bool(part.isfinite().all()) for part in parts)
+def _is_finite(values: Tensor | None) -> bool:
+    """Whether none is infinite or NaN; the extremes tell, which take no memory to find."""
+    return values is None or all(bool(v.isfinite()) for v in (values.amax(), values.amin()))
 
 
 def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[float, float]:
@@ -112,10 +107,9 @@ def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[f
 
     These are few, in the logits' dtype. The gradient of a positive, which is negative, is to
     others a difference of numbers up to pos_weight; that of any element where a loss cancels.
-    Elements of a linear layer's gradients are
-    sums: their errors are relative to the largest element.
+    Elements of a linear layer's gradients are sums: their errors are relative to the largest.
     """
-    smallest = torch.finfo(getattr(torch, setting.dtype)).smallest_normal / scale
+    smallest = torch.finfo(setting.torch_dtype).smallest_normal / scale
     known = known.flatten()
     weight, largest = max(1.0, setting.pos_weight) / setting.elements, known.abs().max()
     worst, excess = torch.zeros(2, dtype=torch.float64, device=grad.device)
@@ -126,10 +120,6 @@ def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[f
         value = largest if setting.features else wanted.abs()
         is_difference = (wanted < 0) | LOSSES[setting.loss].cancels
         allowed = value if setting.features else is_difference * weight + value + smallest
-        worst = worst.maximum(_largest(off / value.clamp_min(smallest)))
-        excess = excess.maximum(_largest(off / allowed))
+        worst = worst.maximum((off / value.clamp_min(smallest)).max())
+        excess = excess.maximum((off / allowed).max())  # NaN stays NaN
     return float(worst), float(excess)
-
-
-def _largest(values: Tensor) -> Tensor:
-    return values.max().nan_to_num(math.inf, math.inf)

@@ -1,10 +1,9 @@
 """The ways to compute a loss: the one table of them, for the benchmark and for its tests."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib import import_module
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,11 +33,10 @@ class Baseline:
     is_loss: bool = True  # False: what is made takes a sample and computes no loss
     loss: str = ""  # the only one that it computes; "": all
     given: str = "target"  # which field of a sample it gets for one
-    prepare: str = "take"  # how its sample is prepared, see Runner.prepare
+    prepare: str = ""  # what else its sample needs, see Runner.prepare
     matrices: int = 4  # as large as the logits, that a step makes and holds at its peak
     weighted: bool = True  # with pos_weight; else it computes another function, with pos_weight 1
     positives: bool = True  # False: none, which is another function too
-    needs: str = ""  # a package that may be missing
     compiles: bool = False
     only: str = ""  # the pass; "": both
     device: str = ""  # "cpu" or "cuda"; "": both
@@ -50,6 +48,11 @@ class Baseline:
     @property
     def is_optional(self) -> bool:
         return self.is_loss and self.key != OURS
+
+    def is_wanted(self, against: Sequence[str] | None, quick: bool) -> bool:
+        if against is not None:
+            return self.key in against or not self.is_optional
+        return self.quick or not quick
 
     def name(self, loss: str) -> str:
         known = LOSSES[loss]
@@ -82,11 +85,8 @@ class Baseline:
 
     def work(self, pass_: str, setting: Setting, device: str) -> Callable[[Sample], Any]:
         """A step or a forward pass, which returns the loss."""
-        function, field, scale = (
-            self.make(setting, device),
-            self.field(setting),
-            self.scale(setting),
-        )
+        function, field = self.make(setting, device), self.field(setting)
+        scale = self.scale(setting)
 
         def forward(sample: Sample) -> Tensor:
             with torch.no_grad():
@@ -102,78 +102,54 @@ class Baseline:
         return forward if pass_ == FORWARD else step
 
 
-def own(key: str, title: str, make: Maker = ours, **more: Any) -> Baseline:
-    """A variant of ours, that takes any target and follows an untimed step of its kind."""
-    usually = {"takes": "any", "prepare": "steady", "is_own": True, "matrices": 1}
-    return Baseline(key, title, make, **{**usually, **more})
-
-
-SCALED: dict[str, Any] = {"only": STEP, "device": "cuda", "loss_scale": SCALE}
-COMPILED: dict[str, Any] = {"compiles": True, "matrices": 1, "graph": True}
-SLOW: dict[str, Any] = {"prepare": "take", "matrices": 12, "quick": False}
-FULL: dict[str, Any] = {"quick": False, "loss": BCE}
-floor = partial(Baseline, prepare="steady", is_loss=False, matrices=0)
-inplace, plain = partial(ours, inplace_backward=True), partial(usual, weighted=False)
-compiled_mask = compiled(makers.masked, fullgraph=False)
+own = partial(Baseline, make=ours, takes="any", is_own=True, matrices=1)  # a variant of ours
+everywhere = partial(own, linear="any")
+of_step = partial(own, only=STEP)
+of_sparse = partial(own, takes="sparse", graph=True)
+scaled = partial(of_step, device="cuda", loss_scale=SCALE, graph=True)
+floor = partial(Baseline, is_loss=False, matrices=0, graph=True)  # a bound of all times
+of_bce = partial(Baseline, loss=BCE)
+compiles = partial(Baseline, compiles=True, matrices=1, graph=True)
+in_place = partial(ours, inplace_backward=True)
+plain = partial(usual, weighted=False)
+mask = compiled(makers.masked, fullgraph=False)
 
 BASELINES = (
-    floor(COPY, "copy_ of the logits", makers.copy, "any", graph=True),
+    floor(COPY, "copy_ of the logits", makers.copy, "any"),
     floor(PRODUCTS, "the products alone", makers.products, "", "any", prepare="outputs"),
-    own(OURS, "ours", linear="any", graph=True),
-    own(
-        "released",
-        "ours, memory released",
-        takes="dense",
-        prepare="released",
-        only=STEP,
-        device="cpu",
+    everywhere(OURS, "ours", graph=True),
+    of_step("released", "ours, memory released", takes="dense", prepare="released", device="cpu"),
+    scaled("scaled", "ours, loss scale 65536"),
+    scaled("scaled-changing", "ours, loss scale that changes", scale_before=SCALE / 2),
+    of_step("inplace", "ours, inplace_backward", make=in_place, prepare="overwritable", matrices=0),
+    of_step("fused-step", "ours, fused_step", make=makers.fused_step, takes="", linear="any"),
+    everywhere(
+        "ours-compiled", "torch.compile(ours)", make=compiled(ours), compiles=True, graph=True
     ),
-    own("scaled", "ours, loss scale 65536", graph=True, **SCALED),
-    own("scaled-changing", "ours, loss scale that changes", scale_before=SCALE / 2, **SCALED),
-    own(
-        "inplace", "ours, inplace_backward", inplace, prepare="overwritable", only=STEP, matrices=0
+    everywhere(
+        "reference", "ours, in plain PyTorch", make=makers.reference, matrices=12, quick=False
     ),
-    own("fused-step", "ours, fused_step", makers.fused_step, takes="", linear="any", only=STEP),
-    own("ours-compiled", "torch.compile(ours)", compiled(ours), linear="any", **COMPILED),
-    own("reference", "ours, in plain PyTorch", makers.reference, linear="any", **SLOW),
-    own(
-        "no-positives",
-        "ours, no positives",
-        takes="sparse",
-        given="nothing",
-        positives=False,
-        graph=True,
-    ),
-    own("dense", "ours, bool target", takes="sparse", given="ready", graph=True),
+    of_sparse("no-positives", "ours, no positives", given="nothing", positives=False),
+    of_sparse("dense", "ours, bool target", given="ready"),
     Baseline("unfused", "F.linear, {ours}", makers.unfused, "", "any", matrices=1),
-    Baseline("masked", "masked multiply", makers.masked, linear="any", loss=BCE),
+    of_bce("masked", "masked multiply", makers.masked, linear="any"),
     *(
         Baseline(key, "{usual}", linear="any", loss=key, matrices=loss.matrices, graph=True)
         for key, loss in LOSSES.items()
     ),
-    Baseline("bce-float", "{usual}, float target", given="ready", loss=BCE, graph=True),
-    Baseline("bce-plain", "{usual}, no pos_weight", plain, weighted=False, loss=BCE, graph=True),
-    Baseline("compile", "torch.compile({usual})", compiled(usual), linear="any", **COMPILED),
-    Baseline(
+    of_bce("bce-float", "{usual}, float target", given="ready", graph=True),
+    of_bce("bce-plain", "{usual}, no pos_weight", plain, weighted=False, graph=True),
+    compiles("compile", "torch.compile({usual})", compiled(usual), linear="any"),
+    compiles(
         "compile-plain",
         "torch.compile(F..., no pos_weight)",
         compiled(plain),
+        loss=BCE,
         weighted=False,
-        **FULL,
-        **COMPILED,
+        quick=False,
     ),
-    Baseline(
-        "compile-masked", "torch.compile(masked multiply)", compiled_mask, compiles=True, **FULL
-    ),
+    of_bce("compile-masked", "torch.compile(masked multiply)", mask, compiles=True, quick=False),
     Baseline("scatter", "zeros().scatter_, {usual}", makers.scatter, "sparse", "sparse"),
-    Baseline(
-        "torchvision",
-        "torchvision sigmoid_focal_loss",
-        makers.torchvision,
-        matrices=8,
-        needs="torchvision",
-    ),
-    Baseline("timm", "timm BinaryCrossEntropy", makers.timm, loss=BCE, needs="timm"),
 )
 BY_KEY = {baseline.key: baseline for baseline in BASELINES}
 
@@ -181,15 +157,3 @@ BY_KEY = {baseline.key: baseline for baseline in BASELINES}
 def fitting(setting: Setting, pass_: str, device: str) -> list[Baseline]:
     """Those that make sense there, in the order of the table."""
     return [baseline for baseline in BASELINES if baseline.fits(setting, pass_, device)]
-
-
-@cache
-def lack(package: str) -> str:
-    """Why a package cannot be used; "" where it can, or none is needed."""
-    try:
-        import_module(package or "torch")
-    except ModuleNotFoundError:
-        return f"{package} is not installed"
-    except Exception as error:  # such as a torchvision for another torch
-        return f"{package} does not import: {error}"
-    return ""

@@ -6,10 +6,10 @@ import torch
 
 from .records import Records, Row
 
-# Fields that are worse where they grow, of ours; of the others times of ours, worse where it falls.
-OF_OURS = ("peak_gradients", "beyond_bytes", "loss_error", "gradient_error")
-OF_OTHERS = ("times_ours",)
-FLOORS = {"peak_gradients": 0.1, "beyond_bytes": 2.0**20}
+# Fields of ours, which are worse where they grow, and differences of them that are nothing: those
+# of errors are the eps of the dtype. Of the others it is times ours, worse where it falls.
+OF_OURS = {"peak_gradients": 0.1, "beyond_bytes": 2.0**20, "loss_error": 0, "gradient_error": 0}
+OF_OTHERS = {"times_ours": 0}
 ERRORS = 2.0  # roundings, that much larger, are no longer the same
 
 
@@ -33,15 +33,13 @@ def changes(now: Records, before: Records, tolerance: float) -> tuple[int, list[
     pairs = [(row, earlier[row.identity]) for row in now.rows if row.identity in earlier]
     for row, old in pairs:
         is_own = row.baseline.is_own
-        for field in OF_OURS if is_own else OF_OTHERS:
+        for field, floor in (OF_OURS if is_own else OF_OTHERS).items():
             was, value = getattr(old, field), getattr(row, field)
             if was is None or value is None:
                 continue
             is_error = field.endswith("error")
-            # Differences far below the floor are nothing.
-            eps = torch.finfo(getattr(torch, row.setting.dtype)).eps
-            floor = eps if is_error else FLOORS.get(field, 0.0)
-            growth = (value + floor) / (was + floor)
+            nothing = torch.finfo(row.setting.torch_dtype).eps if is_error else floor
+            growth = (value + nothing) / (was + nothing)
             if max(growth, 1 / growth) > (ERRORS if is_error else 1 + tolerance):
                 found.append(Change(row, field, was, value, (growth > 1) == is_own))
     return len(pairs), found

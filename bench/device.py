@@ -40,7 +40,8 @@ class Device:
 
     def cache_bytes(self) -> int:
         """The cache that samples should exceed; 0 where that is not known."""
-        return max(map(_cache_bytes, CACHES.glob("index*/size")), default=0)
+        sizes = (path.read_text().strip() for path in CACHES.glob("index*/size"))
+        return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=0)
 
     def free_bytes(self) -> int:
         """What can be allocated now."""
@@ -80,7 +81,7 @@ class Cuda(Device):
 
     def free_bytes(self) -> int:
         """What torch's allocator keeps for later is free, too, where it cannot give it back."""
-        self._empty_cache()
+        self.release()
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + kept
 
@@ -95,9 +96,6 @@ class Cuda(Device):
 
     def release(self) -> None:
         gc.collect()
-        self._empty_cache()
-
-    def _empty_cache(self) -> None:
         # Refused for the rest of the process once the capture of a graph has failed.
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
@@ -121,12 +119,6 @@ class Cuda(Device):
         version = int(extension.cuda_driver())
         supported = f"{version // 1000}.{version % 1000 // 10}"
         return {"driver": f"CUDA {supported}", "CUDA": str(torch.version.cuda)}
-
-
-def _cache_bytes(path: Path) -> int:
-    """The size in a file that says something like 32768K."""
-    size = re.fullmatch(r"(\d+)([KMG]?)\s*", path.read_text())
-    return int(size[1]) << 10 * " KMG".index(size[2] or " ") if size else 0
 
 
 CPU = Device()

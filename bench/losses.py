@@ -18,13 +18,12 @@ class Loss(NamedTuple):
     """A loss: ours, and the usual way to write it."""
 
     kind: weighted_bce.BCE | Focal
-    ours: Callable[..., Tensor]  # of logits and a target
-    of_layer: Callable[..., Tensor]  # of the input and the weight of a linear layer, and a target
+    ours: Callable[..., Tensor]  # takes logits and a target
+    of_layer: Callable[..., Tensor]  # takes the input and the weight of a linear layer, a target
     ours_name: str
-    usual: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of a target in the logits' dtype
+    usual: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # takes a target in the logits' dtype
     usual_name: str
     matrices: int  # as large as the logits, that a step of the usual way holds at its peak
-    gamma: float = 0.0  # torchvision's focal loss with it is this loss
     cancels: bool = False  # the usual way takes differences, of numbers near 1
 
     @property
@@ -65,7 +64,6 @@ LOSSES = {
         usual=focal,
         usual_name="focal loss formula",
         matrices=12,
-        gamma=Focal().gamma,
         cancels=True,
     ),
 }

@@ -1,10 +1,9 @@
-"""How what is compared is computed: each for a setting, on a device."""
+"""How the baselines are computed: each for a setting, on a device."""
 
 import logging
 import warnings
 from collections.abc import Callable
 from functools import wraps
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from .settings import Setting
 
 # Takes logits, or the input and the weight of a linear layer, and a target.
 LossFunction = Callable[..., Tensor]
-Maker = Callable[..., Any]  # of a LossFunction, for a setting and a device
+Maker = Callable[..., Any]  # makes a LossFunction, for a setting and a device
 
 
 def copy(setting: Setting, device: str) -> Callable[[Sample], object]:
-    return lambda sample: sample.room[0].copy_(sample.values[0])
+    return lambda sample: sample.outputs[0].copy_(sample.values[0])
 
 
 def products(setting: Setting, device: str) -> Callable[[Sample], object]:
@@ -31,7 +30,7 @@ def products(setting: Setting, device: str) -> Callable[[Sample], object]:
 
     def multiply(sample: Sample) -> None:
         x, weight = sample.values
-        logits, *gradients = sample.room
+        logits, *gradients = sample.outputs
         torch.mm(x, weight.t(), out=logits)
         if gradients:
             torch.mm(logits, weight, out=gradients[0])
@@ -77,17 +76,7 @@ def fused_step(setting: Setting, device: str) -> LossFunction:
 
 
 def reference(setting: Setting, device: str) -> LossFunction:
-    function = ours(setting, device)
-
-    def loss(*given: Any) -> Tensor:
-        with backend("reference"):
-            return function(*given)
-
-    return loss
-
-
-def _pos_weight(setting: Setting, device: str) -> Tensor:
-    return torch.tensor(setting.pos_weight, dtype=getattr(torch, setting.dtype), device=device)
+    return backend("reference")(ours(setting, device))
 
 
 @after_linear
@@ -105,43 +94,22 @@ def masked(setting: Setting, device: str) -> LossFunction:
 
 
 @after_linear
-def usual(
-    setting: Setting, device: str, name: str | None = None, weighted: bool = True
-) -> LossFunction:
-    function = LOSSES[name or setting.loss].usual
-    weight = _pos_weight(setting, device) if weighted else None
+def usual(setting: Setting, device: str, weighted: bool = True) -> LossFunction:
+    function, weight = LOSSES[setting.loss].usual, None
+    if weighted:
+        weight = torch.tensor(setting.pos_weight, dtype=setting.torch_dtype, device=device)
     return lambda logits, target: function(logits, target.to(logits.dtype), weight)
 
 
 @after_linear
 def scatter(setting: Setting, device: str) -> LossFunction:
-    function, weight = LOSSES[setting.loss].usual, _pos_weight(setting, device)
+    function = usual(setting._replace(features=0), device)
 
     def loss(logits: Tensor, labels: SparseLabels) -> Tensor:
         places = labels.col_indices.view(len(logits), -1)
-        return function(logits, torch.zeros_like(logits).scatter_(1, places, 1.0), weight)
+        return function(logits, torch.zeros_like(logits).scatter_(1, places, 1.0))
 
     return loss
-
-
-def torchvision(setting: Setting, device: str) -> LossFunction:
-    """Its focal loss weighs positives by alpha and negatives by 1 - alpha."""
-    focal = import_module("torchvision.ops").sigmoid_focal_loss
-    total, gamma = 1 + setting.pos_weight, LOSSES[setting.loss].gamma
-
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        alpha = setting.pos_weight / total
-        mean = focal(logits, target.to(logits.dtype), alpha, gamma=gamma, reduction="mean")
-        return total * mean
-
-    return loss
-
-
-def timm(setting: Setting, device: str) -> LossFunction:
-    criterion = import_module("timm.loss").BinaryCrossEntropy(
-        smoothing=0.0, pos_weight=_pos_weight(setting, device)
-    )
-    return lambda logits, target: criterion(logits, target.to(logits.dtype))
 
 
 def compiled(make: Maker, fullgraph: bool = True) -> Maker:

@@ -13,7 +13,7 @@ AGAINST = (
     *("released", "scaled", "scaled-changing", "inplace", "fused-step"),
     *("ours-compiled", "reference", "no-positives", "dense", "unfused"),
     *("masked", *LOSSES, "bce-float", "bce-plain"),
-    *("compile", "compile-plain", "compile-masked", "scatter", "torchvision", "timm"),
+    *("compile", "compile-plain", "compile-masked", "scatter"),
 )
 
 

@@ -9,9 +9,9 @@ keeps.
 """
 
 import os
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import forkserver, get_context
-from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 
 import torch
@@ -25,7 +25,6 @@ from .samples import make
 from .settings import Setting
 
 WARM_UPS = 2
-MOST_SECONDS = 600.0
 
 
 def peak(key: str, setting: Setting) -> tuple[int, int] | None:
@@ -34,17 +33,9 @@ def peak(key: str, setting: Setting) -> tuple[int, int] | None:
     Returns:
         Bytes beyond the sample, and how many of them are gradients.
     """
-    receiver, sender = get_context("forkserver").Pipe(duplex=False)
-    process = _context().Process(target=_measure, args=(sender, key, setting), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        found: tuple[int, int] | None = receiver.recv() if receiver.poll(MOST_SECONDS) else None
-    except EOFError:  # it failed
-        found = None
-    process.kill()
-    process.join()
-    return found
+    with ProcessPoolExecutor(1, mp_context=_context()) as pool:
+        measured = pool.submit(_measure, key, setting)
+        return None if measured.exception() else measured.result()
 
 
 @cache
@@ -58,7 +49,7 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _measure(sender: Connection, key: str, setting: Setting) -> None:
+def _measure(key: str, setting: Setting) -> tuple[int, int]:
     torch.set_num_threads(setting.threads)
     run, sample = BY_KEY[key].work(STEP, setting, "cpu"), make(setting)
     for _ in range(WARM_UPS):
@@ -66,4 +57,4 @@ def _measure(sender: Connection, key: str, setting: Setting) -> None:
         sample = make(setting)  # the logits may have been overwritten
     empty_cache()
     rise = rise_of_peak(partial(run, sample))
-    sender.send((rise, sample.gradients_bytes))
+    return rise, sample.gradients_bytes

@@ -1,7 +1,7 @@
 """Pictures of a run: time, memory and error of all, and time along each axis that was followed."""
 
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,48 +19,42 @@ from .settings import Setting
 
 FORMATS = ("svg", "png")
 LINES = ("copy", "products", "ours", "fused-step", "unfused", "dense", *LOSSES, "masked", "scatter")
-LINES += ("compile", "timm", "torchvision")
+LINES += ("compile",)
 OWN, OTHER = "tab:orange", "tab:blue"
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "weighted_bce", "font.size": 9}
 
 
 class Axis(NamedTuple):
-    """What changes along a line, and what else is then equal; None: it is on no such line."""
+    """A field that changes along a line, the picture of which has another name for layers."""
 
     name: str
-    value: Callable[[Setting], float]
-    line: Callable[[Setting], Hashable]
+    field: str
     fewest: int = 3
-    label: str = ""  # "": the name
 
+    def value(self, setting: Setting) -> float:
+        return float(getattr(setting, self.field))
 
-def _rarity(setting: Setting) -> float:
-    return setting.positives_per_row if setting.is_sparse else setting.density
-
-
-def _of_sizes(setting: Setting) -> Hashable:
-    usual = setting.sizes == in_rows(setting.elements)
-    return setting._replace(rows=0, labels=0) if usual else None
-
-
-def _of_labels(setting: Setting) -> Hashable:
-    """The sizes are about equal."""
-    size = (setting.elements - 1).bit_length()
-    line = setting._replace(rows=size, labels=0, density=_rarity(setting))
-    return None if setting.features else line
-
-
-def _of_layers(setting: Setting) -> Hashable:
-    line = setting._replace(labels=0, density=_rarity(setting))
-    return line if setting.features else None
+    def line(self, setting: Setting) -> Hashable:
+        """What is equal along the line of a setting; None where it is on none."""
+        usual = setting.sizes == in_rows(setting.elements)
+        if self.name == "elements":
+            return setting._replace(rows=0, labels=0) if usual else None
+        if self.field != "labels":
+            return setting._replace(**{self.field: 0})
+        if (self.name == "layer") != (setting.features > 0):
+            return None
+        # Sparse labels are equally many in each row. The sizes of logits are about equal.
+        rarity = setting.positives_per_row if setting.is_sparse else setting.density
+        rows = setting.rows if setting.features else (setting.elements - 1).bit_length()
+        return setting._replace(rows=rows, labels=0, density=rarity)
 
 
 AXES = (
-    Axis("elements", lambda s: s.elements, _of_sizes),
-    Axis("labels", lambda s: s.labels, _of_labels),
-    Axis("density", lambda s: s.density, lambda s: s._replace(density=0)),
-    Axis("threads", lambda s: s.threads, lambda s: s._replace(threads=0), fewest=2),
-    Axis("layer", lambda s: s.labels, _of_layers, label="labels"),
+    Axis("elements", "elements"),
+    Axis("labels", "labels"),
+    Axis("density", "density"),
+    Axis("threads", "threads", fewest=2),
+    Axis("layer", "labels"),
 )
 # Pictures of one group: the field, the name, the title, the unit, and whether it is logarithmic.
 BARS = (
@@ -73,26 +67,26 @@ BARS = (
 
 def draw(folder: Path) -> list[Path]:
     """All pictures that the results in the folder are enough for, each as SVG and PNG."""
+    for name in (*(name for _, name, *_ in BARS), *(axis.name for axis in AXES)):
+        for kind in FORMATS:  # they may be of an earlier run
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
     steps = [row for row in load(folder).rows if row.pass_ == STEP and row.seconds is not None]
-    if not steps:
-        return []
+    first = [row for row in steps if row.title == steps[0].title]
     saved = []
     with plt.rc_context(STYLE):
-        figures = _bars(steps)
+        figures = {}
+        for field, name, *how in BARS:
+            rows = [row for row in first if getattr(row, field) is not None]
+            figures |= {name: _bars(rows, field, *how)} if rows else {}
         for axis in AXES:
             rows = longest_line(axis, steps)
             figures |= {axis.name: _along(axis, rows)} if rows else {}
         for name, figure in figures.items():
             for kind in FORMATS:
-                path = folder / f"{name}.{kind}"
+                saved.append(folder / f"{name}.{kind}")
                 known = {"Description": digest(folder)} | ({"Date": None} if kind == "svg" else {})
-                figure.savefig(path, metadata=known, dpi=150, bbox_inches="tight")
-                saved.append(path)
+                figure.savefig(saved[-1], metadata=known, dpi=150, bbox_inches="tight")
             plt.close(figure)
-    for name in ("time", "memory", "error", *(axis.name for axis in AXES)):
-        for path in (folder / f"{name}.{kind}" for kind in FORMATS):
-            if path not in saved:  # it is of an earlier run
-                path.unlink(missing_ok=True)
     return saved
 
 
@@ -101,29 +95,18 @@ def digest(folder: Path) -> str:
     return "sha256 " + hashlib.sha256((folder / "results.json").read_bytes()).hexdigest()
 
 
-def _bars(steps: list[Row]) -> dict[str, Figure]:
-    """Pictures of the first group."""
-    first, found = [row for row in steps if row.title == steps[0].title], {}
-    for field, name, title, unit, logarithmic in BARS:
-        values = ((row, getattr(row, field)) for row in first)
-        shown = [(row, value / unit) for row, value in values if value is not None]
-        if not shown:
-            continue
-        figure, axes = plt.subplots(figsize=(7, 0.5 + 0.28 * len(shown)))
-        bars = axes.barh(
-            [row.name for row, _ in shown],
-            [value for _, value in shown],
-            color=[OWN if row.baseline.is_own else OTHER for row, _ in shown],
-            log=logarithmic,
-        )
-        axes.bar_label(bars, [f"{value:.3g}" for _, value in shown], padding=3, fontsize=8)
-        axes.invert_yaxis()
-        axes.margins(x=0.15)
-        axes.xaxis.set_visible(False)
-        axes.set_title(title.format(first[0].setting), loc="left")
-        axes.spines[["top", "right", "bottom"]].set_visible(False)
-        found[name] = figure
-    return found
+def _bars(rows: Sequence[Row], field: str, title: str, unit: float, logarithmic: bool) -> Figure:
+    names, values = [row.name for row in rows], [getattr(row, field) / unit for row in rows]
+    colors = [OWN if row.baseline.is_own else OTHER for row in rows]
+    figure, axes = plt.subplots(figsize=(7, 0.5 + 0.28 * len(rows)))
+    bars = axes.barh(names, values, color=colors, log=logarithmic)
+    axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.xaxis.set_visible(False)
+    axes.set_title(title.format(rows[0].setting), loc="left")
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
 
 
 def longest_line(axis: Axis, steps: list[Row]) -> list[Row]:
@@ -157,7 +140,7 @@ def _along(axis: Axis, rows: list[Row]) -> Figure:
     elif axis.name != "threads":
         axes.set_xscale("log")
     setting = rows[0].setting
-    axes.set_xlabel(axis.label or axis.name)
+    axes.set_xlabel(axis.field)
     layer = f"{setting.rows} rows, {setting.features} features"
     what = layer if setting.features else f"{setting.dtype} logits, {setting.target} target"
     axes.set_title(f"Seconds of a step, {setting.loss}, {what}", loc="left")

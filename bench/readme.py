@@ -1,10 +1,8 @@
-"""Writes the figures of bench/results into README.md, between two marks.
+"""Writes the figures of bench/results into README.md, between two comments.
 
-Run as: python -m bench.readme, or with --check to see whether they are the ones that are there.
+Run as: python -m bench.readme
 """
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from .report import FASTER, overview, ratio, short_name, shown_facts, table
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-OVERVIEW = ("copy", "masked", "bce", "bce-float", "compile", "scatter", "timm", "torchvision")
+OVERVIEW = ("copy", "masked", "bce", "bce-float", "compile", "scatter")
 PICTURES = {
     "elements": "Seconds of a step against the number of elements",
     "labels": "Seconds of a step against the number of labels",
@@ -97,16 +95,5 @@ def _faster(rows: Iterable[Row]) -> str:
     return f"Faster than ours in this run: {'; '.join(found)}."
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 where it is stale")
-    check = parser.parse_args().check
-    text = README.read_text()
-    new = written(text)
-    if not check:
-        README.write_text(new)
-    return int(check and new != text)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    README.write_text(written(README.read_text()))

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Hashable
 from dataclasses import dataclass, field, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +75,9 @@ class Row:
         return is_other and self.times_ours is not None and self.times_ours < 1
 
 
-FIELDS = [one.name for one in fields(Row)[1:]]
-RENAMED = {"pass_": "pass", "key": "baseline"}  # what fields of a row are called in a file
+RENAMED = {"pass_": "pass", "key": "baseline"}
+# The fields of a row but the setting, by what a file calls them.
+FIELDS = {RENAMED.get(one.name, one.name): one.name for one in fields(Row)[1:]}
 
 
 class Records(NamedTuple):
@@ -86,10 +88,7 @@ class Records(NamedTuple):
 
     def groups(self) -> list[list[Row]]:
         """The rows of each group, in the order of the run."""
-        found: dict[Hashable, list[Row]] = {}
-        for row in self.rows:
-            found.setdefault(row.identity[:3], []).append(row)
-        return list(found.values())
+        return [list(rows) for _, rows in groupby(self.rows, lambda row: row.identity[:3])]
 
     def save(self, folder: Path) -> None:
         """Writes results.json and results.csv. The csv leaves out the single rounds."""
@@ -109,14 +108,14 @@ class Records(NamedTuple):
 
 def _flat(row: Row) -> dict[str, Any]:
     """The fields of the row and its setting. Numbers are cut to what they are good for."""
-    own = {RENAMED.get(name, name): _short(getattr(row, name)) for name in FIELDS}
+    own = {name: _short(getattr(row, field)) for name, field in FIELDS.items()}
     return row.setting._asdict() | own
 
 
 def _short(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
-    return [_short(v) for v in value] if isinstance(value, list | tuple) else value
+    return [_short(v) for v in value] if isinstance(value, list) else value
 
 
 def load(path: Path) -> Records:
@@ -128,9 +127,9 @@ def load(path: Path) -> Records:
 def _row(flat: dict[str, Any]) -> Row:
     """Rows of earlier versions lack fields, and call the baseline a contender."""
     flat = {"baseline": flat.get("contender"), **flat}
-    names = [name for name in FIELDS if RENAMED.get(name, name) in flat]
     setting = {name: flat[name] for name in Setting._fields if name in flat}
-    return Row(Setting(**setting), **{name: flat[RENAMED.get(name, name)] for name in names})
+    own = {field: flat[name] for name, field in FIELDS.items() if name in flat}
+    return Row(Setting(**setting), **own)
 
 
 def facts(device: Device, command: str) -> dict[str, str]:
@@ -143,9 +142,7 @@ def facts(device: Device, command: str) -> dict[str, str]:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return f"{next(names, platform.processor() or platform.machine())}, {os.cpu_count()} cores"

@@ -16,35 +16,27 @@ SHOWN = (
     *("GPU", "driver", "CUDA", "CUDA kernels", "CPU", "threads"),
     *("torch", "weighted_bce", "commit", "SIMD level in use"),
 )
-BUSY = 0.1  # share of the CPU
 FASTER = "*"
 
 CAPTION = """\
 Step: from the logits to logits.grad. Forward: from the logits to the loss, under no_grad.
-All take turns in each round. Ratios are medians of those within a round; * marks what is faster
-than ours. Caches are cold where a sample has 2^17 elements or more: so many samples take turns.
+All take turns in each round, each after an untimed step of its kind. Ratios are medians of those
+within a round; a * says what is faster than ours. Samples of 2^17 elements or more are not in the
+caches.
 GB/s, % of copy_: of the bytes that must move, logits, target and gradient once each (copy_: the
 logits twice), over the time; and that over the same of copy_.
-peak: memory beyond the inputs, in gradients. On the CPU the rise of the resident set in a fresh
-process, measured of steps from 2^20 to 2^27 elements; on a GPU what torch's allocator counts.
-errors: relative, against float64, of the loss and of the worst of the first 2^24 elements of the
-gradient.
-ours takes the memory of the last step's gradient, as in any training loop; memory released:
-weighted_bce.empty_cache() comes before each step; loss scale that changes: the untimed step before
-each has another one, so that backward makes the gradient anew; inplace_backward: the gradient
-replaces the logits, of which an untimed copy is made for each single step. The usual ways convert
-the target in each call, but for 'float target'. torchvision's focal loss has alpha = p / (1 + p)
-and is multiplied by 1 + p; for BCE its gamma is 0. 'no pos_weight', 'no positives' compute less."""
+peak: memory beyond the inputs, in gradients; on the CPU of steps from 2^20 to 2^27 elements.
+errors: relative, against float64; of the worst of the first 2^24 elements of the gradient.
+memory released: of the last step's gradient, which ours else takes; loss scale that changes:
+backward makes the gradient anew. The usual ways convert the target in each call, but for 'float
+target'; 'no pos_weight', 'no positives' compute less."""
 LAYERS = """\
-Linear layer and loss: a step is from the input and the weight to their gradients, which are
-dropped after it, and follows an untimed one. Those that are not ours hold the logits, of F.linear;
-of sparse labels they get a bool target, but for zeros().scatter_ and F.linear before our loss.
-times products: of the three products that no way can leave out, in a forward pass one, to memory
-that is there already. Others make their gradients in new memory, as in a training loop.
+Linear layer and loss: a step is from the input and the weight to their gradients. Others than ours
+hold the logits; of sparse labels they get a bool target, but for zeros().scatter_ and F.linear.
+times products: of the three products that no way can leave out, in a forward pass one.
 beyond: the peak of the memory, less the inputs and the gradients that a step leaves. Errors of
-gradients are relative to the largest of the first 2^24 elements.
-fused_step: FusedSGD updates the weight within the backward pass, which makes the logits once more;
-the weight has no gradient."""
+gradients are relative to the largest element.
+fused_step: FusedSGD updates the weight in the backward pass; the weight has no gradient."""
 
 
 def number(value: float) -> str:
@@ -74,18 +66,16 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     """The head and a line for each row of a group, without columns in which nobody has a value."""
     fast = min((row.seconds for row in rows if row.seconds), default=1.0) < 1e-3
     unit, scale = ("µs", 1e6) if fast else ("ms", 1e3)
-
-    def seconds(row: Row) -> list[str]:
-        if row.seconds is None or row.p20 is None or row.p80 is None:
-            return ["failed" if row.fits else "does not fit", "-", ratio(row)]
-        times = [number(scale * value) for value in (row.seconds, row.p20, row.p80)]
-        return [times[0], f"{times[1]} to {times[2]}", ratio(row)]
-
     lines = [["", unit, "p20 to p80", "times ours", *(head for head, *_ in COLUMNS)]]
     for row in rows:
+        if row.seconds is None or row.p20 is None or row.p80 is None:
+            times = ["failed" if row.fits else "does not fit", "-"]
+        else:
+            low, high = number(scale * row.p20), number(scale * row.p80)
+            times = [number(scale * row.seconds), f"{low} to {high}"]
         values = ((getattr(row, field), cell) for _, field, cell in COLUMNS)
         cells = ("-" if value is None else cell(value) for value, cell in values)
-        lines.append([row.name, *seconds(row), *cells])
+        lines.append([row.name, *times, ratio(row), *cells])
     return _without_empty_columns(lines)
 
 
@@ -132,11 +122,12 @@ def show_head(console: Console, known: dict[str, str], rounds: int) -> None:
     console.print(f"{text}\nMedians of up to {rounds} rounds.", highlight=False, soft_wrap=True)
 
 
-def show_group(console: Console, title: str, rows: list[Row], taken: float) -> None:
-    _show(console, title, table(rows))
-    if taken > BUSY:
-        text = f"Other programs took {taken:.0%} of the CPU: short times say little."
-        console.print(text, style="bold", highlight=False)
+def show_title(console: Console, title: str) -> None:
+    console.print(f"\n{title}", style="bold", highlight=False)
+
+
+def show_group(console: Console, rows: Sequence[Row]) -> None:
+    _show(console, table(rows))
     for row in rows:
         if row.failed is not None:
             text = f"{row.name} {'failed' if row.fits else 'does not fit'}: {row.failed}"
@@ -146,35 +137,29 @@ def show_group(console: Console, title: str, rows: list[Row], taken: float) -> N
 def show_summary(console: Console, groups: Sequence[list[Row]]) -> None:
     """The times of all groups, and what the words in the tables mean."""
     keys = [baseline.key for baseline in BASELINES if not baseline.is_own]
-    _show(console, "Times of ours", overview(groups, keys))
-    console.print(CAPTION, style="dim", highlight=False)
-    if any(rows[0].setting.features for rows in groups):
-        console.print(LAYERS, style="dim", highlight=False)
+    show_title(console, "Times of ours")
+    _show(console, overview(groups, keys))
+    with_layers = any(rows[0].setting.features for rows in groups)
+    for text in (CAPTION, LAYERS)[: 1 + with_layers]:
+        console.print(text, style="dim", highlight=False)
 
 
 def show_changes(console: Console, changes: Iterable[Change], tolerance: float) -> None:
     lines = [["", "baseline", "what", "before", "now", "is"]]
-    lines += [
-        [
-            *(short_name(change.row), change.row.name, change.field.replace("_", " ")),
-            *(f"{change.before:.3g}", f"{change.now:.3g}"),
-            "worse" if change.is_worse else "better",
-        ]
-        for change in changes
-    ]
+    for row, field, before, now, is_worse in changes:
+        judgement = "worse" if is_worse else "better"
+        values = f"{before:.3g}", f"{now:.3g}"
+        lines.append([short_name(row), row.name, field.replace("_", " "), *values, judgement])
     if len(lines) > 1:
-        _show(console, f"Changed by more than {tolerance:.0%}", lines)
+        show_title(console, f"Changed by more than {tolerance:.0%}")
+        _show(console, lines)
 
 
-def _show(console: Console, title: str, lines: list[list[str]]) -> None:
+def _show(console: Console, lines: list[list[str]]) -> None:
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for place, name in enumerate(lines[0]):
-        head = name.replace(" ", "\n", 1).replace(
-            "-", "-\n"
-        )  # columns are as narrow as their cells
-        shown.add_column(head, justify="right" if place else "left", no_wrap=True)
+        narrow = name.replace(" ", "\n", 1).replace("-", "-\n")  # as narrow as the cells
+        shown.add_column(narrow, justify="right" if place else "left", no_wrap=True)
     for line in lines[1:]:
         shown.add_row(*(f"[bold red]{c}[/]" if c.endswith(FASTER) else c for c in line))
-    console.print()
-    console.print(title, style="bold", highlight=False)
     console.print(shown)

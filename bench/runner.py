@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +17,6 @@ from .settings import Setting
 
 # A call is as many steps as make so many elements, so that the clock is no part of it.
 ELEMENTS, MOST_STEPS = 2**17, 500
-WARM = 2**22  # elements up to which each timed step follows an untimed one of its kind
-# Larger steps keep a GPU busy for longer than it takes to queue them: no graphs of these.
-MOST_ELEMENTS_OF_GRAPH = 2**26
 
 
 def steps_of(setting: Setting) -> int:
@@ -41,8 +37,6 @@ class Runner:
         if baseline.scale_before:
             before = replace(baseline, loss_scale=baseline.scale_before)
             self.step_before = before.work(pass_, setting, device.name)
-        small = setting.features > 0 or setting.elements <= WARM
-        self._is_warm = device.is_gpu or baseline.compiles or small
 
     def prepare(self) -> Sample:
         """A sample, after what a training loop leaves or a measurement needs."""
@@ -50,19 +44,18 @@ class Runner:
         if way == "overwritable":  # a copy, made before others that drive it out of the cache
             sample = samples.take()
             for one in (sample, *(other for other in samples.all() if other is not sample)):
-                one.room[0].copy_(one.values[0])
-            return sample._replace(leaves=(sample.room[0].detach().requires_grad_(),))
+                one.outputs[0].copy_(one.values[0])
+            return sample._replace(leaves=(sample.outputs[0].detach().requires_grad_(),))
         if way == "outputs":
             sample = samples.take()
             x, weight = sample.values
-            room = x.new_empty(len(x), len(weight)), *map(torch.empty_like, (x, weight))
-            sample = sample._replace(room=room[: 1 if self.pass_ == FORWARD else 3])
+            outputs = x.new_empty(len(x), len(weight)), *map(torch.empty_like, (x, weight))
+            sample = sample._replace(outputs=outputs[: 1 if self.pass_ == FORWARD else 3])
             self.step(sample)
             return sample
-        if way != "take" or self._is_warm:
-            # As in a loop of such steps: the last one left its gradient's memory and its loss
-            # scale, and a GPU is still busy with it while the timed one is queued.
-            self.step_before(samples.take())
+        # As in a loop of such steps: the last one left its gradient's memory and its loss scale,
+        # and a GPU is still busy with it while the timed one is queued.
+        self.step_before(samples.take())
         if way == "released":  # the page faults of fresh memory count
             empty_cache()
         return samples.take()
@@ -111,7 +104,7 @@ class GraphRunner(Runner):
     """
 
     def __init__(self, eager: Runner) -> None:
-        vars(self).update(vars(eager))
+        vars(self).update(vars(eager))  # its step is made once: some are slow to compile
         self.steps = self.samples.count
         self.row = Row(self.samples.setting, self.pass_, True, self.key)
         self._replay: Callable[[], None] | None = None
@@ -137,24 +130,12 @@ class GraphRunner(Runner):
         return loss
 
 
-class Group(NamedTuple):
-    """Baselines that are compared with one another; as CUDA graphs, or not."""
-
-    samples: Samples
-    runners: list[Runner]
-    graphs: bool = False
-
-    def __str__(self) -> str:
-        return self.runners[0].row.title
-
-
-def group(pass_: str, baselines: Iterable[Baseline], samples: Samples) -> Group:
+def runners_of(pass_: str, baselines: Iterable[Baseline], samples: Samples) -> list[Runner]:
     """The baselines at work; where a call is many steps, a loss scale cannot change within it."""
     chosen = [b for b in baselines if steps_of(samples.setting) == 1 or not b.scale_before]
-    return Group(samples, [Runner(b, pass_, samples) for b in chosen])
+    return [Runner(b, pass_, samples) for b in chosen]
 
 
-def replayed(eager: Group) -> Group:
+def as_graphs(runners: Iterable[Runner]) -> list[Runner]:
     """Those that can be captured, as CUDA graphs."""
-    runners = [GraphRunner(runner) for runner in eager.runners if runner.baseline.graph]
-    return eager._replace(runners=runners, graphs=True)
+    return [GraphRunner(runner) for runner in runners if runner.baseline.graph]

@@ -1,5 +1,6 @@
 """What the baselines work on."""
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,8 @@ class Sample(NamedTuple):
     leaves: tuple[Tensor, ...]  # the logits, or the input and the weight of a linear layer
     target: Tensor | SparseLabels
     ready: Tensor  # the target in the dtype of the logits, or sparse labels as a bool target
-    nothing: SparseLabels | None  # as many rows without labels, where labels are sparse
-    room: tuple[Tensor, ...]  # outputs of work that computes no loss; of logits, as large as they
+    nothing: SparseLabels | None = None  # as many rows without labels, where labels are sparse
+    outputs: tuple[Tensor, ...] = ()  # of work that computes no loss; of logits, as large as they
 
     @property
     def values(self) -> tuple[Tensor, ...]:
@@ -61,17 +62,16 @@ class Samples:
     def bytes(self) -> int:
         """What all samples take."""
         setting = self.setting
-        room = 0 if setting.features else setting.gradient_bytes
-        ready = 0 if setting.target == "float" else room
+        outputs = 0 if setting.features else setting.gradient_bytes
+        ready = 0 if setting.target == "float" else outputs
         if setting.is_sparse:
             ready = setting.elements
-        return self.count * (setting.gradient_bytes + room + ready + setting.target_bytes)
+        return self.count * (setting.gradient_bytes + outputs + ready + setting.target_bytes)
 
-    @property
-    def held_bytes(self) -> int:
-        """What is in memory by now, with the gradients that earlier steps left."""
-        gradients = sum(sample.gradients_bytes for sample in self._made)
-        return gradients + (self.bytes if self._made else 0)
+    @cached_property
+    def free_bytes(self) -> int:
+        """What was free before they were made."""
+        return self.device.free_bytes()
 
     def all(self) -> list[Sample]:
         """All samples, without gradients."""
@@ -99,20 +99,24 @@ class Samples:
 def make(setting: Setting, device: str = "cpu") -> Sample:
     generator = torch.Generator(device).manual_seed(setting.seed)
     options: dict[str, Any] = {"generator": generator, "device": device}
-    made: tuple[Tensor, ...]
+
+    def normal(*sizes: int, scale: float = 1.0) -> Tensor:
+        values = torch.randn(sizes, **options).mul_(scale)
+        return values.to(setting.torch_dtype).requires_grad_()
+
+    leaves: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
     if setting.features:
-        weight = torch.randn(setting.labels, setting.features, **options)
-        weight *= setting.features**-0.5  # logits of variance 1
-        made = torch.randn(setting.rows, setting.features, **options), weight
+        weight = normal(setting.labels, setting.features, scale=setting.features**-0.5)
+        leaves = normal(setting.rows, setting.features), weight  # logits of variance 1
     else:
-        made = (torch.randn(setting.rows, setting.labels, **options),)
-    leaves = tuple(t.to(getattr(torch, setting.dtype)).requires_grad_() for t in made)
-    room = () if setting.features else (torch.empty_like(leaves[0], requires_grad=False),)
+        leaves = (normal(setting.rows, setting.labels),)
+        outputs = (torch.empty_like(leaves[0], requires_grad=False),)
     if setting.is_sparse:
         labels = made_up_labels(setting.rows, setting.labels, setting.positives_per_row, generator)
         nothing = SparseLabels(torch.zeros_like(labels.crow_indices), labels.col_indices[:0])
-        return Sample(leaves, labels, labels.to_dense(setting.labels), nothing, room)
+        return Sample(leaves, labels, labels.to_dense(setting.labels), nothing, outputs)
     target = torch.rand(setting.rows, setting.labels, **options) < setting.density
     target = target.to(setting.target_dtype)
-    ready = target if setting.features else target.to(leaves[0].dtype)
-    return Sample(leaves, target, ready, None, room)
+    ready = target if setting.features else target.to(setting.torch_dtype)
+    return Sample(leaves, target, ready, outputs=outputs)

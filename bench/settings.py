@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,10 +29,17 @@ class Setting(NamedTuple):
     loss: str = BCE
 
     @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the logits."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
     def target_dtype(self) -> torch.dtype:
         """The dtype of a dense target."""
-        found: torch.dtype = getattr(torch, self.dtype if self.target == "float" else self.target)
-        return found
+        name = self.dtype if self.target == "float" else self.target
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
 
     @property
     def is_sparse(self) -> bool:
@@ -52,19 +59,19 @@ class Setting(NamedTuple):
 
     @property
     def logits_bytes(self) -> int:
-        return self.elements * int(getattr(torch, self.dtype).itemsize)
+        return self.elements * self.torch_dtype.itemsize
 
     @property
     def gradient_bytes(self) -> int:
         """The bytes of the gradient of the logits, or of those of the input and the weight."""
         elements = (self.rows + self.labels) * self.features or self.elements
-        return elements * int(getattr(torch, self.dtype).itemsize)
+        return elements * self.torch_dtype.itemsize
 
     @property
     def target_bytes(self) -> int:
         if self.is_sparse:
             return 8 * (self.rows * self.positives_per_row + self.rows + 1)
-        return self.elements * int(self.target_dtype.itemsize)
+        return self.elements * self.target_dtype.itemsize
 
     def __str__(self) -> str:
         sizes = " x ".join(f"{size:,}" for size in self.sizes)
@@ -89,18 +96,15 @@ class Grid(NamedTuple):
     threads: Sequence[int] = ()
     passes: Sequence[str] = PASSES
 
-    def settings(
-        self, pos_weight: float = 7.0, seed: int = 0, loss: str = BCE
-    ) -> Iterator[Setting]:
+    def settings(self, **equal: Any) -> Iterator[Setting]:
+        """The settings, with the fields that are equal in all."""
         threads = self.threads or (torch.get_num_threads(),)
         axes = self.shapes, self.dtypes, self.targets, self.densities, threads
         for (rows, *features, labels), *kind, count in product(*axes):
-            layer = features[0] if features else 0
-            yield Setting(rows, labels, *kind, pos_weight, count, seed, layer, loss)
+            yield Setting(rows, labels, *kind, threads=count, features=sum(features), **equal)
 
 
 MAIN = (1024, LABELS)
-LAYER = (256, 256, 131072)
 MANY_LABELS = (8192, 32768, 131073, 670091, 2812281)
 SMALL = Grid([(8, 16)], targets=("float",), densities=(0.1,), passes=(STEP,))
 
@@ -114,24 +118,18 @@ def _sizes(*exponents: int) -> list[Shape]:
     return [in_rows(2**n) for n in exponents]
 
 
-_ELEMENTS = 2**24  # where another axis than the size is followed
-
-
 def grids(device: str, quick: bool) -> list[Grid]:
     """What is measured where nothing else is asked for. README's main tables are of the first."""
     if device == "cuda":
+        layers = [few((1024, 768, labels), "bfloat16") for labels in MANY_LABELS[2:]]
         if quick:  # torch.compile takes most of the time
-            layer = few((1024, 768, 131073), "bfloat16")
             steps = Grid(_sizes(28, 24, 20), passes=(STEP,))
-            return [steps, Grid(_sizes(28)), few((1024, 131073)), SMALL, layer]
-        return [
-            Grid(_sizes(28, *range(20, 31, 2), 31), DTYPES[:3]),
-            few((1024, 670091), "bfloat16"),
-            SMALL,
-            *(few((1024, 768, labels), "bfloat16") for labels in MANY_LABELS[2:]),
-        ]
+            return [steps, Grid(_sizes(28)), few((1024, 131073)), SMALL, layers[0]]
+        sizes = Grid(_sizes(28, *range(20, 31, 2), 31), DTYPES[:3])
+        return [sizes, few((1024, 670091), "bfloat16"), SMALL, *layers]
     if quick:
         return [Grid([MAIN]), few((128, 131073)), SMALL, few((64, 128, 32768))]
+    elements = 2**24  # where another axis than the size is followed
     every_thread = range(1, torch.get_num_threads() + 1)
     return [
         Grid([MAIN], DTYPES),
@@ -140,12 +138,12 @@ def grids(device: str, quick: bool) -> list[Grid]:
         few((64, 2812281)),
         SMALL,
         Grid(_sizes(*range(10, 29, 2))),
-        Grid([(_ELEMENTS // n, n) for n in (10**2, 10**3, 10**4, 10**5, 10**6)], passes=(STEP,)),
-        *(few((_ELEMENTS // n, n)) for n in (10**3, 10**4, 10**5, 10**6)),
+        Grid([(elements // 10**n, 10**n) for n in range(2, 7)], passes=(STEP,)),
+        *(few((elements // 10**n, 10**n)) for n in range(3, 7)),
         Grid([MAIN], densities=(0, 0.001, 0.005, 0.02, 0.1, 0.5), passes=(STEP,)),
         Grid([MAIN], targets=(SPARSE,), densities=(0, 0.001, 0.005, 0.02, 0.1), passes=(STEP,)),
         Grid([MAIN], threads=every_thread, passes=(STEP,)),
-        few(LAYER, passes=PASSES),
-        few(LAYER, "bfloat16"),
+        few((256, 256, 131072), passes=PASSES),
+        few((256, 256, 131072), "bfloat16"),
         *(few((64, 128, labels)) for labels in MANY_LABELS),
     ]

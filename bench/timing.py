@@ -2,7 +2,6 @@
 
 import gc
 import math
-import os
 import statistics
 import time
 import traceback
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TypeVar
 
-import psutil
+import torch
 
 from tools.gpu.device import is_lost
 
@@ -18,63 +17,51 @@ from .accuracy import Disagreement, Truth, errors, truth
 from .device import Cuda, out_of_memory, reason
 from .names import COPY, OURS, PRODUCTS, STEP
 from .peak import peak
-from .runner import Group, Runner
+from .runner import Runner
 
 FEWEST_ROUNDS = 5
 # Elements of logits whose peak is measured on the CPU: fewer say nothing, more take long.
 PEAKS = range(2**20, 2**27)
 T = TypeVar("T")
-Tick = Callable[[str], object]
 
 
-def measure(
-    group: Group, rounds: int, seconds: float = math.inf, tick: Tick = lambda _: None
-) -> float:
-    """Fills the rows of a group, in rounds in which all take turns: noise of the machine meets all.
+def measure(runners: Sequence[Runner], rounds: int, seconds: float = math.inf) -> None:
+    """Fills the rows, in rounds in which all take turns: noise of the machine meets all.
 
     Args:
-        group: its baselines work on its samples.
+        runners: baselines on the same samples, all as CUDA graphs or none.
         rounds: how many at most.
         seconds: after which they end, where there are some.
-        tick: told the name of each baseline before it is first run, and "" after each round.
-
-    Returns:
-        The share of the CPU that other programs took meanwhile.
     """
-    check(group, tick)
-    start, before = time.perf_counter(), _seconds_of_others()
-    _time(group.runners, rounds, seconds, tick)
-    available = max(1.0, time.perf_counter() - start) * (psutil.cpu_count() or 1)
-    taken = max(0.0, _seconds_of_others() - before) / available
-    for runner in group.runners:
-        if runner.row.failed is None and not group.graphs:  # a graph allocates when it is captured
-            _add_peak(runner, tick)
-    timed = {runner.key: runner for runner in group.runners if runner.row.failed is None}
+    check(runners)
+    _time(runners, rounds, seconds)
+    for runner in runners:
+        if runner.row.failed is None and not runner.row.graphs:  # these allocate when captured
+            _add_peak(runner)
+    timed = {runner.key: runner for runner in runners if runner.row.failed is None}
     for runner in timed.values():
         _add_times(runner, timed)
-    return taken
 
 
-def check(group: Group, tick: Tick = lambda _: None) -> None:
+def check(runners: Sequence[Runner]) -> None:
     """Tells in each row what does not fit, raises or is wrong; or the errors.
 
-    What is known not to fit is not tried. Another pass may have made the samples.
+    What is known not to fit is not tried.
     """
-    samples = group.samples
-    free = samples.device.free_bytes() + samples.held_bytes
+    samples = runners[0].samples
+    free = samples.free_bytes
 
     @cache
     def known(pos_weight: float, positives: bool) -> Truth:
         return truth(samples.take(), samples.setting, pos_weight, positives)
 
-    for runner in group.runners:
+    for runner in runners:
         row, needed = runner.row, runner.memory
         row.fits = needed <= free
         if not row.fits:
             needs = f"it needs some {needed / 2**30:.1f} GiB"
             row.failed = f"{needs}, {free / 2**30:.1f} GiB are free"
         elif runner.baseline.is_loss:
-            tick(row.name)
             found = _attempt(runner, partial(errors, runner, known))
             if found is not None:
                 row.loss_error, row.gradient_error = found
@@ -98,7 +85,7 @@ def _attempt(runner: Runner, work: Callable[[], T]) -> T | None:
     return None
 
 
-def _time(runners: list[Runner], rounds: int, seconds: float, tick: Tick) -> None:
+def _time(runners: Sequence[Runner], rounds: int, seconds: float) -> None:
     """Adds the seconds of a step in each round."""
     end = time.perf_counter() + seconds
     gc.collect()
@@ -110,7 +97,6 @@ def _time(runners: list[Runner], rounds: int, seconds: float, tick: Tick) -> Non
                 spent = _attempt(runner, partial(_timed, runner))
                 if spent is not None and number > 0:  # the first round warms up
                     runner.row.rounds.append(spent)
-        tick("")
 
 
 def _timed(runner: Runner) -> float:
@@ -118,13 +104,7 @@ def _timed(runner: Runner) -> float:
     return runner.samples.device.seconds(partial(runner.run, sample)) / runner.steps
 
 
-def _seconds_of_others() -> float:
-    """CPU time of all programs but this one."""
-    everyone, ours = psutil.cpu_times(), os.times()
-    return everyone.user + everyone.nice + everyone.system - ours.user - ours.system
-
-
-def _add_peak(runner: Runner, tick: Tick) -> None:
+def _add_peak(runner: Runner) -> None:
     """On the CPU steps are measured, in other processes; on a GPU all that was timed."""
     row, setting = runner.row, runner.row.setting
     is_measured = setting.features or setting.elements in PEAKS
@@ -134,7 +114,6 @@ def _add_peak(runner: Runner, tick: Tick) -> None:
         if not row.fits:  # memory may have become too fragmented
             row.failed, row.fits = None, True
     elif row.pass_ == STEP and runner.baseline.is_loss and is_measured:
-        tick(f"memory of {row.name}")
         found = peak(runner.key, setting)
     if found is None:
         return
@@ -153,8 +132,7 @@ def _peak_on_gpu(runner: Runner) -> tuple[int, int]:
 
 def _add_times(runner: Runner, timed: dict[str, Runner]) -> None:
     row, moved = runner.row, runner.moved_bytes
-    row.seconds = statistics.median(row.rounds)
-    row.p20, row.p80 = percentiles(row.rounds)
+    row.p20, row.seconds, row.p80 = quantiles(row.rounds)
     row.times_copy, row.times_products, row.times_ours = (
         median_ratio(row.rounds, timed[key].row.rounds) if key in timed else None
         for key in (COPY, PRODUCTS, OURS)
@@ -165,12 +143,10 @@ def _add_times(runner: Runner, timed: dict[str, Runner]) -> None:
         row.share_of_copy = moved / timed[COPY].moved_bytes / row.times_copy
 
 
-def percentiles(times: Sequence[float]) -> tuple[float, float]:
-    """The 20th and the 80th."""
-    if len(times) < 2:
-        return times[0], times[0]
-    fifths = statistics.quantiles(times, n=5, method="inclusive")
-    return fifths[0], fifths[-1]
+def quantiles(times: Sequence[float]) -> list[float]:
+    """The 20th percentile, the median and the 80th percentile."""
+    wanted = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    return torch.tensor(times, dtype=torch.float64).quantile(wanted).tolist()
 
 
 def median_ratio(times: Sequence[float], to: Sequence[float]) -> float:

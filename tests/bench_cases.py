@@ -14,7 +14,7 @@ from bench.baselines import BY_KEY, Baseline
 from bench.device import CPU, Cuda, Device
 from bench.names import OURS, STEP
 from bench.records import Row
-from bench.runner import Group
+from bench.runner import Runner
 from bench.samples import Samples
 from bench.settings import Setting
 
@@ -69,24 +69,24 @@ def group(
     keys: Sequence[str | Baseline] = KEYS,
     pass_: str = STEP,
     device: Device = CPU,
-) -> Group:
+) -> list[Runner]:
     chosen = [BY_KEY[one] if isinstance(one, str) else one for one in keys]
     chosen = [one for one in chosen if one.only in ("", pass_)]
-    return runner.group(pass_, chosen, Samples(setting, device))
+    return runner.runners_of(pass_, chosen, Samples(setting, device))
 
 
-def rows(group: Group) -> dict[str, Row]:
-    return {one.key: one.row for one in group.runners}
+def rows(group: Sequence[Runner]) -> dict[str, Row]:
+    return {one.key: one.row for one in group}
 
 
-def checked(group: Group) -> dict[str, Row]:
+def checked(group: Sequence[Runner]) -> dict[str, Row]:
     """The rows of all that compute a loss, compared with float64."""
     timing.check(group)
-    return {one.key: one.row for one in group.runners if one.baseline.is_loss}
+    return {one.key: one.row for one in group if one.baseline.is_loss}
 
 
-def measured(group: Group, rounds: int = 1, **more: Any) -> dict[str, Row]:
-    timing.measure(group, rounds, **more)
+def measured(group: Sequence[Runner], rounds: int = 1, *more: Any) -> dict[str, Row]:
+    timing.measure(group, rounds, *more)
     return rows(group)
 
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,20 +71,22 @@ def test_a_run_and_its_check(
     assert [tuple(row[k] for k in what) for row in found["rows"]] == expected
     for row in found["rows"]:
         is_step, is_loss = row["pass"] == STEP, row["baseline"] not in (COPY, PRODUCTS)
+        is_layer = row["features"] > 0
         assert BY_KEY[row["baseline"]].name("bce") in ran.stdout
         assert (row["failed"], row["loss"], len(row["rounds"])) == (None, "bce", 2)
         assert 0 < row["p20"] <= row["seconds"] <= row["p80"]
-        floor, other = ("times_products", "times_copy")[:: 1 if row["features"] else -1]
-        assert row["times_ours"] > 0
-        assert row[floor] > 0
-        assert row[other] is None
-        assert (row["share_of_copy"] is None) == (row["gigabytes_per_second"] is None)
-        assert (row["share_of_copy"] is None) == bool(row["features"])
-        assert (row["loss_error"] is not None) == is_loss
-        assert (row["gradient_error"] is not None) == (is_loss and is_step)
-        has_peak = row["features"] and is_step and is_loss
-        assert (row["beyond_bytes"] is not None) == has_peak
-        assert row["peak_gradients"] is None
+        has = {
+            "times_ours": True,
+            "times_copy": not is_layer,
+            "times_products": is_layer,
+            "gigabytes_per_second": not is_layer,
+            "share_of_copy": not is_layer,
+            "loss_error": is_loss,
+            "gradient_error": is_loss and is_step,
+            "beyond_bytes": is_layer and is_loss and is_step,
+            "peak_gradients": False,
+        }
+        assert {name: row[name] is not None for name in has} == has
     assert "4x8x200 float16 sparse 2.5% 1t step" in ran.stdout
     assert "Linear layer and loss: a step is" in ran.stdout
     lines = (tmp_path / "results.csv").read_text().splitlines()
@@ -96,8 +97,7 @@ def test_a_run_and_its_check(
             assert (tmp_path / f"{name}.{kind}").stat().st_size > 1000
 
     for row in found["rows"]:
-        row["times_ours"] /= 1000  # of an ours that was slower
-        row["baseline"] = row.pop("baseline")  # as earlier versions wrote it
+        row["times_ours"] /= 1000  # ours was slower
     (tmp_path / "results.json").write_text(json.dumps(found))
     again = ("--quick", "--shapes", "64x1000", "--dtypes", "float16", "--passes", "step")
     again += ("--against", "bce", "--rounds", "2", "--check", str(tmp_path))
@@ -108,12 +108,11 @@ def test_a_run_and_its_check(
     for row in found["rows"]:
         row["times_ours"] *= 1e6
     (tmp_path / "results.json").write_text(json.dumps(found))
-    assert __main__.main(again) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "2 of 3 rows are worse" in error
-    assert __main__.main([*again, "--out", str(tmp_path)]) == 1  # over the earlier, read first
-    assert "2 of 3 rows are worse" in capsys.readouterr().err
+    for more in ((), ("--out", str(tmp_path))):  # over the earlier, read first
+        assert __main__.main([*again, *more]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "2 of 3 rows are worse" in error
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"facts": {}, "rows": [{"rows": 3}]}', "[1]"])
@@ -171,17 +170,13 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
         (("--loss", "hinge"), ("--loss", "'hinge'", "bce")),
         (("--device", "tpu"), ("--device", "'tpu'", "cuda")),
         (("--shapes", "0x5"), ("--shapes", "'0x5'", "1024x16384")),
-        (("--shapes", "2^20,"), ("--shapes", "''")),
         (("--shapes", "3^2"), ("--shapes", "'3^2'", "2^20")),
-        (("--shapes", "32^2"), ("--shapes", "'32^2'")),
         (("--shapes", "2^-1"), ("--shapes", "'2^-1'")),
         (("--shapes", "2^63"), ("--shapes", "'2^63'")),
         (("--shapes", "1e3"), ("--shapes", "'1e3'")),
         (("--shapes", "8x4x"), ("--shapes", "'8x4x'", "256x256x131072")),
-        (("--shapes", "8x0x16"), ("--shapes", "'8x0x16'")),
         (("--shapes", "8x4x16x2"), ("--shapes", "'8x4x16x2'")),
         (("--density", "0.1,2"), ("--density", "0 to 1", "'2'")),
-        (("--density", "nan"), ("--density", "'nan'")),
         (("--pos-weight", "-1"), ("--pos-weight", "at least 0")),
         (("--dtypes", "float32,int8"), ("--dtypes", "float32", "'int8'")),
         (("--targets", "dense"), ("--targets", "sparse", "'dense'")),
@@ -191,7 +186,6 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
         (("--seed", "-1"), ("--seed", "'-1'")),
         (("--rounds", "few"), ("--rounds", "'few'")),
         (("--seconds", "0"), ("--seconds", "'0'")),
-        (("--tolerance", "inf"), ("--tolerance", "'inf'")),
         (("--out", "/dev/null/folder"), ("--out", "cannot write")),
         (("--check", "no/such/file"), ("--check", "'no/such/file'")),
         (("--fast",), ("--fast",)),
@@ -216,12 +210,6 @@ def test_bad_arguments(
     assert all(word in printed.err for word in words)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_kernels_for_cuda_is_one_line_and_exit_code_2() -> None:
-    ran = bench("--device", "cuda")
-    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
-
-
 def options(*arguments: str) -> Any:
     return __main__.parser().parse_args(["--quick", *arguments])
 
@@ -239,8 +227,7 @@ def options(*arguments: str) -> Any:
     ],
 )
 def test_sizes(arguments: tuple[str, ...], shapes: list[tuple[int, ...]]) -> None:
-    tasks = run.tasks_of(options(*arguments), CPU)
-    assert [setting.sizes for setting in tasks] == shapes
+    assert [setting.sizes for setting in run.tasks_of(options(*arguments), CPU)] == shapes
 
 
 def test_all_combinations_of_what_is_asked_for() -> None:
@@ -254,12 +241,9 @@ def test_all_combinations_of_what_is_asked_for() -> None:
     ("arguments", "target", "positives"),
     [((), "sparse", 5), (("--targets", "bool"), "bool", 5), (("--density", "0.5"), "sparse", 50)],
 )
-def test_what_three_numbers_ask_for(
-    arguments: tuple[str, ...], target: str, positives: int
-) -> None:
+def test_labels_of_layers(arguments: tuple[str, ...], target: str, positives: int) -> None:
     ((setting, passes),) = run.tasks_of(options("--shapes", "4x8x100", *arguments), CPU).items()
     assert passes == [STEP, FORWARD]
-    assert setting.sizes == (4, 8, 100)
     assert (setting.target, setting.positives_per_row) == (target, positives)
 
 
@@ -280,24 +264,7 @@ def test_the_full_grids_follow_every_axis() -> None:
 def test_the_names_on_the_command_line() -> None:
     assert tuple(one.key for one in BASELINES if one.is_optional) == AGAINST
     assert tuple(LOSSES) == names.LOSSES
-
-
-@pytest.mark.parametrize("package", [None, "raise RuntimeError('of another torch')"])
-def test_what_cannot_be_imported_is_skipped_by_name(
-    package: str | None, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
-) -> None:
-    name, why = "not_there", "not_there is not installed"
-    if package is not None:
-        name, why = "broken_one", "broken_one does not import: of another torch"
-        (tmp_path / f"{name}.py").write_text(package)
-        monkeypatch.syspath_prepend(tmp_path)
-    changed = [replace(one, needs=name) if one.key == "timm" else one for one in BASELINES]
-    monkeypatch.setattr("bench.baselines.BASELINES", changed)
-    monkeypatch.setattr(run, "BASELINES", changed)
-    assert __main__.main([*SHORT, "--against", "timm,bce"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert f"timm BinaryCrossEntropy: skipped, {why}" in printed
-    assert "torchvision" not in printed.partition("Times of ours")[0]
+    assert len(BY_KEY) == len(BASELINES)
 
 
 def test_a_wrong_baseline_is_exit_code_1(

@@ -10,10 +10,9 @@ import torch
 pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
-from bench import __main__, device, report, run, runner
+from bench import __main__, device, run, runner
 from bench.baselines import BASELINES, BY_KEY
 from bench.names import FORWARD, OURS, STEP
-from bench.records import Row
 from bench.samples import Sample, Samples
 from bench.settings import Setting
 from weighted_bce._eager import expected_grad_output
@@ -66,31 +65,29 @@ def test_a_run(
     assert "Times of ours" in printed
     found = json.loads((tmp_path / "results.json").read_text())["rows"]
     of = {"bool": KEYS, "sparse": ["copy", OURS, *SCALED, "inplace", "dense", "scatter"]}
-    once = {*SCALED, "inplace"}  # in steps
-    expected = []
-    for size in (8, 15):
-        for target, step in of.items():
-            for pass_ in (STEP, FORWARD):
-                keys = [key for key in step if pass_ == STEP or key not in once]
-                expected += [(size, target, pass_, False, key) for key in keys]
-                if size == 8:
-                    captured = [key for key in keys if BY_KEY[key].graph]
-                    expected += [(size, target, pass_, True, key) for key in captured]
+    expected = [
+        (size, target, pass_, graphs, key)
+        for size in (8, 15)
+        for target in of
+        for pass_ in (STEP, FORWARD)
+        for graphs in (False, True)[: 1 + (size == 8)]
+        for key in of[target]
+        if BY_KEY[key].only in ("", pass_) and (BY_KEY[key].graph or not graphs)
+    ]
     what = ("rows", "target", "pass", "graphs", "baseline")
     logits = [row for row in found if not row["features"]]
-    layers = [row for row in found if row["features"]]
     assert [tuple(row[k] for k in what) for row in logits] == expected
     for row in logits:
         assert row["failed"] is None
         assert 0 < row["p20"] <= row["seconds"] <= row["p80"]
         assert (row["peak_gradients"] is None) == row["graphs"]
-    assert not any(row["graphs"] for row in layers)
+    layers = [row for row in found if row["features"]]
+    assert all(row["times_products"] > 0 and not row["graphs"] for row in layers)
     beyond = {(row["pass"], row["baseline"]): row["beyond_bytes"] for row in layers}
     peak = 3 * SETTING.gradient_bytes
     assert beyond[STEP, OURS] == max(0, peak - 4 * 8 * 204)
     assert beyond[STEP, "fused-step"] == peak - 4 * 8 * 4
     assert beyond[FORWARD, "scatter"] == peak
-    assert all(row["times_products"] > 0 for row in layers)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -99,7 +96,7 @@ def test_all_compute_the_same(dtype: str, pass_: str) -> None:
     """Also at another loss scale, and when replayed."""
     setting = Setting(16, 4096, dtype, density=0.05)
     eager = group(setting, pass_=pass_, device=Pretended())
-    for one in (eager, runner.replayed(eager)):
+    for one in (eager, runner.as_graphs(eager)):
         known = checked(one)
         assert OURS in known
         assert not any(row.failed for row in known.values())
@@ -107,7 +104,7 @@ def test_all_compute_the_same(dtype: str, pass_: str) -> None:
 
 def test_a_wrong_loss_scale_is_found() -> None:
     one = group(device=Pretended())
-    for scaled in one.runners:
+    for scaled in one:
         if scaled.key == "scaled":
             scaled.baseline = replace(scaled.baseline, loss_scale=65536 * (1 + 1e-5))
     assert [key for key, row in checked(one).items() if row.disagrees] == ["scaled"]
@@ -128,7 +125,7 @@ def test_percent_of_copy() -> None:
 
 @pytest.mark.parametrize(("key", "surprised"), [("scaled", False), ("scaled-changing", True)])
 def test_a_changing_loss_scale_is_never_the_expected_one(key: str, surprised: bool) -> None:
-    (one,) = group(keys=[key], device=Pretended()).runners
+    (one,) = group(keys=[key], device=Pretended())
     assert one.steps == 1
     for _ in range(3):
         sample = one.prepare()
@@ -161,26 +158,14 @@ def test_graphs_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Pretended()
     monkeypatch.setattr(gpu, "cache_bytes", lambda: 2**26)
     eager = group(keys=["bce"], device=gpu)
-    assert eager.runners[0].steps == 256
+    assert eager[0].steps == 256
     calls: list[Sample] = []
-    eager.runners[0].step = calls.append
-    (replay,) = runner.replayed(eager).runners
+    eager[0].step = calls.append
+    (replay,) = runner.as_graphs(eager)
     replay.run(replay.prepare())
-    assert replay.steps == eager.samples.count == 256
+    assert replay.steps == eager[0].samples.count == 256
     assert len(calls) == 2 * 256
     assert len({id(sample) for sample in calls}) == 256
-
-
-def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    times = (2e-3, 1.9e-3, 2.1e-3, 1.25, 1.0, 4000.0, 0.9, 1024, 1.0, 1.6e-8, 3e-7)
-    one = Row(SETTING, STEP, False, OURS, *times)
-    none = Row(SETTING, STEP, False, "masked", failed="it needs some 90.0 GiB", fits=False)
-    report.show_group(report.Console(width=132), "", [one, none], 0)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    cells = ["2.00", "1.90", "to", "2.10", "1.00x", "1.25x", "4000", "90%", "1.00", "2e-08"]
-    assert [OURS, *cells, "3e-07"] in lines
-    assert ["masked", "multiply", "does", "not", "fit", *"--------"] in lines
-    report.show_group(report.Console(width=132), "", [none], 0)
 
 
 def test_samples_take_turns() -> None:

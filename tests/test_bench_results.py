@@ -174,54 +174,31 @@ def test_readme_has_the_figures_of_the_results() -> None:
             assert digest in path.read_bytes(), f"{path.name} is of another run"
 
 
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the results of a machine are, for README."""
+def test_what_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its figures take the place of others; the test above is of the tables."""
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    return tmp_path / "machine"
-
-
-def test_what_readme_says(machine: Path) -> None:
-    records = made_up(full_grid(), ("step", "forward"))
-    (slower,) = (
-        row for row in records.rows if (row.setting.rows, row.key, row.pass_) == (8, "bce", "step")
-    )
-    slower.times_ours = 0.9
-    drawn(records, machine)
+    records = made_up([*full_grid(), LAYER], ("step", "forward"))
+    for one in records.rows:
+        if one.setting.rows in (8, 4) and one.key in ("bce", "unfused"):
+            one.times_ours = 0.9
+    drawn(records, tmp_path / "machine")
     text = readme.written(f"a\n\n{readme.BEGIN}\nold\n{readme.END}\nb\n")
     assert text.startswith(f"a\n\n{readme.BEGIN}\n\n`python -m bench` ([results](machine)): ")
     assert text.endswith(f"\n\n{readme.END}\nb\n")
     assert "old" not in text
-    assert "CPU a made-up one" in text
-    assert "**0.90x**" in text
-    assert "Faster than ours in this run: F.bce_with_logits at 8x16 float32" in text
-    assert "(machine/elements.svg)" in text
-    assert "(machine/layer.svg)" in text
-    layer = "| Training step: 256 x 256 x 131,072 float32 linear layer and loss, sparse labels, "
-    assert f"{layer}5 in each row, pos_weight 7, " in text
-    assert "64 x 128 x 2,812,281" in text
+    for part in (
+        "CPU a made-up one",
+        "**0.90x**",
+        "Faster than ours in this run: F.bce_with_logits at 8x16 float32",
+        "at 4x8x4096 float32 sparse 0.1% 1t step (0.90x)",
+        "(machine/elements.svg)",
+        "(machine/layer.svg)",
+        "| Training step: 256 x 256 x 131,072 float32 linear layer and loss, sparse labels, 5 in ",
+        "64 x 128 x 2,812,281",
+    ):
+        assert part in text
     assert "64 x 128 x 8,192" not in text  # the picture shows it
     assert readme.written(text) == text
     with pytest.raises(ValueError, match="figures: begin"):
         readme.written("no marks")
-
-
-def test_what_readme_says_of_layers_alone(machine: Path) -> None:
-    records = made_up([LAYER], ("step", "forward"))
-    for one in records.rows:
-        if one.key == "unfused":
-            one.times_ours = 0.5
-    assert {path.stem for path in drawn(records, machine)} == {"time", "memory", "error"}
-    text = readme.written(f"{readme.BEGIN}{readme.END}")
-    title = "4 x 8 x 4,096 float32 linear layer and loss, sparse labels, 5 in each row"
-    assert (
-        f"| Training step: {title}, pos_weight 7, 1 thread | µs | p20 to p80 | times ours " in text
-    )
-    assert f"| Forward alone: {title}" in text
-    assert "| times products | beyond, MiB | loss error | gradient error |" in text
-    spread = "16.38 | 8.19 to 32.77"
-    assert f"| ours, fused_step | {spread} | 5.00x | 3.25x | 3.00 | 1e-08 | 2e-07 |" in text
-    assert f"| {spread} | **0.50x** | 3.25x | 3.00 |" in text
-    assert "at 4x8x4096 float32 sparse 0.1% 1t step (0.50x)" in text
-    assert "copy_" not in text

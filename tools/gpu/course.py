@@ -146,10 +146,7 @@ class Course:
                 remarks = [*failures, *late, *([stop.value] if stop.value else [])]
                 return FAILED if failures else OK, "; ".join(remarks)
             left = until - time.monotonic()
-
-            def seconds(command: Command, left: float = left) -> float:
-                return min(command.share * setup.seconds, left)
-
+            seconds = [min(command.share * setup.seconds, left) for command in commands]
             ran = run(commands, setup.folder, seconds, lambda: self.is_interrupted, note)
             row["commands"] += [
                 {"name": one.command.name, "code": one.code, "seconds": round(one.seconds, 1)}

@@ -13,26 +13,13 @@ RESULTS, REPORT, LOGS = "results.json", "report.md", "logs.tar.gz"
 
 def save(results: dict[str, Any], out: Path, work: Path | None) -> None:
     """Writes the results; and the report, and an archive of the logs and pictures in `work`."""
-    _write(out / RESULTS, as_json(results))
+    _write(out / RESULTS, json.dumps(results, indent=1))
     if work is not None:
         _write(out / REPORT, report(results))
         new = out / f"{LOGS}.new"
         with tarfile.open(new, "w:gz") as archive:
             archive.add(work, "logs")
         new.replace(out / LOGS)
-
-
-def as_json(results: dict[str, Any]) -> str:
-    """A line for each result."""
-    parts = []
-    for part in results["parts"]:
-        head = json.dumps({key: value for key, value in part.items() if key != "results"})
-        rows = ",\n".join(map(json.dumps, part["results"]))
-        parts.append(f'{head[:-1]}, "results": [\n{rows}]}}')
-    facts = json.dumps(results["facts"], indent=1)
-    clocks = ",\n".join(map(json.dumps, results["clocks"]))
-    text = ",\n".join(parts)
-    return f'{{"facts": {facts},\n"clocks": [\n{clocks}],\n"parts": [\n{text}]}}\n'
 
 
 def _write(path: Path, text: str) -> None:

@@ -22,7 +22,6 @@ DOUBLES = {"DADD", "DMUL", "DFMA", "DSETP"}
 SUMS = 2  # products of which a logarithm is taken at the end of a run; each takes one MUFU.RCP
 START, END = -1, -2  # before the first instruction of an iteration, and after the last one
 Tally = tuple[int, ...]  # EX2, RCP, and the bytes that are copied to shared memory, loaded, stored
-NONE = (0, 0, 0, 0, 0)
 
 
 class Instruction(NamedTuple):
@@ -83,7 +82,7 @@ def find(
     # the lowest bit of their mask.
     positives = [address for address, i in loop.items() if i.name == "FLO"]
     before = set().union(*(nx.ancestors(flow, address) for address in positives))
-    tallies = {address: i.tally for address, i in loop.items()} | {END: NONE}
+    tallies = {address: i.tally for address, i in loop.items() if any(i.tally)}
     exponentials = {address for address, tally in tallies.items() if tally[0]}
     flow.remove_nodes_from([address for address, i in loop.items() if i.name in NEVER])
     at_once, one_by_one = (
@@ -148,11 +147,12 @@ def _iteration(code: list[Instruction]) -> nx.DiGraph:
 def _shortest(flow: nx.DiGraph, tallies: dict[int, Tally], wanted: Tally) -> list[int]:
     """Finds the shortest path with just what is wanted; a place of the breadth-first search is an
     address and what was counted before it."""
-    places: list[tuple[int, Tally]] = [(START, NONE)]
+    places: list[tuple[int, Tally]] = [(START, (0,) * len(wanted))]
     came_from = {}
     for place in places:  # which grow meanwhile
         for address in flow[place[0]]:
-            following = address, tuple(map(add, place[1], tallies[address]))
+            own = tallies.get(address)
+            following = address, tuple(map(add, place[1], own)) if own else place[1]
             if following not in came_from and all(map(le, following[1], wanted)):
                 came_from[following] = place
                 places.append(following)

@@ -152,10 +152,7 @@ def test_groups_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     smoke.run(tallies, float("inf"))
     assert seen == ["a", "b", "b", "b"]
 
-    def lost() -> bool:
-        return True
-
-    monkeypatch.setattr(smoke, "is_lost", lost)
+    monkeypatch.setattr(smoke, "is_lost", lambda: True)
     wrong = cases.Group("wrong", iter([partial(int, "x")]))
     tallies = [smoke.Tally(wrong), smoke.Tally(group("after", 1))]
     smoke.run(tallies, float("inf"))

@@ -1,5 +1,6 @@
 """The files of a course: written as a whole or not at all, since it may be stopped at any time."""
 
+import csv
 import json
 import tarfile
 from pathlib import Path
@@ -30,5 +31,5 @@ def _write(path: Path, text: str) -> None:
 
 def clocks(path: Path) -> list[dict[str, str]]:
     """What nvidia-smi has printed, a line each second."""
-    rows = ([cell.strip() for cell in line.split(",")] for line in text_of(path).splitlines())
+    rows = csv.reader(text_of(path).splitlines(), skipinitialspace=True)
     return [dict(zip(CLOCK_FIELDS, r, strict=True)) for r in rows if len(r) == len(CLOCK_FIELDS)]

@@ -7,14 +7,13 @@ import subprocess
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
-from . import hot_path
-from .hot_path import HotPath
+from weighted_bce._extension import extension, why_missing
 
-TOOLS = ("cuobjdump", "nvdisasm")  # the first one calls the second
-HOW_TO_GET = "pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+from . import hot_path
+
+TOOLS = "nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"  # the packages; the first calls the second
 # csrc/problem.h, with whether losses are added up and whether gradients are written.
 MODES = {
     "loss": (True, False),
@@ -43,8 +42,8 @@ class Kernel(NamedTuple):
     dtype: str = ""  # of the logits, or in which sums are stored
     target: str = ""  # one of TARGETS, where logits are read
     mode: str = ""
-    facts: Mapping[str, int] = MappingProxyType({})
-    hot: Mapping[int, HotPath] = MappingProxyType({})  # by the bytes of a target
+    facts: Mapping[str, int] = {}
+    hot: Mapping[int, hot_path.HotPath] = {}  # by the bytes of a target
     unclear: str = ""  # why there is none
 
     @property
@@ -53,12 +52,8 @@ class Kernel(NamedTuple):
         return 16 // SIZES[self.dtype]
 
     @property
-    def is_vectors(self) -> bool:
-        return self.name == "on_vectors"
-
-    @property
     def is_hot(self) -> bool:
-        return self.is_vectors and self.loss == "" and self.mode != "unreduced loss"
+        return self.name == "on_vectors" and self.loss == "" and self.mode != "unreduced loss"
 
     def __str__(self) -> str:
         words = [f"{self.name} {self.dtype}".strip(), self.loss, self.target, self.mode]
@@ -71,39 +66,32 @@ class Code(NamedTuple):
     kernels: dict[str, list[Kernel]]  # by architecture
 
 
-def read(module: Path, nvcc: str) -> Code:
-    """Reads the CUDA code of a shared library.
-
-    Args:
-        module: the library.
-        nvcc: the version of the compiler, where the code does not say so.
+def built() -> Code:
+    """Reads the CUDA code of the extension that is imported here.
 
     Raises:
-        Unreadable: if there is no tool to read it.
+        Unreadable: if it has no CUDA kernels, or no tool to read them is there.
     """
+    if extension is None or not extension.cuda_archs:
+        raise Unreadable(f"there are no CUDA kernels: {why_missing or 'built without'}")
+    module = Path(str(extension.__file__))
     said = re.findall(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", module.read_bytes())
     parts = re.findall(r"(elf|ptx) code:\n=+\narch = sm_(\d+)", _cuobjdump(module, "-res-usage"))
-    numbers = sorted({number for _, number in parts}, key=int)
-    machine = [f"sm_{number}" for number in numbers if ("elf", number) in parts]
-    ptx = [f"compute_{number}" for number in numbers if ("ptx", number) in parts]
-    return Code(
-        ", ".join(sorted({version.decode() for version in said})) or nvcc,
-        (*machine, *ptx),
-        {architecture: _kernels(module, architecture) for architecture in machine},
-    )
+    kinds = {"elf": "sm", "ptx": "compute"}
+    parts = sorted(set(parts), key=lambda part: (part[0], int(part[1])))
+    architectures = tuple(f"{kinds[kind]}_{number}" for kind, number in parts)
+    kernels = {name: _kernels(module, name) for name in architectures if name.startswith("sm_")}
+    return Code(", ".join(sorted({one.decode() for one in said})), architectures, kernels)
 
 
 def _kernels(module: Path, architecture: str) -> list[Kernel]:
-    text = _cuobjdump(module, "-res-usage", "-arch", architecture)
+    text = _cuobjdump(module, "-sass", "-res-usage", "-arch", architecture)
     usages = dict(re.findall(r"Function (\w+):\n(.+)", text))
-    kernels: dict[str, Kernel] = {}
-    text = _cuobjdump(module, "-sass", "-arch", architecture)
+    kernels = {}  # the objects of several dtypes may hold the same one
     for function in text.split("Function : ")[1:]:
         name, _, code = function.partition("\n")
         kernel = with_facts(kernel_of(name), usages[name], hot_path.instructions_of(code))
-        # The objects of several dtypes may hold the same kernel.
-        other = kernels.get(str(kernel), kernel)
-        kernels[str(kernel)] = max(kernel, other, key=lambda one: one.facts["registers"])
+        kernels[str(kernel)] = kernel
     return sorted(kernels.values(), key=lambda one: one[:5])
 
 
@@ -144,9 +132,8 @@ def _cuobjdump(module: Path, *options: str) -> str:
     folders = [os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME', '')}/bin"]
     folders += map(str, Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin"))
     path = os.pathsep.join(folders)
-    if not all(shutil.which(tool, path=path) for tool in TOOLS):
-        raise Unreadable(f"{' and '.join(TOOLS)} are not installed: {HOW_TO_GET}")
-    command = [str(shutil.which(TOOLS[0], path=path)), *options, str(module)]
-    environment = {**os.environ, "PATH": path}
-    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return ran.stdout
+    tool = shutil.which("cuobjdump", path=path)
+    if not tool or not shutil.which("nvdisasm", path=path):
+        raise Unreadable(f"cuobjdump and nvdisasm are not installed: pip install {TOOLS}")
+    command, variables = [tool, *options, str(module)], {**os.environ, "PATH": path}
+    return subprocess.check_output(command, text=True, env=variables)

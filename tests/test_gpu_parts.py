@@ -27,6 +27,13 @@ def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    path = tmp_path / "any-name.so"
+    path.write_text("built elsewhere")
+    return path
+
+
 def test_the_build_is_for_this_gpu_alone(setup: Setup, package: Path) -> None:
     (compile, trial), remark = driven(build.PART, setup)
     assert compile.environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
@@ -37,21 +44,17 @@ def test_the_build_is_for_this_gpu_alone(setup: Setup, package: Path) -> None:
     assert build.module(setup.out).read_text() == "in place"
 
 
-def test_a_library_that_runs_is_not_built(setup: Setup, package: Path, tmp_path: Path) -> None:
-    library = tmp_path / "any-name.so"
-    library.write_text("built earlier")
+def test_a_library_that_runs_is_not_built(setup: Setup, package: Path, library: Path) -> None:
     commands, remark = driven(build.PART, setup._replace(library=library))
     assert [command.name for command in commands] == ["library"]
     assert remark == f"{library} runs here"
     assert setup.facts["library"] == str(library)
     for folder in (package, setup.out):
-        assert [file.read_text() for file in folder.iterdir()] == ["built earlier"]
+        assert [file.read_text() for file in folder.iterdir()] == ["built elsewhere"]
 
 
-def test_a_library_that_does_not_run(setup: Setup, package: Path, tmp_path: Path) -> None:
+def test_a_library_that_does_not_run(setup: Setup, package: Path, library: Path) -> None:
     """The one that was there comes back, and is built anew where that is allowed."""
-    library = tmp_path / "any-name.so"
-    library.write_text("of another Python")
     given = setup._replace(library=library)
     commands, remark = driven(build.PART, given, 1)
     assert [command.name for command in commands] == ["library", "build", "kernels"]
@@ -60,16 +63,14 @@ def test_a_library_that_does_not_run(setup: Setup, package: Path, tmp_path: Path
     assert [file.read_text() for file in package.iterdir()] == ["in place"]
     with pytest.raises(Failed, match="no kernel runs: kernels: exit code 1"):
         driven(build.PART, given._replace(builds=False), 1, 1)
-    commands, remark = driven(build.PART, setup._replace(library=tmp_path / "nothing.so"))
+    commands, remark = driven(build.PART, setup._replace(library=package / "nothing.so"))
     assert [command.name for command in commands] == ["build", "kernels"]
     assert remark.endswith("nothing.so is not there; built for 9.0")
 
 
-def test_a_library_that_is_alone(setup: Setup, package: Path, tmp_path: Path) -> None:
+def test_a_library_that_is_alone(setup: Setup, package: Path, library: Path) -> None:
     """It is gone again where it does not run, also where the course ends meanwhile."""
     build.module(package).unlink()
-    library = tmp_path / "any-name.so"
-    library.write_text("of another Python")
     steps = build.PART.steps(setup._replace(library=library))
     next(steps)
     assert build.module(package).exists()
@@ -127,13 +128,7 @@ def test_counters_and_what_was_expected(setup: Setup) -> None:
         assert row["DRAM bytes/s"] == 2.9e12
         assert row["top stall"] == "long_scoreboard"
         assert row["DRAM %"] is None
-        assert set(row["expected"]) == {
-            "issue",
-            "MUFU rate",
-            "first limit",
-            "of a copy",
-            "registers",
-        }
+        assert {*row["expected"]} == {*counters.WANTED}
     commands, remark = driven(counters.PART, setup)
     assert "sm__inst_issued.avg.pct_of_peak_sustained_active" in " ".join(commands[0].arguments)
     assert not remark
@@ -143,9 +138,8 @@ def test_counters_and_what_was_expected(setup: Setup) -> None:
 
 
 def test_units_of_counters() -> None:
-    units = ["ms", "Tbyte/s", "%", "us"]
-    counts = counters._counted(["a", "b", "c", "d"], units, ["2", "1.5", "3", "n/a"])
-    assert counts == {"a": 0.002, "b": 1.5e12, "c": 3.0, "d": "n/a"}
+    counts = counters._counted(["a", "b", "c"], ["ns", "byte/s", "%"], ["2,000", "1.5", "n/a"])
+    assert counts == {"a": pytest.approx(2e-6), "b": 1.5, "c": "n/a"}
 
 
 def test_a_line_for_each_setting() -> None:

@@ -40,6 +40,7 @@ NAMED = {
     "Blackwell": "10.0 10.3 12.0 12.1+PTX",
     "Blackwell+Tegra": "11.0",
 }
+NOTHING_LEFT = "nothing is left"
 OURS_TO_CHOOSE = ("native", "Auto", "Common", "All")
 USUAL = Path("/usr/local/cuda/bin/nvcc")
 FLAGS = (
@@ -55,10 +56,6 @@ TRIED = EXTRA.findall((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[0] 
 
 class Unavailable(Exception):
     """There is no toolkit here that can build the CUDA part; the message says why in one line."""
-
-
-class NothingLeft(Unavailable):
-    """TORCH_CUDA_ARCH_LIST names no GPU that the toolkit and the kernels serve."""
 
 
 class Failed(Exception):
@@ -124,39 +121,31 @@ def find_toolkit(torch_cuda: str | None) -> Toolkit:
     Raises:
         Unavailable: if none does.
     """
-    errors = []
+    errors: dict[str, None] = {}
     for nvcc in candidates():
         try:
             return examined(nvcc, torch_cuda)
         except Unavailable as error:
-            errors.append(error)
-    why = (
-        "; ".join(dict.fromkeys(map(str, errors)))
-        or "no nvcc by CUDA_HOME, on PATH, in Python's packages or in /usr/local/cuda"
-    )
-    major = torch_cuda.split(".")[0] if torch_cuda else TRIED.split(".")[0]
-    if any(isinstance(error, NothingLeft) for error in errors):
-        how = f"unset TORCH_CUDA_ARCH_LIST, or set it like {LIKE}, and build again"
-    elif major == TRIED.split(".")[0]:
-        how = f"install the toolkit of CUDA {major}, or as README.md says by pip, and build again"
-    else:
-        how = f"install the toolkit of CUDA {major} and build again"
-    raise Unavailable(f"{why}; to get them, {how}")
+            errors[str(error)] = None
+    nowhere = "no nvcc by CUDA_HOME, on PATH, in Python's packages or in /usr/local/cuda"
+    major, tried = ((version or TRIED).split(".")[0] for version in (torch_cuda, TRIED))
+    how = f"install the toolkit of CUDA {major}"
+    if any(NOTHING_LEFT in error for error in errors):
+        how = f"unset TORCH_CUDA_ARCH_LIST, or set it like {LIKE},"
+    elif major == tried:
+        how += ", or as README.md says by pip,"
+    raise Unavailable(f"{'; '.join(errors) or nowhere}; to get them, {how} and build again")
 
 
 def candidates() -> list[Path]:
     """That of CUDA_HOME alone where it is set; else that on PATH, those installed by pip, and the
     one where NVIDIA's installer puts it."""
-    home = os.environ.get("CUDA_HOME")
-    if home:
+    if home := os.environ.get("CUDA_HOME"):
         return [Path(home) / "bin" / "nvcc"]
-    on_path = shutil.which("nvcc")
-    found = [Path(on_path)] if on_path else []
+    found = [Path(on_path)] if (on_path := shutil.which("nvcc")) else []
     for folder in site_folders():
         found += sorted(folder.glob("nvidia/cu[0-9]*/bin/nvcc"), reverse=True)
-    if USUAL.is_file():
-        found.append(USUAL)
-    return found
+    return [*found, USUAL] if USUAL.is_file() else found
 
 
 def site_folders() -> list[Path]:
@@ -211,16 +200,15 @@ def architectures(known: list[str]) -> tuple[tuple[str, ...], str]:
         known: the architectures that nvcc knows, as "80".
 
     Raises:
-        NothingLeft: if nothing of the list can be built.
-        Unavailable: if there is no list, and nvcc knows nothing of the default.
+        Unavailable: if nothing is left, of the list or without one of the default.
     """
     text = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     items = [item for word in re.split(r"[;,\s]+", text) for item in NAMED.get(word, word).split()]
     if all(item in OURS_TO_CHOOSE for item in items):
-        numbers = [number for number in DEFAULT if number in known]
+        numbers = [f"sm_{number}" for number in DEFAULT if number in known]
         if not numbers:
             raise Unavailable("nvcc is too old for GPUs of compute capability 8.0")
-        return (*(f"sm_{number}" for number in numbers), f"compute_{numbers[-1]}"), ""
+        return (*numbers, numbers[-1].replace("sm", "compute")), ""
     machine, ptx = [], []
     left_out: dict[str, list[str]] = {}
     for item in items:
@@ -238,7 +226,7 @@ def architectures(known: list[str]) -> tuple[tuple[str, ...], str]:
             ptx += [f"compute_{number}"] * bool(match.group(3))
     said = ", ".join(f"{', '.join(some)} left out ({why})" for why, some in left_out.items())
     if not machine:
-        raise NothingLeft(f"TORCH_CUDA_ARCH_LIST: {said}, nothing is left")
+        raise Unavailable(f"TORCH_CUDA_ARCH_LIST: {said}, {NOTHING_LEFT}")
     return tuple(dict.fromkeys(machine + ptx)), said
 
 
@@ -248,9 +236,8 @@ def compile_all(toolkit: Toolkit) -> list[Path]:
     Raises:
         Failed: if one does not compile; what nvcc said is on stderr.
     """
-    targets = [
-        f"-gencode=arch=compute_{name.split('_')[1]},code={name}" for name in toolkit.architectures
-    ]
+    numbers = [(name.split("_")[1], name) for name in toolkit.architectures]
+    targets = [f"-gencode=arch=compute_{number},code={name}" for number, name in numbers]
     sources = sorted(CSRC.glob("cuda/*.cu"))
     headers = [path.stat().st_mtime for path in CSRC.rglob("*.*h")]
     flags = flags_for(toolkit.version)
@@ -258,9 +245,10 @@ def compile_all(toolkit: Toolkit) -> list[Path]:
     folder = ROOT / "build" / "cuda" / digest
     folder.mkdir(parents=True, exist_ok=True)
     objects = [folder / f"{source.stem}.o" for source in sources]
+    pairs = zip(sources, objects, strict=True)
     stale = [
         (source, at)
-        for source, at in zip(sources, objects, strict=True)
+        for source, at in pairs
         if not at.exists() or at.stat().st_mtime <= max(*headers, source.stat().st_mtime)
     ]
     processes, threads = share_of_work(len(stale), len(targets))

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.command import checked
+
 from .course import NAMES, Course
 from .machine import Machine, NoGpu, facts
 from .report import summary
@@ -24,39 +26,22 @@ def _parser() -> argparse.ArgumentParser:
         epilog="It ends with 0 where all is well, with 1 where a part is not, 2 without a GPU.",
     )
     add = parser.add_argument
-    add("--minutes", type=_minutes, default=9.0, metavar="M", help="in all; default: %(default)g")
+    add("--minutes", type=MINUTES, default=9.0, metavar="M", help="in all; default: %(default)g")
     add("--out", type=Path, default=Path("build/gpu"), metavar="DIR", help="default: %(default)s")
-    add(
-        "--parts",
-        type=_parts,
-        default=NAMES,
-        metavar="P,...",
-        help=f"default: all, which are {','.join(NAMES)}",
-    )
-    add(
-        "--library",
-        type=Path,
-        metavar="FILE",
-        help="an extension that was built earlier, such as the one in --out; a new one is built "
-        "where it does not run",
-    )
+    text = f"default: all, which are {','.join(NAMES)}"
+    add("--parts", type=PARTS, default=NAMES, metavar="P,...", help=text)
+    text = "an extension that was built earlier, such as the one in --out; a new one is built "
+    add("--library", type=Path, metavar="FILE", help=f"{text}where it does not run")
     add("--commit", default="", help="default: what git says, or the file COMMIT")
     return parser
 
 
-def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not 0 < minutes < 1e4:
-        raise ValueError
-    return minutes
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
-def _parts(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in NAMES:
-            raise argparse.ArgumentTypeError(f"must be of {', '.join(NAMES)}, got {name!r}")
-    return names
+MINUTES = checked(float, lambda minutes: 0 < minutes < 1e4, "minutes above 0")
+PARTS = checked(_names, lambda names: {*names} <= {*NAMES}, f"of {', '.join(NAMES)}")
 
 
 def main(arguments: Sequence[str] | None = None, machine: Machine | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -11,19 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.cuda_graphs import captured
+from tests.linear_cases import LinearCase, assert_right, base
 from tests.truth import (
     INPUT_DTYPES,
     Case,
-    assert_close,
+    assert_grad,
     check,
-    divisor,
     labels,
     logits,
     positives_of,
     sample_inputs,
-    truth,
 )
-from weighted_bce import backend, linear_weighted_bce_with_logits, weighted_bce_with_logits
+from weighted_bce import backend, weighted_bce_with_logits
 
 Check = Callable[[], object]
 FEW = ((1, 1), (5, 205), (7, 1111))
@@ -49,23 +49,28 @@ def groups(device: str, small: bool, far: int) -> Iterator[Group]:
         small: few cases of each group, and small ones: for compute-sanitizer.
         far: how many elements the last case has.
     """
-    for number, group in enumerate(_groups(device, FEW if small else SIZES)):
+    sizes = FEW if small else SIZES
+    all_targets = [
+        Group(f"{str(dtype).removeprefix('torch.')}, all targets", _targets(device, dtype, sizes))
+        for dtype in INPUT_DTYPES
+    ]
+    others = [
+        Group("weights for each label", _weights(device)),
+        Group("misaligned and strided", _layouts(device)),
+        Group("options and layouts", (c for case in sample_inputs(device) for c in _checks(case))),
+        Group("gradient over the logits", _inplace(device)),
+        Group("linear layer", _layers(device)),
+    ]
+    if small:
         # There are five grad_outputs: a third of the checks still has all of them.
-        yield group._replace(checks=islice(group.checks, 0, None, 3)) if small else group
-        if number == 0 and not small:  # they are few and quick, and no test elsewhere has them
-            yield Group("captured graph", _graphs(device))
-            yield Group(f"{far} elements", iter([partial(_far, device, far)]))
-
-
-def _groups(device: str, sizes: Sequence[tuple[int, int]]) -> Iterator[Group]:
-    for dtype in INPUT_DTYPES:
-        name = str(dtype).removeprefix("torch.")
-        yield Group(f"{name}, all targets", _targets(device, dtype, sizes))
-    yield Group("weights for each label", _weights(device))
-    yield Group("misaligned and strided", _layouts(device))
-    yield Group("options and layouts", _options(device))
-    yield Group("gradient over the logits", _inplace(device))
-    yield Group("linear layer", _layers(device))
+        for name, checks in (*all_targets, *others):
+            yield Group(name, islice(checks, 0, None, 3))
+    else:
+        only_here = [  # they are few and quick
+            Group("captured graph", _graphs(device)),
+            Group(f"{far} elements", iter([partial(_far, device, far)])),
+        ]
+        yield from (all_targets[0], *only_here, *all_targets[1:], *others)
 
 
 def _checks(case: Case) -> Iterator[Check]:
@@ -114,11 +119,6 @@ def _layouts(device: str) -> Iterator[Check]:
             yield from _checks(Case(*part, None, 7.0, name="strided", sparse=torch.int64))
 
 
-def _options(device: str) -> Iterator[Check]:
-    for case in sample_inputs(device):
-        yield from _checks(case)
-
-
 def _inplace(device: str) -> Iterator[Check]:
     for dtype in INPUT_DTYPES:
         x, hard = logits(7, 1111, dtype=dtype, device=device), labels(7, 1111, device=device)
@@ -133,39 +133,19 @@ def _written_over(case: Case) -> None:
         loss = case(hidden, inplace_backward=True)
         (grad,) = torch.autograd.grad(loss, hidden, torch.full_like(loss, 3.0))
     assert grad.data_ptr() == hidden.data_ptr(), "the gradient has memory of its own"
-    _assert_gradient(grad, case, 3.0)
-
-
-def _assert_gradient(grad: Tensor, case: Case, grad_output: float) -> None:
-    right = truth(case)
-    scale = grad_output / divisor(case, right.count)
-    assert_close(grad, right.grad * scale, right.terms * abs(scale), f"gradient: {case.name}")
+    assert_grad(grad, case, 3.0, f"gradient: {case.name}")
 
 
 def _layers(device: str) -> Iterator[Check]:
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        for sparse in (False, True):
-            yield partial(_layer, device, dtype, tolerance, sparse)
+    for dtype in (torch.float32, torch.bfloat16):
+        dense = base(dtype, device, 33, 1111, pos_weight=7.0, chunk_labels=300)
+        for case in (dense, replace(dense, sparse=torch.int64)):
+            yield partial(_layer, case)
 
 
-def _layer(device: str, dtype: torch.dtype, tolerance: float, sparse: bool) -> None:
-    """The layer is compared with one in float64, relative to the largest element."""
-    x, weight = (torch.randn(n, 64, device=device) for n in (33, 1111))
-    x, weight = x.to(dtype).requires_grad_(), (weight / 8).to(dtype).requires_grad_()
-    hard = labels(33, 1111, device=device)
-    target = positives_of(hard) if sparse else hard
+def _layer(case: LinearCase) -> None:
     with backend("fused"):
-        loss = linear_weighted_bce_with_logits(x, weight, target, pos_weight=7.0, chunk_labels=300)
-    leaves = x, weight
-    right = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    seven = torch.tensor(7.0, dtype=torch.float64, device=device)
-    expected = F.binary_cross_entropy_with_logits(F.linear(*right), hard.double(), pos_weight=seven)
-    pairs = zip(
-        torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, right), strict=True
-    )
-    for got, wanted in ((loss.detach(), expected.detach()), *pairs):
-        off = float((got.double() - wanted).abs().max() / wanted.abs().max())
-        assert off < tolerance, f"linear layer {dtype}: off by {off:.1e} of the largest"
+        assert_right(case)
 
 
 def _graphs(device: str) -> Iterator[Check]:
@@ -192,8 +172,7 @@ def _graph(device: str, dtype: torch.dtype, sparse: torch.dtype | None) -> None:
             x.copy_(logits(300, 1030, dtype=dtype))
         scale.fill_(grad_output)
         replay()
-        assert x.grad is not None
-        _assert_gradient(x.grad, Case(x.detach(), hard, None, 7.0, name="graph"), grad_output)
+        assert_grad(x.grad, Case(x.detach(), hard, None, 7.0), grad_output, "gradient: graph")
 
 
 def _far(device: str, elements: int) -> None:

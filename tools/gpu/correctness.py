@@ -10,6 +10,7 @@ from .part import Absent, Failed, Part, Row, Setup, Steps, lines_of
 from .processes import Command
 
 SMOKE: tuple[object, ...] = ("--far", 2**31 + 5)
+GROUPS = "groups.jsonl"
 END = 3.0  # seconds that the smoke test takes after its last case
 WORKERS = 8  # processes that share the GPU's memory
 # Each run of pytest has these options more; the next one begins where there is time left.
@@ -32,16 +33,15 @@ OURS = re.compile(r"^=+ .*\bat (?:void )?weighted_bce::", re.MULTILINE)
 
 
 def smoke(setup: Setup) -> Steps:
-    given = (*SMOKE, "--until", time.time() + setup.seconds - END)
-    given = (*given, "--out", setup.folder / "groups.jsonl")
-    yield [Command("smoke", setup.module("tools.gpu.smoke", *given))]
+    given = ("--until", time.time() + setup.seconds - END, "--out", setup.folder / GROUPS)
+    yield [Command("smoke", setup.module("tools.gpu.smoke", *SMOKE, *given))]
     rows = _groups(setup.folder)
     remarks = [f"{row['group']} {row['remark']}" for row in rows if row["remark"]]
     return "; ".join([f"{sum(row['cases'] for row in rows)} cases", *remarks])
 
 
 def _groups(folder: Path) -> list[Row]:
-    return lines_of(folder / "groups.jsonl")
+    return lines_of(folder / GROUPS)
 
 
 def tests(setup: Setup) -> Steps:
@@ -99,10 +99,8 @@ def sanitize(setup: Setup) -> Steps:
         for name in SANITIZERS
     ]
     rows = _errors(setup.folder)
-    counts = [
-        f"{row['tool']} {row['cases'] or SILENCE}, {row['in our kernels']} errors in our kernels"
-        for row in rows
-    ]
+    text = "{tool} {cases}, {in our kernels} errors in our kernels"
+    counts = [text.format_map({**row, "cases": row["cases"] or SILENCE}) for row in rows]
     if any(row["in our kernels"] or row["says"] == SILENCE for row in rows):
         raise Failed("; ".join([*(one.why for one in ran if not one.succeeded), *counts]))
     return "; ".join(counts)

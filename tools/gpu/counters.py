@@ -32,9 +32,7 @@ METRICS = {
     "SM Hz": "sm__cycles_elapsed.avg.per_second",
 }
 STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+?)_per_issue_active\.ratio")
-UNIT = re.compile("([numkKMGT]?)(?:s|second|hz|Hz|byte/s|byte/second|cycle/second)")
-PREFIXES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}
-PREFIXES |= {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+NANOSECONDS = ("ns", "nsecond")  # the only base unit that is not one of METRICS
 WANTED = ("issue", "MUFU rate", "first limit", "of a copy", "registers")
 NO_STALLS = ("selected", "not_selected")
 
@@ -72,12 +70,11 @@ def results(folder: Path) -> list[Row]:
 
 
 def _counted(head: list[str], units: list[str], cells: list[str]) -> dict[str, str | float]:
-    """The cells of a launch by metric; numbers in seconds, bytes a second and so on."""
+    """The cells of a launch by metric; times are in seconds."""
     counts: dict[str, str | float] = {}
     for name, unit, text in zip(head, units, cells, strict=False):
         try:
-            prefix = UNIT.fullmatch(unit)
-            counts[name] = float(text.replace(",", "")) * PREFIXES[prefix[1] if prefix else ""]
+            counts[name] = float(text.replace(",", "")) * (1e-9 if unit in NANOSECONDS else 1.0)
         except ValueError:
             counts[name] = text
     return counts

@@ -101,9 +101,8 @@ class Course:
             return
         folder = self.work / part.name
         folder.mkdir()
-        setup = Setup(
-            self.machine, self.results["facts"], folder, self.out, self.library, self.builds, limit
-        )
+        given = (self.machine, self.results["facts"], folder, self.out, self.library, self.builds)
+        setup = Setup(*given, limit)
         print(f"{part.name}: up to {limit:.0f} s", flush=True)
         start, row["began"] = time.monotonic(), round(time.time(), 1)
 
@@ -121,10 +120,9 @@ class Course:
 
         try:
             row["outcome"], row["why"] = self._steps(part, setup, row, start + limit, note)
-        except Absent as error:
-            row["outcome"], row["why"] = ABSENT, str(error)
-        except Failed as error:
-            row["outcome"], row["why"] = FAILED, str(error)
+        except (Absent, Failed) as error:
+            row["outcome"] = ABSENT if isinstance(error, Absent) else FAILED
+            row["why"] = str(error)
         except Exception as error:  # other parts may still succeed
             row["outcome"], row["why"] = FAILED, f"{type(error).__name__}: {error}"
         look()
@@ -146,10 +144,7 @@ class Course:
                 remarks = [*failures, *late, *([stop.value] if stop.value else [])]
                 return FAILED if failures else OK, "; ".join(remarks)
             left = until - time.monotonic()
-
-            def seconds(command: Command, left: float = left) -> float:
-                return min(command.share * setup.seconds, left)
-
+            seconds = [min(command.share * setup.seconds, left) for command in commands]
             ran = run(commands, setup.folder, seconds, lambda: self.is_interrupted, note)
             row["commands"] += [
                 {"name": one.command.name, "code": one.code, "seconds": round(one.seconds, 1)}

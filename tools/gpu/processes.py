@@ -133,7 +133,7 @@ def end(running: Sequence[Running]) -> None:
 def run(
     commands: Sequence[Command],
     logs: Path,
-    seconds: Callable[[Command], float],
+    seconds: Sequence[float],
     is_over: Callable[[], bool] = lambda: False,
     tick: Callable[[], object] = lambda: None,
 ) -> list[Ran]:
@@ -142,7 +142,7 @@ def run(
     Args:
         commands: their names tell them apart.
         logs: the folder that gets the output of each.
-        seconds: how long a command may take.
+        seconds: how long each may take.
         is_over: whether all have to end now.
         tick: called each second.
     """
@@ -150,7 +150,7 @@ def run(
     next_tick = time.monotonic() + TICK
     try:
         while any([one.is_alive() for one in running]) and not is_over():
-            end([one for one in running if one.seconds > seconds(one.command)])
+            end([one for one, most in zip(running, seconds, strict=True) if one.seconds > most])
             if time.monotonic() > next_tick:
                 next_tick = time.monotonic() + TICK
                 tick()

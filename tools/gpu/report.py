@@ -61,9 +61,9 @@ def _figures(rows: Sequence[Row]) -> list[str]:
     return ["", text, *tables.of_losses(rows), *tables.of_layers(rows)]
 
 
-def _smoke(rows: Sequence[Row]) -> list[str]:
-    keys = ("group", "cases", "failed", "seconds", "remark")
-    return ["", *markdown(keys, [[row[key] for key in keys] for row in rows])]
+def _columns(*keys: str) -> Section:
+    """A section that is these columns of the rows."""
+    return lambda rows: ["", *markdown(keys, [[row[key] for key in keys] for row in rows])]
 
 
 def _tests(rows: Sequence[Row]) -> list[str]:
@@ -85,11 +85,6 @@ def _reason(row: Row) -> str:
     lines = [line for line in str(row["text"]).splitlines() if line.strip()]
     marked = [line[1:].strip() for line in lines if line.startswith("E ")]
     return (marked or lines or [""])[0][:200]
-
-
-def _sanitizer(rows: Sequence[Row]) -> list[str]:
-    keys = ("tool", "says", "in our kernels", "cases")
-    return ["", *markdown(keys, [[row[key] for key in keys] for row in rows])]
 
 
 def _profile(rows: Sequence[Row]) -> list[str]:
@@ -119,10 +114,10 @@ def _counted(row: Row) -> list[str]:
 
 
 SECTIONS: dict[str, Section] = {
-    "smoke": _smoke,
+    "smoke": _columns("group", "cases", "failed", "seconds", "remark"),
     "figures": _figures,
     "tests": _tests,
-    "sanitize": _sanitizer,
+    "sanitize": _columns("tool", "says", "in our kernels", "cases"),
     "profile": _profile,
 }
 

@@ -176,7 +176,7 @@ def test_threads_on_streams_of_their_own() -> None:
 
 
 def test_backward_in_a_graph_of_its_own() -> None:
-    """It may be replayed more than once after one forward pass, with other upstream gradients."""
+    """It may be replayed more than once after one forward pass, with other grad_outputs."""
     x = logits(300, 400, device="cuda")
     y = labels(300, 400, device="cuda")
     criterion = WeightedBCEWithLogitsLoss(pos_weight=7.0).cuda()

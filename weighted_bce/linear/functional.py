@@ -82,7 +82,7 @@ def linear_weighted_bce_with_logits(
         summed, and kept until after the loss, in float32. On the CPU they take float32 copies of
         each chunk, so autocast changes nothing there.
 
-        Where a gradient is needed the forward pass makes it, for the upstream gradient that came
+        Where a gradient is needed the forward pass makes it, for the grad_output that came
         the last time, 1 at first. Where backward brings another, and in a graph that is kept, it is
         made once more; on CUDA backward waits for the forward pass in order to compare the two.
         Under torch.compile, in a checkpoint, while a CUDA graph is recorded and with `fused_step`

@@ -1,4 +1,5 @@
-// The losses: all that is known of each. It is the one copy of their formulas, for every backend.
+// The losses: formulas, slopes and errors of each, the one copy for every backend. The numbers by
+// which ops know the losses are in problem.h.
 //
 // For logit x, target y, positive weight p, weight w and label smoothing e, each loss is
 //

@@ -125,7 +125,7 @@ def load(path: Path) -> Records:
 
 
 def _row(flat: dict[str, Any]) -> Row:
-    """Rows of earlier versions lack fields, and call the baseline a contender."""
+    """Rows of earlier versions have fewer fields, and call the baseline a contender."""
     flat = {"baseline": flat.get("contender"), **flat}
     setting = {name: flat[name] for name in Setting._fields if name in flat}
     own = {field: flat[name] for name, field in FIELDS.items() if name in flat}

@@ -63,7 +63,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    """The head and a line for each row of a group, without columns in which nobody has a value."""
+    """The head and a line for each row of a group, without columns that are empty."""
     fast = min((row.seconds for row in rows if row.seconds), default=1.0) < 1e-3
     unit, scale = ("µs", 1e6) if fast else ("ms", 1e3)
     lines = [["", unit, "p20 to p80", "times ours", *(head for head, *_ in COLUMNS)]]

@@ -143,8 +143,8 @@ def _checked_sparse(
 
 
 def check_csr_indices(shape: Sequence[int], options: Options) -> None:
-    """Raises ValueError for wrong indices of sparse labels, where a look at them makes nobody
-    wait. `shape` is that of the logits."""
+    """Raises ValueError for wrong indices of sparse labels, where a look at them waits for no
+    device. `shape` is that of the logits."""
     if options.crow_indices is None:
         return
     labels = SparseLabels(options.crow_indices, options.target)

@@ -92,9 +92,7 @@ def _is_transformed_beyond_ops(input: Tensor, options: Options, kernels: Kernels
 
 def _differentiates_options(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
     """A derivative with respect to the target or a weight is wanted."""
-    return torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in options.tensors
-    )
+    return options.is_differentiated
 
 
 def _is_sharded(input: Tensor, options: Options, kernels: Kernels | None) -> bool:

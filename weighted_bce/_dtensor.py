@@ -44,7 +44,7 @@ class GlobalLogits(NamedTuple):
         return part
 
     def factor_placements(self, factor: Tensor) -> tuple[Placement, ...]:
-        """Returns how a factor that broadcasts to the logits is placed beside them."""
+        """Returns the placements of a factor that broadcasts to the logits."""
         missing = len(self.shape) - factor.dim()
         dims = [p.dim - missing if isinstance(p, Shard) else -1 for p in self.placements]
         return tuple(

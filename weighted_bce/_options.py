@@ -58,6 +58,13 @@ class Options(NamedTuple):
     def is_sparse(self) -> bool:
         return self.crow_indices is not None
 
+    @property
+    def is_differentiated(self) -> bool:
+        """Whether a derivative with respect to the target or a weight is wanted."""
+        return torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in self.tensors
+        )
+
     def smoothed(self, y: Tensor) -> Tensor:
         """Returns y, or 1 - y, after label smoothing."""
         return y * (1 - self.label_smoothing) + self.label_smoothing / 2

@@ -35,11 +35,7 @@ def loss(layer: Layer, options: Options, chunk_options: ChunkOptions, step: Step
 
 def _needs_all_logits(layer: Layer, options: Options, step: Step | None) -> bool:
     """A derivative is wanted that is not made in chunks."""
-    if _transforms.is_active():
-        return True
-    return torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in options.tensors
-    )
+    return _transforms.is_active() or options.is_differentiated
 
 
 def _is_sharded(layer: Layer, options: Options, step: Step | None) -> bool:
@@ -50,7 +46,7 @@ def _is_sharded(layer: Layer, options: Options, step: Step | None) -> bool:
 def _is_eager(layer: Layer, options: Options, step: Step | None) -> bool:
     """Gradients are needed, and may be made before it is known what for: nothing traces the call,
     no checkpoint would drop them, there are numbers to compare, and no CUDA graph is captured, in
-    which nobody may wait for them. A step takes gradients in the backward pass."""
+    which the host may not wait for them. A step takes gradients in the backward pass."""
     if step is None:
         x = layer.input
         is_capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()

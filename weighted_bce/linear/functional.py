@@ -1,5 +1,6 @@
 """The loss of a linear layer as functions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,8 +107,10 @@ def linear_weighted_bce_with_logits(
         >>> print(f"{linear_weighted_bce_with_logits(hidden, classifier, target):.4f}")
         0.6931
     """
-    tensors = input, linear_weight, target, linear_bias, weight, pos_weight
-    options: dict[str, Any] = dict(
+    return _overridable_loss(
+        linear_weighted_bce_with_logits,
+        (input, linear_weight, target),
+        _BCE,
         linear_bias=linear_bias,
         weight=weight,
         pos_weight=pos_weight,
@@ -116,13 +119,6 @@ def linear_weighted_bce_with_logits(
         chunk_labels=chunk_labels,
         fused_step=fused_step,
     )
-    if has_torch_function_variadic(*tensors):
-        function = linear_weighted_bce_with_logits
-        result: Tensor = handle_torch_function(
-            function, tensors, input, linear_weight, target, **options
-        )
-        return result
-    return _loss(input, linear_weight, target, _BCE, **options)
 
 
 def linear_multilabel_loss_with_logits(
@@ -179,8 +175,10 @@ def linear_multilabel_loss_with_logits(
         >>> print(f"{loss:.4f}")
         0.1733
     """
-    tensors = input, linear_weight, target, linear_bias, weight, pos_weight
-    options: dict[str, Any] = dict(
+    return _overridable_loss(
+        linear_multilabel_loss_with_logits,
+        (input, linear_weight, target, loss),
+        loss,
         linear_bias=linear_bias,
         weight=weight,
         pos_weight=pos_weight,
@@ -189,11 +187,17 @@ def linear_multilabel_loss_with_logits(
         chunk_labels=chunk_labels,
         fused_step=fused_step,
     )
+
+
+def _overridable_loss(
+    function: Callable[..., Tensor], arguments: tuple[Any, ...], loss: Loss, **options: Any
+) -> Tensor:
+    """Returns the loss, or what a subclass of Tensor makes of a call of `function`."""
+    input, linear_weight, target, *_ = arguments
+    factors = options["linear_bias"], options["weight"], options["pos_weight"]
+    tensors = input, linear_weight, target, *factors
     if has_torch_function_variadic(*tensors):
-        function = linear_multilabel_loss_with_logits
-        result: Tensor = handle_torch_function(
-            function, tensors, input, linear_weight, target, loss, **options
-        )
+        result: Tensor = handle_torch_function(function, tensors, *arguments, **options)
         return result
     check_loss(loss)
     return _loss(input, linear_weight, target, loss, **options)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weighted_bce import SparseLabels
-from weighted_bce.sparse import check_form, check_indices
+from weighted_bce._csr_checks import check_form, check_indices
 
 from .draws import drawn
 from .truth import TARGET_DTYPES

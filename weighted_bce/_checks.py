@@ -7,10 +7,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from ._csr_checks import check_form, check_indices, is_readable
 from ._numbers import checked_at_least_0, checked_number
 from ._options import BATCHMEAN, NONE, REDUCTIONS, Options
 from .losses import Loss
-from .sparse import SparseLabels, check_form, check_indices, is_readable
+from .sparse import SparseLabels
 
 Target = Tensor | SparseLabels
 _SPARSE_LAYOUTS = frozenset({torch.sparse_csr, torch.sparse_coo})

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-INDEX_DTYPES = frozenset({torch.int32, torch.int64})
-LARGEST = torch.iinfo(torch.int64).max
+from ._csr_checks import INDEX_DTYPES, Csr, check_below, check_crow, check_not_negative, short
 
-Csr = tuple[Tensor, Tensor]
+LARGEST = torch.iinfo(torch.int64).max
 
 
 def of_lists(lists: Iterable[Any], name: str) -> Csr:
@@ -199,12 +198,12 @@ def of_tensor(tensor: Tensor, name: str) -> Csr:
     if tensor.layout == torch.sparse_coo:
         # Uncoalesced: coalescing adds up the values of duplicates, and two ones would be a 2.
         (rows, labels), values = tensor._indices(), tensor._values()
-        _check_below(rows, tensor.shape[0], f"{name} must have row numbers")
+        check_below(rows, tensor.shape[0], f"{name} must have row numbers")
     else:
         crow, labels, values = tensor.crow_indices(), tensor.col_indices(), tensor.values()
         check_crow(crow, labels.numel(), f"{name}.crow_indices")
         rows = torch.repeat_interleave(crow.diff())
-    _check_below(labels, tensor.shape[1], f"{name} must have labels")
+    check_below(labels, tensor.shape[1], f"{name} must have labels")
     ones = values == 1
     wrong = ~(ones | (values == 0))
     if wrong.any():
@@ -255,39 +254,6 @@ def rows_of(crow: Tensor, labels: Tensor) -> Tensor:
     return torch.searchsorted(crow, places.to(crow.dtype), right=True) - 1
 
 
-def check_crow(crow: Tensor, count: int, name: str) -> None:
-    if crow[0] != 0:
-        raise ValueError(f"{name} must begin with 0, got {int(crow[0])}")
-    if crow[-1] != count:
-        raise ValueError(
-            f"{name} must end with {count}, the number of indices, got {int(crow[-1])}"
-        )
-    falls = crow[1:] < crow[:-1]
-    if falls.any():
-        row = int(falls.nonzero()[0])
-        got = f"got {int(crow[row + 1])} after {int(crow[row])} in row {row}"
-        raise ValueError(f"{name} must not fall, {got}")
-
-
-def check_not_negative(crow: Tensor, labels: Tensor, what: str) -> None:
-    check_all(labels >= 0, crow, labels, f"{what} >= 0")
-
-
-def check_all(good: Tensor, crow: Tensor, labels: Tensor, must: str) -> None:
-    """Names the first label that is not good, and its row."""
-    if good.all():
-        return
-    at = int((~good).nonzero()[0])
-    row = int(torch.searchsorted(crow, at, right=True)) - 1
-    raise ValueError(f"{must}, got {int(labels[at])} in row {row}")
-
-
-def _check_below(indices: Tensor, end: int, must: str) -> None:
-    if indices.numel() and (indices.min() < 0 or indices.max() >= end):
-        got = f"got numbers from {int(indices.min())} to {int(indices.max())}"
-        raise ValueError(f"{must} from 0 to {end - 1}, {got}")
-
-
 def _check_matrix(matrix: Tensor, name: str, shape: str) -> None:
     if not isinstance(matrix, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(matrix).__name__}")
@@ -304,7 +270,3 @@ def _first(wrong: Tensor, matrix: Tensor) -> tuple[float, int]:
 
 def _zeros_and_ones(name: str, value: float, row: int) -> str:
     return f"{name} must hold 0 and 1 only, got {value:g} in row {row}"
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

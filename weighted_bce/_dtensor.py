@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 from . import _reference
 from ._checks import check_csr_indices
+from ._csr_checks import is_readable
 from ._options import SUM, Options, compute_dtype
-from .sparse import is_readable
 
 
 class GlobalLogits(NamedTuple):

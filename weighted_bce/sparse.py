@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from . import _csr
-from ._csr import INDEX_DTYPES
+from ._csr_checks import INDEX_DTYPES, check_range, is_readable, short
 
 
 class SparseLabels(NamedTuple):
@@ -163,7 +163,7 @@ class SparseLabels(NamedTuple):
         """
         moved = SparseLabels(*(t.to(*args, **kwargs) for t in self))
         if moved.crow_indices.dtype not in INDEX_DTYPES:
-            got = _csr.short(moved.crow_indices.dtype)
+            got = short(moved.crow_indices.dtype)
             raise TypeError(f"dtype must be int32 or int64, got {got}")
         if moved.crow_indices.dtype == torch.int32:
             for name, t in zip(self._fields, self, strict=True):
@@ -190,7 +190,7 @@ class SparseLabels(NamedTuple):
         """
         crow, col = self
         if col.is_cpu and is_readable(col):
-            _check_range(self, num_labels, "col_indices")
+            check_range(self, num_labels, "col_indices")
         dense = col.new_zeros(self.num_rows, num_labels, dtype=dtype)  # under vmap one of each
         dense[_csr.rows_of(crow, col), col.long()] = 1
         return dense
@@ -234,7 +234,7 @@ class SparseLabels(NamedTuple):
             return (
                 f"SparseLabels(crow_indices={crow!r}, col_indices={col!r})"  # pytrees hold others
             )
-        kind = f"dtype={_csr.short(col.dtype)}, device={col.device}"
+        kind = f"dtype={short(col.dtype)}, device={col.device}"
         return f"SparseLabels(rows={self.num_rows}, positives={col.numel()}, {kind})"
 
 
@@ -244,17 +244,6 @@ _pytree._register_namedtuple(SparseLabels, serialized_type_name="weighted_bce.Sp
 torch.serialization.add_safe_globals([SparseLabels])
 
 
-def is_readable(t: Tensor) -> bool:
-    """Tells whether Python may look at the values: no trace, and no transform wraps the tensor."""
-    return (
-        type(t) is Tensor
-        and not t.is_meta
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
-    )
-
-
 def _row_numbers(rows: Tensor | slice, num_rows: int) -> Tensor:
     if isinstance(rows, slice):
         numbers = range(num_rows)[rows]
@@ -262,7 +251,7 @@ def _row_numbers(rows: Tensor | slice, num_rows: int) -> Tensor:
     if not isinstance(rows, Tensor):
         raise TypeError(f"rows must be a torch.Tensor or a slice, got {type(rows).__name__}")
     if rows.dtype not in (torch.bool, *INDEX_DTYPES):
-        raise TypeError(f"rows must be bool, int32 or int64, got {_csr.short(rows.dtype)}")
+        raise TypeError(f"rows must be bool, int32 or int64, got {short(rows.dtype)}")
     if rows.dim() != 1:
         raise ValueError(f"rows must be one-dimensional, got shape {tuple(rows.shape)}")
     if rows.dtype == torch.bool:
@@ -274,59 +263,3 @@ def _row_numbers(rows: Tensor | slice, num_rows: int) -> Tensor:
         first = int(rows[outside][0])
         raise IndexError(f"rows must be from {-num_rows} to {num_rows - 1}, got {first}")
     return torch.where(rows < 0, rows + num_rows, rows).long()
-
-
-def check_form(labels: SparseLabels, name: str = "target") -> None:
-    """Raises TypeError or ValueError where the tensors do not fit each other; looks at no value.
-
-    Args:
-        labels: perhaps made by hand.
-        name: of the argument, for the sentence.
-    """
-    crow, col = labels
-    for part, t in (("crow_indices", crow), ("col_indices", col)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name}.{part} must be a torch.Tensor, got {type(t).__name__}")
-        if t.dtype not in INDEX_DTYPES:
-            got = _csr.short(t.dtype)
-            raise TypeError(f"{name}.{part} must be int32 or int64, got {got}")
-        if t.dim() != 1:
-            raise ValueError(f"{name}.{part} must be one-dimensional, got shape {tuple(t.shape)}")
-    if col.dtype != crow.dtype:
-        wanted, got = _csr.short(crow.dtype), _csr.short(col.dtype)
-        raise TypeError(f"{name}.col_indices must be {wanted} like crow_indices, got {got}")
-    if col.device != crow.device:
-        wanted = f"{crow.device} like crow_indices"
-        raise ValueError(f"{name}.col_indices must be on {wanted}, got {col.device}")
-    if crow.shape[0] == 0:
-        raise ValueError(f"{name}.crow_indices must have rows + 1 elements, got none")
-
-
-def check_indices(
-    labels: SparseLabels, num_labels: int | None = None, name: str = "target"
-) -> None:
-    """Raises ValueError where the indices are wrong; on a GPU it waits for them.
-
-    Args:
-        labels: of the right form, see `check_form`.
-        num_labels: all labels must be below it. Default: no limit.
-        name: of the argument, for the sentence.
-    """
-    crow, col = labels
-    _csr.check_crow(crow, col.numel(), f"{name}.crow_indices")
-    name = f"{name}.col_indices"
-    _check_range(labels, num_labels, name)
-    begins = torch.zeros(col.numel() + 1, dtype=torch.bool, device=col.device)
-    begins[crow.long()] = True
-    good = begins[:-1].clone()
-    good[1:] |= col[1:] > col[:-1]
-    must = f"{name} must ascend within a row, without duplicates"
-    _csr.check_all(good, crow, col, must)
-
-
-def _check_range(labels: SparseLabels, num_labels: int | None, name: str) -> None:
-    crow, col = labels
-    _csr.check_all(col >= 0, crow, col, f"{name} must be >= 0")
-    if num_labels is not None:
-        must = f"{name} must be below {num_labels}, the number of labels"
-        _csr.check_all(col < num_labels, crow, col, must)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ._csr import of_tensor
+from ._csr_checks import check_form, check_indices
 from ._numbers import checked_at_least_0
-from .sparse import SparseLabels, check_form, check_indices
+from .sparse import SparseLabels
 
 Labels = Tensor | SparseLabels | Iterable[SparseLabels]
 

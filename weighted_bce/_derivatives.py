@@ -9,7 +9,6 @@ cost of the call.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -90,11 +89,11 @@ def _grad_jvp(ctx: Any, tangent_output: Tensor, tangent_input: Tensor, *_: Any) 
     return _reference.grad_jvp((tangent_output, tangent_input), grad_output, input, options)
 
 
-@dataclass(frozen=True)
 class _NonTensors:
     """Hides the options that are no tensors from torch.func, which counts what a tuple holds."""
 
-    values: tuple[Any, ...]
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values = values
 
 
 def _packed(options: Options) -> tuple[Any, ...]:

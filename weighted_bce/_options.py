@@ -24,9 +24,10 @@ KERNEL_TARGET_DTYPES = frozenset(
 class Options(NamedTuple):
     """The arguments that every op takes after the logits, in their order.
 
-    csrc/args.h says what each is. With crow_indices the labels are sparse, and the target is their
-    col_indices. first_label is the label of the first column where the logits are a part of a
-    matrix, and None where they are all of it.
+    csrc/args.h says what each is. It has two more at the end, which are reserved: a new option
+    comes before them there, and is the last here. With crow_indices the labels are sparse, and the
+    target is their col_indices. first_label is the label of the first column where the logits are
+    a part of a matrix, and None where they are all of it.
     """
 
     target: Tensor

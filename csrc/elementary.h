@@ -91,7 +91,8 @@ WEIGHTED_BCE_INLINE typename Math::Value log1p_unit(typename Math::Value z) {
   return Math::fma(twice * square, log1p_series<Math>(square), twice);
 }
 
-/// A number is the sum of both; the second is what the rounding of the first has taken.
+/// A number of twice the digits, as in double-double arithmetic: the sum of both, of which `low` is
+/// what the rounding of `high` has taken.
 template <class V>
 struct Pair {
   V high, low;

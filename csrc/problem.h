@@ -1,5 +1,5 @@
-// A Problem says what a kernel is to do, on any backend and without a word of torch: the kernels
-// also compile on their own, for the tests. It is small enough to be the argument of a CUDA kernel.
+// A Problem says what a kernel is to do, on any backend. It does not know torch: the kernels also
+// compile on their own, for the tests. It is small enough to be the argument of a CUDA kernel.
 #pragma once
 
 #include <cstdint>
@@ -82,7 +82,7 @@ enum class Form : uint8_t {
   kStrided,
 };
 
-/// An operand is a tensor as seen over the iteration. Strides count elements; 0 repeats one.
+/// An operand is a tensor along the iteration. Strides count elements; 0 repeats one.
 struct Operand {
   const void* data = nullptr;
   int64_t strides[kMaxDims];
@@ -120,7 +120,7 @@ struct Problem {
   Loss loss = Loss::kBce;
   bool ignores = false;
   bool hard_fast_path = false;  // see has_hard_fast_path
-  bool stream = false;          // write `out` past the caches
+  bool non_temporal = false;    // write `out` past the caches
 
   int dims = 0;
   int64_t numel = 0;

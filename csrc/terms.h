@@ -17,7 +17,8 @@
 //
 // so that no difference of nearby numbers appears, and each factor keeps its relative accuracy at
 // any x. The errors stated below are those of an arithmetic that rounds quotients correctly and
-// whose exp(-|x|) is at most 1 ulp off, as on the CPU; cuda/scalar.h says by how much a GPU's are.
+// whose exp(-|x|) is at most 1 ulp off, as on the CPU; cuda/thread_math.h says by how much a GPU's
+// are.
 //
 // A loss is added here, with its line in with_loss(); its number, kLosses and kMaxParameters are in
 // problem.h.

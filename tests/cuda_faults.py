@@ -101,7 +101,7 @@ FAULTS = {
         ),
         Fault("output that is not aligned", "aligned(problem.out, 16)", "true"),
     ],
-    "stream.h": [
+    "prefetch.h": [
         Fault(
             "group taken before it has come",
             "wait_for_batches<kAhead>();",
@@ -119,7 +119,7 @@ FAULTS = {
         ),
         Fault("nothing divided by nothing", "divisor == 0", "divisor == -1"),
     ],
-    "group_thread.h": [
+    "vector_thread.h": [
         Fault("product not reset", "negatives_.value = 0;", ""),
         Fault(
             "pos_weight of another label",
@@ -137,7 +137,7 @@ FAULTS = {
         Fault("a part of a group without positives", "all |= word", "all = word", logits="Half"),
         Fault("target of another label", "positives >> j & 1", "positives & 1"),
     ],
-    "lanes.h": [
+    "elements.h": [
         Fault(
             "lane not written",
             "kLanes",

@@ -49,7 +49,7 @@ def _of_tensors(rows: list[Tensor], name: str) -> tuple[Tensor, Tensor]:
 
 
 def _of_arrays(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
-    """Takes numpy arrays: numpy is there, since somebody made them, but need not be elsewhere."""
+    """Takes numpy arrays: numpy is imported, since they exist, but need not be elsewhere."""
     counts = list(map(attrgetter("size"), rows))
     _check_arrays(dict(enumerate(rows)), name)
     joined = sys.modules["numpy"].concatenate(rows, dtype="int64", casting="unsafe")

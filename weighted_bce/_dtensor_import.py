@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def import_rules_for_dtensors() -> bool:
-    """Gives the ops their rules for DTensors if somebody has imported DTensors."""
+    """Gives the ops their rules for DTensors where DTensors have been imported."""
     if "torch.distributed.tensor" not in sys.modules:
         return False
     from . import _dtensor  # noqa: F401

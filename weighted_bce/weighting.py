@@ -23,7 +23,7 @@ def pos_weight_from_labels(
     max_weight: float | None = None,
     smoothing: float = 0.0,
 ) -> Tensor | float:
-    """The weight that makes positives and negatives count alike: negatives / positives.
+    """The weight with which positives and negatives count equally: negatives / positives.
 
     With smoothing s, a label with n positives in `rows` rows gets (rows - n + s) / (n + s).
 

@@ -133,8 +133,8 @@ struct Group<T, T> {
   using V = typename Simd<T>::Value;
   static WEIGHTED_BCE_INLINE void load(const T* from, V (&to)[1]) { to[0] = Simd<T>::load(from); }
   static WEIGHTED_BCE_INLINE void store(T* to, const V (&from)[1]) { Simd<T>::store(to, from[0]); }
-  static WEIGHTED_BCE_INLINE void stream(T* to, const V (&from)[1]) {
-    Simd<T>::stream(to, from[0]);
+  static WEIGHTED_BCE_INLINE void store_non_temporal(T* to, const V (&from)[1]) {
+    Simd<T>::store_non_temporal(to, from[0]);
   }
 };
 
@@ -155,8 +155,8 @@ struct Group<float, BFloat16> {
     const VecU words = narrowed(from);
     __builtin_memcpy(to, &words, sizeof(words));
   }
-  static WEIGHTED_BCE_INLINE void stream(BFloat16* to, const VecF (&from)[2]) {
-    Simd<float>::stream(reinterpret_cast<float*>(to), bits<VecF>(narrowed(from)));
+  static WEIGHTED_BCE_INLINE void store_non_temporal(BFloat16* to, const VecF (&from)[2]) {
+    Simd<float>::store_non_temporal(reinterpret_cast<float*>(to), bits<VecF>(narrowed(from)));
   }
 
  private:
@@ -190,8 +190,8 @@ struct Group<float, Half> {
     const Words words = narrowed(from[0]);
     __builtin_memcpy(to, &words, sizeof(words));
   }
-  /// Does what Simd::stream does; the other half of the cache line follows.
-  static WEIGHTED_BCE_INLINE void stream(Half* to, const VecF (&from)[1]) {
+  /// Does what Simd::store_non_temporal does; the other half of the cache line follows.
+  static WEIGHTED_BCE_INLINE void store_non_temporal(Half* to, const VecF (&from)[1]) {
 #if defined(WEIGHTED_BCE_AVX512)
     _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits<__m256i>(narrowed(from[0])));
 #else

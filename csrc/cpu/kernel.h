@@ -208,7 +208,7 @@ double run_mode(const Problem& problem, int64_t begin, int64_t end) {
     if (mode != Mode::kLoss && !direct) write(problem, at, n, out);
   }
 #if defined(__SSE2__)
-  if (problem.stream) _mm_sfence();
+  if (problem.non_temporal) _mm_sfence();
 #endif
   return sums.total(constants);
 }

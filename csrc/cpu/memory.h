@@ -9,7 +9,7 @@ namespace weighted_bce {
 
 /// A gradient of this size or more comes from `take`; below, the allocator of torch is as fast.
 constexpr int64_t kLargeBytes = int64_t{1} << 20;
-/// No more than this is kept while nobody uses it.
+/// No more than this is kept while no tensor uses it.
 constexpr int64_t kKeptBytes = int64_t{1} << 30;
 
 /// Returns at least `bytes`, aligned to 2 MiB, with unspecified content. Throws std::bad_alloc.

@@ -74,20 +74,20 @@ const T* read(const Problem& problem, const Operand& o, int64_t begin, int64_t n
 /// buffer.
 template <class T, class S>
 struct Output {
-  S* begin = nullptr;   // null: there are none
-  bool stream = false;  // past the caches
+  S* begin = nullptr;         // null: there are none
+  bool non_temporal = false;  // past the caches
 
   Output() = default;
   explicit Output(Buffer<S>& buffer) : begin(buffer.values) {}
   Output(const Problem& problem, int64_t at)
       : begin(static_cast<S*>(const_cast<void*>(problem.out.data)) + at),
-        stream(problem.stream &&
-               reinterpret_cast<uintptr_t>(begin) % (kGroup<T, S> * sizeof(S)) == 0) {}
+        non_temporal(problem.non_temporal &&
+                     reinterpret_cast<uintptr_t>(begin) % (kGroup<T, S> * sizeof(S)) == 0) {}
 
   template <int n>
   WEIGHTED_BCE_INLINE void put(int64_t i, const typename Simd<T>::Value (&group)[n]) const {
-    if (stream) {
-      Group<T, S>::stream(begin + i, group);
+    if (non_temporal) {
+      Group<T, S>::store_non_temporal(begin + i, group);
     } else {
       Group<T, S>::store(begin + i, group);
     }

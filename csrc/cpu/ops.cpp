@@ -16,7 +16,7 @@ namespace {
 /// computes which chunk.
 constexpr int64_t kChunk = int64_t{1} << 15;
 /// An output this large would only push other data out of the caches.
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
+constexpr int64_t kNonTemporalBytes = int64_t{16} << 20;
 
 double run_chunks(const Problem& problem) {
   const Run run = isa().run;
@@ -37,7 +37,7 @@ double run_chunks(const Problem& problem) {
 double compute(Mode mode, const Arguments& a, const Tensor* grad_output, const Tensor* out) {
   Problem problem = plan(mode, a, grad_output, out);
   if (a.is_sparse()) check_csr(a, problem.csr);
-  problem.stream = problem.numel * problem.out.element_size > kStreamBytes;
+  problem.non_temporal = problem.numel * problem.out.element_size > kNonTemporalBytes;
   if (const std::optional<double> divisor = a.divisor()) {
     problem.divisor = *divisor;
   } else {

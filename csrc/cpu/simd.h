@@ -214,7 +214,7 @@ struct Simd {
   }
   static WEIGHTED_BCE_INLINE void store(T* to, Value v) { __builtin_memcpy(to, &v, sizeof(v)); }
   /// Stores past the caches, to an aligned place whose whole cache line is about to be written.
-  static WEIGHTED_BCE_INLINE void stream(T* to, Value v) {
+  static WEIGHTED_BCE_INLINE void store_non_temporal(T* to, Value v) {
 #if defined(WEIGHTED_BCE_AVX512)
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bits<__m512i>(v));
 #elif defined(WEIGHTED_BCE_AVX2)

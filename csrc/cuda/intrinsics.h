@@ -1,11 +1,11 @@
-// What the kernels ask of the GPU: memory, threads, and the operations that C++ has no word for.
+// What the kernels ask of the GPU: memory, threads, and the operations that C++ does not have.
 // The tests give the same names to the host (tests/native/gpu.h).
 #pragma once
 
 #include <cstdint>
 
 #define WEIGHTED_BCE_DEVICE __device__ __forceinline__
-// Of kThreads a block, of which a multiprocessor is to hold this many.
+// A kernel has kThreads in a block, and a multiprocessor is to hold this many blocks.
 #define WEIGHTED_BCE_KERNEL(blocks) \
   __global__ void __launch_bounds__(weighted_bce::cuda::kThreads, blocks)
 #define WEIGHTED_BCE_PARAMETER __grid_constant__
@@ -24,8 +24,8 @@ WEIGHTED_BCE_DEVICE double from_higher_lane(double v, int offset) {
   return __shfl_down_sync(0xffffffffu, v, offset);
 }
 
-/// kBytes from an address that is a multiple of them, 16 at a time. Streamed: nobody reads them
-/// soon again.
+/// Loads kBytes from an address that is a multiple of them, 16 at a time. `streamed` says that they
+/// are not read again soon.
 template <int kBytes, bool streamed = true>
 WEIGHTED_BCE_DEVICE void load(const void* from, uint32_t* to) {
   if constexpr (kBytes >= 16) {

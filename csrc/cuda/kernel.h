@@ -1,11 +1,11 @@
 // The CUDA kernels compute loss and gradient in one pass over the logits. A thread sums its losses;
 // a block adds up its threads and stores the sum in device memory, where `finish` adds all in a
-// fixed order. The work of a thread is in thread.h and group_thread.h.
+// fixed order. The work of a thread is in thread.h and vector_thread.h.
 //
 // This is included after intrinsics.h, or after what takes its place on the host.
 #pragma once
 
-#include "cuda/group_thread.h"
+#include "cuda/vector_thread.h"
 
 namespace weighted_bce::cuda {
 
@@ -77,23 +77,23 @@ WEIGHTED_BCE_DEVICE bool start(const Problem& problem, const Workspace& workspac
 
 /// Computes the groups of this thread, with the next kAhead on their way.
 template <class Work, class Source>
-WEIGHTED_BCE_DEVICE void compute_groups(Work& work, typename Work::Stream stream, Source& targets,
-                                        const Share& share) {
+WEIGHTED_BCE_DEVICE void compute_groups(Work& work, typename Work::Prefetcher prefetcher,
+                                        Source& targets, const Share& share) {
   // i grows at that place in the loop where the compiler needs no copy of it.
   constexpr bool kEarly = !Source::kStepIsConstant;
   int64_t i = kEarly ? share.first - share.step : share.first;
   int left = share.count;
 #pragma unroll
-  for (int k = 0; k < kAhead; ++k) stream.load(k + share.missing < left);
+  for (int k = 0; k < kAhead; ++k) prefetcher.load(k + share.missing < left);
   int factors = 0;
   for (; left > 0; --left, i += kEarly ? 0 : share.step) {
     if (kEarly) i += share.step;
-    stream.load(left - share.missing > kAhead);
+    prefetcher.load(left - share.missing > kAhead);
     typename Work::Group group;
     targets.set(group.targets, i, left);
-    stream.wait();
+    prefetcher.wait();
     if (left > share.missing) {
-      stream.take(group);
+      prefetcher.take(group);
       work.compute(group, i);
     }
     factors += Work::kLanes;
@@ -122,11 +122,11 @@ WEIGHTED_BCE_KERNEL((kResident<L, X, kTargets, kMode>))
 on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem,
            const WEIGHTED_BCE_PARAMETER Workspace workspace) {
   using T = typename Arithmetic<X>::T;
-  using Work = GroupThread<L, X, kTargets, kMode>;
+  using Work = VectorThread<L, X, kTargets, kMode>;
   constexpr int kLanes = Work::kLanes;
   using Source = TargetsOf<kTargets, kLanes>;
   WEIGHTED_BCE_SHARED BlockConstants<T> copies[kCopies<kMode>];
-  WEIGHTED_BCE_SHARED typename Work::Stream::Shared shared_groups;
+  WEIGHTED_BCE_SHARED typename Work::Prefetcher::Shared shared_groups;
   WEIGHTED_BCE_SHARED typename Source::Shared shared_targets;
   Source targets(problem, shared_targets);
   const int64_t groups = problem.numel / kLanes;

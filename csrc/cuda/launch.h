@@ -1,5 +1,5 @@
 // Starts the kernels, from code that knows no CUDA. All functions throw std::runtime_error with
-// CUDA's words.
+// CUDA's message.
 #pragma once
 
 #include "problem.h"

@@ -4,7 +4,7 @@
 // but no other memory is touched, and all threads of a block meet at the same barriers.
 #pragma once
 
-#include "cuda/lanes.h"
+#include "cuda/elements.h"
 
 namespace weighted_bce::cuda {
 

@@ -1,4 +1,4 @@
-// The arithmetic of a CUDA thread: its errors against what scalar.h promises, and divisions.
+// The arithmetic of a CUDA thread: its errors against what thread_math.h promises, and divisions.
 #include "cuda_run.h"
 #include "options.h"
 

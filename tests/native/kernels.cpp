@@ -40,7 +40,7 @@ bool writes(const Case& one, const char* what, const Isa& isa, Mode mode, Proble
   const Layout layout = draw(2) ? Layout::kDense : Layout::kStrided;
   Tensor out(one.shape, one.dtype(), layout, draw(2));
   problem.out = out.operand;
-  problem.stream = draw(2) == 0;
+  problem.non_temporal = draw(2) == 0;
   if (draw(4) == 0) {
     for (int64_t i = 0; i < problem.numel; ++i) out.set(i, one.x.get(i));
     problem.x = out.operand;

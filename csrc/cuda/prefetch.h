@@ -1,18 +1,18 @@
-// Groups of elements that a thread computes are on their way from memory before their turn comes.
+// Copies the groups of elements that a thread computes to shared memory, some before their turn.
 //
-// They go to shared memory, where each thread has places of its own. Registers would not do: when a
-// thread needs one load, the compiler has it wait for all that it has started since.
+// Each thread has places of its own there. Registers would not do: when a thread needs one load,
+// the compiler has it wait for all that it has started since.
 #pragma once
 
-#include "cuda/lanes.h"
+#include "cuda/elements.h"
 
 namespace weighted_bce::cuda {
 
-constexpr int kAhead = 3;  // groups on their way while one is computed
+constexpr int kAhead = 3;  // groups that are being copied while one is computed
 
-/// A Stream loads 16 bytes of logits at a time and, with kTargets, their targets of 1 byte.
+/// A Prefetcher loads 16 bytes of logits at a time and, with kTargets, their targets of 1 byte.
 template <class X, bool kTargets>
-class Stream {
+class Prefetcher {
   static constexpr int kLanes = 16 / sizeof(X);
   static constexpr unsigned kSlots = kAhead + 1;  // the group to be computed, and those ahead
 
@@ -34,7 +34,7 @@ class Stream {
   };
 
   /// Starts with the group at element i of the iteration; others follow at every `step`.
-  WEIGHTED_BCE_DEVICE Stream(const Problem& problem, Shared& shared, int64_t i, int64_t step)
+  WEIGHTED_BCE_DEVICE Prefetcher(const Problem& problem, Shared& shared, int64_t i, int64_t step)
       : x_(static_cast<const char*>(problem.x.data) + i * sizeof(X)),
         step_(step),
         logits_(shared_address(shared.logits[0][thread()])) {

@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "cuda/launch.h"
-#include "cuda/scalar.h"
+#include "cuda/thread_math.h"
 
 namespace weighted_bce::cuda {
 

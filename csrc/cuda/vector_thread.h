@@ -1,19 +1,19 @@
 // Computes the elements of one thread, 16 bytes of logits at a time.
 //
 // Targets of exactly 0 or 1, hard ones, whose coefficients the call shares, need neither the other
-// term nor a logarithm of their own: the logarithms go into products (scalar.h). All others take
-// the general way.
+// term nor a logarithm of their own: the logarithms go into products (thread_math.h). All others
+// take the general way.
 #pragma once
 
-#include "cuda/stream.h"
+#include "cuda/prefetch.h"
 #include "cuda/thread.h"
 
 namespace weighted_bce::cuda {
 
-/// A GroupThread computes groups of elements, where logits, targets and output are contiguous.
+/// A VectorThread computes groups of elements, where logits, targets and output are contiguous.
 /// Sparse targets are set as bytes of 0 and 1 before compute().
 template <template <class> class L, class X, Targets kTargets, Mode kMode>
-class GroupThread : public Thread<L, X, kTargets, kMode> {
+class VectorThread : public Thread<L, X, kTargets, kMode> {
   using Base = Thread<L, X, kTargets, kMode>;
   using Base::constants_;
   using Base::parameters_;
@@ -35,10 +35,10 @@ class GroupThread : public Thread<L, X, kTargets, kMode> {
   static constexpr int kLanes = 16 / sizeof(X);
   static constexpr int kUncollected = Product<T>::kFactors;  // elements
 
-  using Stream = cuda::Stream<X, kTargets == Targets::kBytes>;
-  using Group = typename Stream::Group;
+  using Prefetcher = cuda::Prefetcher<X, kTargets == Targets::kBytes>;
+  using Group = typename Prefetcher::Group;
 
-  WEIGHTED_BCE_DEVICE GroupThread(const Problem& problem, const BlockConstants<T>& shared)
+  WEIGHTED_BCE_DEVICE VectorThread(const Problem& problem, const BlockConstants<T>& shared)
       : Base(problem, shared), one_(bits_of_one(problem.y.dtype)) {}
 
   WEIGHTED_BCE_DEVICE void compute(Group& group, int64_t i) {

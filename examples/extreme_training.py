@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ from weighted_bce import (
 )
 
 from . import training
-from .data import Dataset, made_up, read
+from .data import Dataset, dataset_of_file, made_up, read
 from .extreme_labels import COMPARED_STEPS, MADE_UP_ROWS
 from .program import consoles, insist, mebibytes, table
 from .ranking import DEEPEST, KS, Quality, quality
@@ -90,11 +91,10 @@ def load(options: argparse.Namespace, progress: Progress) -> tuple[Dataset, Data
         data = read(options.data, options.rows, options.seed, progress)
     rows, labels = data.labels.shape
     insist(rows > 1, f"{rows} row is not enough to train and to test")
-    too_few = f"{labels} labels are too few: the first {DEEPEST} are ranked"
-    insist(labels >= DEEPEST, too_few)
+    insist(labels >= DEEPEST, f"{labels} labels are too few: the first {DEEPEST} are ranked")
     if options.test is None:
         return data.split(options.seed)
-    held_out = read(options.test, None, options.seed, progress)
+    held_out = dataset_of_file(Path(options.test))
     others = held_out.labels.shape[1]
     insist(others == labels, f"{options.test} has {others} labels and {options.data} has {labels}")
     return data, held_out

@@ -64,16 +64,11 @@ def python_files(roots: Iterable[str]) -> Iterator[tuple[str, str]]:
         for folder, subfolders, names in os.walk(root):
             # The stdlib holds the base interpreter's site-packages, which a venv does not see.
             subfolders[:] = sorted(set(subfolders) - {"site-packages", "__pycache__"})
-            for path in (os.path.join(folder, name) for name in sorted(names)):
-                if path.endswith(".py") and _is_short(path):
+            paths = (os.path.join(folder, name) for name in sorted(names) if name.endswith(".py"))
+            for path in paths:
+                # Links may lead nowhere.
+                if os.path.isfile(path) and os.path.getsize(path) <= MAX_BYTES:
                     yield root, os.path.relpath(path, root)
-
-
-def _is_short(path: str) -> bool:
-    try:
-        return os.path.getsize(path) <= MAX_BYTES
-    except OSError:
-        return False
 
 
 def facts_of_environment(files: int | None, seed: int, progress: Progress) -> list[Facts | None]:

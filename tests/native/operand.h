@@ -34,6 +34,16 @@ inline int64_t draw(int64_t n) {
   return static_cast<int64_t>(engine()() % static_cast<uint64_t>(n));
 }
 
+/// Seeds the draws by the arguments of a program, [SEED [all]], and prints the seed so that a
+/// failure can be repeated. Returns whether all draws are to be made, and not just a few of them.
+inline bool all_draws(int argc, char** argv) {
+  const bool all = argc > 2 && std::strcmp(argv[2], "all") == 0;
+  const uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : kSeed;
+  engine().seed(seed);
+  std::printf("seed %llu%s\n", static_cast<unsigned long long>(seed), all ? ", all draws" : "");
+  return all;
+}
+
 /// Reads a number of 16 bits: a sign, 15 - m bits of exponent and m of mantissa.
 inline double decode16(uint16_t bits, int m) {
   const int bias = (1 << (14 - m)) - 1, exponent = (bits & 0x7fff) >> m, fraction = bits % (1 << m);
@@ -162,11 +172,15 @@ class Tensor {
     return decode(operand.dtype, bytes);
   }
 
-  /// Whether all bytes that belong to none of the first n elements are as they were made.
-  bool surroundings_untouched(int64_t n) {
+  /// Whether all bytes that belong to none of the first n elements are as they were made, which
+  /// ends the use of the tensor.
+  bool kept_to_its_elements(int64_t n) {
     ASAN_UNPOISON_MEMORY_REGION(memory_, end_ + kGuard);
     for (int64_t i = 0; i < n; ++i) std::memset(at(i), kUntouched, operand.element_size);
-    return std::all_of(memory_, memory_ + end_ + kGuard, [](char c) { return c == kUntouched; });
+    const bool kept =
+        std::all_of(memory_, memory_ + end_ + kGuard, [](char c) { return c == kUntouched; });
+    if (!kept) std::printf("wrote where no element lies\n");
+    return kept;
   }
 
   void describe(const char* name) const {

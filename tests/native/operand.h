@@ -4,6 +4,7 @@
 #pragma once
 
 #include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
@@ -134,7 +135,23 @@ class Tensor {
     ASAN_POISON_MEMORY_REGION(memory_, begin_);
     ASAN_POISON_MEMORY_REGION(memory_ + end_, kGuard);
   }
+  /// The memory is address space that exists where it is touched, of as many elements and without
+  /// guards, so that there may be more of them than any machine has memory for.
+  Tensor(const Shape& shape, Dtype dtype, const Shape& strides, int64_t elements)
+      : shape_(shape), begin_(0), end_(elements * kBytesOf[static_cast<int>(dtype)]) {
+    operand.dtype = dtype;
+    operand.element_size = static_cast<uint8_t>(kBytesOf[static_cast<int>(dtype)]);
+    std::copy(strides.begin(), strides.end(), operand.strides);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* const memory = mmap(nullptr, end_, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED) std::abort();  // there is no address space
+    operand.data = memory_ = static_cast<char*>(memory);
+  }
   ~Tensor() {
+    if (begin_ == 0) {
+      munmap(memory_, end_);
+      return;
+    }
     ASAN_UNPOISON_MEMORY_REGION(memory_, end_ + kGuard);
     std::free(memory_);
   }

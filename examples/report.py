@@ -117,6 +117,7 @@ def picture(results: list[Result], data: str, labels: int, out: Path) -> list[Pa
         # A logarithm has no place for zero: below this it is a straight line.
         right.set_yscale("symlog", linthresh=0.1)
         right.set(ylim=(0, labels * 4), ylabel="predicted labels per row (log scale)")
+        right.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         right.set_title("Predicted labels per row")
         for axes in (left, right):
             axes.set_xscale("log")

@@ -54,7 +54,7 @@ class LargeCase {
     for (const int block : grid.only) {
       for (const int64_t i : elements_of(block)) {
         x_.set(i, static_cast<double>(i * 7919 % 2001 - 1000) / 100);
-        y_.set(i, i % 13 == 0);
+        *y_.at(i) = i % 13 == 0;  // and no draw of what is true, for so many
         out_.set(i, std::nan(""));
       }
     }

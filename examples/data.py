@@ -1,19 +1,25 @@
-"""Sparse multi-label data: files in svmlight's format, and made-up rows."""
+"""Sparse multi-label data: of this environment, of files in svmlight's format, and made up."""
 
 import bz2
 import gzip
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from rich.progress import Progress
 from scipy.sparse import csr_matrix
 from sklearn.datasets import load_svmlight_file
 from sklearn.preprocessing import normalize
 
-from .program import UserError
+from weighted_bce import SparseLabels
 
+from .program import IMPORTS, UserError, insist
+from .python_imports import BUCKETS, Facts, facts_of_environment
+
+MIN_COUNT = 5  # modules that occur less often are no labels
 # Of made-up data: words that each label brings into a row, words of no label, labels of a row.
 WORDS, OTHER_WORDS, LABELS = 4, 10, 5
 
@@ -39,12 +45,33 @@ class Dataset(NamedTuple):
     def split(self, seed: int) -> tuple["Dataset", "Dataset"]:
         """Four fifths to train on and one fifth held out, drawn at random."""
         order = np.random.default_rng(seed).permutation(self.labels.shape[0])
-        held_out = max(1, len(order) // 5)
         train, test = (
             Dataset(self.source, self.features[rows], self.labels[rows])
-            for rows in (order[held_out:], order[:held_out])
+            for rows in reversed(np.split(order, [max(1, len(order) // 5)]))
         )
         return train, test
+
+    def at(self, rows: np.ndarray | slice) -> tuple[csr_matrix, SparseLabels]:
+        """The features and the labels of some rows."""
+        return self.features[rows], SparseLabels.from_scipy(self.labels[rows])
+
+    def blocks(self, size: int) -> Iterator[slice]:
+        return (slice(i, i + size) for i in range(0, self.labels.shape[0], size))
+
+    def batches(self, epochs: int, seed: int, size: int) -> Iterator[np.ndarray]:
+        """Row numbers batch by batch, which depend on `seed` alone."""
+        generator = np.random.default_rng(seed)
+        for _ in range(epochs):
+            order = generator.permutation(self.labels.shape[0])
+            yield from (order[rows] for rows in self.blocks(size))
+
+
+def read(source: str, rows: int | None, seed: int, progress: Progress) -> Dataset:
+    """A file's data, or for "imports" those of this environment: at most so many rows."""
+    if source != IMPORTS:
+        return dataset_of_file(Path(source), rows)
+    facts = facts_of_environment(rows, seed, progress)
+    return dataset_of_facts(facts, f"imports of {len(facts):,} Python files")
 
 
 def csr(rows: Sequence[Sequence[int]] | np.ndarray, columns: int, dtype: type) -> csr_matrix:
@@ -69,6 +96,21 @@ def made_up(labels: int, rows: int, features: int, seed: int) -> Dataset:
     return Dataset("made-up rows", features_of_rows, csr(drawn, labels, bool))
 
 
+def dataset_of_facts(facts: Sequence[Facts | None], source: str) -> Dataset:
+    """Rows of the files that use a name and import a module seen `MIN_COUNT` times or more."""
+    read = [one for one in facts if one is not None]
+    counts = Counter(module for one in read for module in one.modules)
+    columns = {m: i for i, m in enumerate(sorted(m for m, n in counts.items() if n >= MIN_COUNT))}
+    rows = [(one.buckets, [columns[m] for m in one.modules if m in columns]) for one in read]
+    rows = [(buckets, labels) for buckets, labels in rows if buckets and labels]
+    problem = f"only {len(rows)} files import a module that occurs {MIN_COUNT} times"
+    insist(len(rows) >= 10, f"{problem}; use more files")
+    buckets, labels = zip(*rows, strict=True)
+    # Sums of rows that add up to 1 are means of embeddings.
+    features = normalize(csr(buckets, BUCKETS, np.float32), norm="l1")
+    return Dataset(source, features, csr(labels, len(columns), bool))
+
+
 def dataset_of_file(path: Path, rows: int | None = None) -> Dataset:
     """Reads svmlight multilabel data, plain, .gz or .bz2, with or without a header line.
 
@@ -90,19 +132,18 @@ def dataset_of_file(path: Path, rows: int | None = None) -> Dataset:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, EOFError, OverflowError) as error:
         raise UserError(f"{path} is not svmlight multilabel data: {error}") from None
-    if announced_rows not in (None, len(positives)):
-        raise UserError(f"{path} announces {announced_rows} rows and has {len(positives)}")
+    fits = announced_rows in (None, len(positives))
+    insist(fits, f"{path} announces {announced_rows} rows and has {len(positives)}")
     features, positives = features[:rows], positives[:rows]
-    if len(positives) < 10:
-        raise UserError(f"{path} has {len(positives)} rows; 10 are needed to train and to test")
+    enough = len(positives) >= 10
+    insist(enough, f"{path} has {len(positives)} rows; 10 are needed to train and to test")
     values = np.array(list(chain.from_iterable(positives)))
-    if len(values) == 0:
-        raise UserError(f"{path} has no labels")
-    if (values < 0).any() or (values != values.round()).any():
-        raise UserError(f"{path} has labels that are not whole numbers >= 0")
+    insist(len(values), f"{path} has no labels")
+    whole = (values >= 0).all() and (values == values.round()).all()
+    insist(whole, f"{path} has labels that are not whole numbers >= 0")
     most = int(values.max())
-    if num_labels is not None and most >= num_labels:
-        raise UserError(f"{path} announces {num_labels} labels and has the label {most}")
+    fits = num_labels is None or most < num_labels
+    insist(fits, f"{path} announces {num_labels} labels and has the label {most}")
     return Dataset(path.name, normalize(features), csr(positives, num_labels or most + 1, bool))
 
 

@@ -6,14 +6,21 @@ Run as: python -m examples.extreme_labels --help
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from tools.command import FILES, add_reference, obstacle, positive, seed
+from tools.command import FILES, checked, obstacle
 
-from .program import FORMATS, insist, run
+from .program import IMPORTS, add, add_shared, insist, run
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "psutil")
 COMPARED_STEPS, MADE_UP_ROWS = 5, 20_000
+
+_above_0 = checked(float, lambda number: 0 < number < math.inf, "a number above 0")
+_pos_weight = checked(
+    lambda text: text if text == "propensity" else float(text),
+    lambda value: value == "propensity" or 0 <= float(value) < math.inf,
+    "a number >= 0 or 'propensity'",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,79 +33,38 @@ def parser() -> argparse.ArgumentParser:
             "are ever held."
         ),
     )
-    number = {"type": positive, "metavar": "N"}
     data = made.add_argument_group("data")
-    source = data.add_mutually_exclusive_group()
-    imports = "Or 'imports', the default: which modules the Python files of this environment import"
-    source.add_argument("--data", metavar="FILE", help=f"{FORMATS}. {imports}")
-    source.add_argument("--labels", help="instead, made-up data of so many labels", **number)
-    rows = (
-        f"how many made-up rows (default: {MADE_UP_ROWS}), or at most so many of --data (default: "
-    )
-    held_out = "the held-out rows of --data FILE (default: a fifth of its rows)"
-    data.add_argument("--test", metavar="FILE", help=held_out)
-    data.add_argument("--rows", help=f"{rows}{FILES} Python files, all of a file)", **number)
-    words = "how many words made-up data have (default: %(default)s)"
-    data.add_argument("--features", default=20_000, help=words, **number)
-
     training = made.add_argument_group("training")
-    length = training.add_mutually_exclusive_group()
-    length.add_argument("--epochs", default=5, help="default: %(default)s", **number)
-    length.add_argument("--steps", help="so many steps instead", **number)
-    add = training.add_argument
-    add("--batch", default=128, help="rows of a step (default: %(default)s)", **number)
-    add("--dim", default=128, help="in_features of the classifier (default: %(default)s)", **number)
-    add("--buckets", default=2**15, help="words are hashed to so many (%(default)s)", **number)
-    add(
-        "--optimizer",
-        choices=("adam", "sgd"),
-        default="adam",
-        help="of the classifier; the encoder has Adam (default: %(default)s)",
-    )
+    source, length = (group.add_mutually_exclusive_group() for group in (data, training))
+    add_shared(training, source, length, epochs=5)
+    add(source, "--labels", "instead, made-up data of so many labels")
+    held_out = "the held-out rows of --data FILE (default: a fifth of its rows)"
+    add(data, "--test", held_out, type=str, metavar="FILE")
+    rows = f"how many made-up rows (default: {MADE_UP_ROWS}), or at most so many of --data"
+    add(data, "--rows", f"{rows} (default: {FILES} Python files, all of a file)")
+    add(data, "--features", "how many words made-up data have", 20_000)
+    add(length, "--steps", "so many steps instead of epochs")
+    add(training, "--batch", "rows of a step", 128)
+    add(training, "--dim", "in_features of the classifier", 128)
+    add(training, "--buckets", "words are hashed to so many", 2**15)
+    of_classifier, names = "of the classifier; the encoder has Adam", ("adam", "sgd")
+    add(training, "--optimizer", of_classifier, "adam", choices=names)
     fused = "update the classifier in the backward pass, so that its gradient is never held"
-    add("--fused", action="store_true", help=fused)
+    training.add_argument("--fused", action="store_true", help=fused)
     rate = "of the classifier (default: 0.003 for adam, 1 for sgd)"
-    add("--learning-rate", type=_above_0, metavar="X", help=rate)
-    weight = "a number, or 'propensity': 1 / propensity of each label (default: 1)"
-    add("--pos-weight", type=_pos_weight, default=1.0, metavar="X", help=weight)
-    add(
-        "--propensity",
-        nargs=2,
-        type=_above_0,
-        default=(0.55, 1.5),
-        metavar=("A", "B"),
-        help="of the propensities (default: 0.55 1.5; Amazon's are 0.6 2.6, Wikipedia's 0.5 0.4)",
-    )
-    add("--chunk-labels", help="labels computed at once (default: chosen)", **number)
-    add("--seed", type=seed, default=0, metavar="N", help="of every choice (default: %(default)s)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    add_reference(training)
+    add(training, "--learning-rate", rate, type=_above_0, metavar="X")
+    weight = "a number, or 'propensity': 1 / propensity of each label"
+    add(training, "--pos-weight", weight, 1.0, type=_pos_weight, metavar="X")
+    text = "of the propensities (default: 0.55 1.5; Amazon's are 0.6 2.6, Wikipedia's 0.5 0.4)"
+    add(training, "--propensity", text, (0.55, 1.5), nargs=2, type=_above_0, metavar=("A", "B"))
+    add(training, "--chunk-labels", "labels computed at once (default: chosen)")
+    add(training, "--device", "of the training", "cpu", choices=("cpu", "cuda"))
     compare = (
         f"take {COMPARED_STEPS} steps with nn.Linear, F.binary_cross_entropy_with_logits and a "
         "dense target as well"
     )
-    add("--compare", action="store_true", help=compare)
+    training.add_argument("--compare", action="store_true", help=compare)
     return made
-
-
-def _number(text: str, allowed: Callable[[float], bool], name: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not (allowed(number) and number < math.inf):
-        raise argparse.ArgumentTypeError(f"must be a number {name}, got {text!r}")
-    return number
-
-
-def _above_0(text: str) -> float:
-    return _number(text, lambda number: number > 0, "above 0")
-
-
-def _pos_weight(text: str) -> float | str:
-    if text == "propensity":
-        return text
-    return _number(text, lambda number: number >= 0, ">= 0 or 'propensity'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    insist("--test needs --data FILE" if options.test and options.data in (None, "imports") else "")
-    insist(obstacle(PACKAGES, reference=True))
+    insist(not options.test or options.data != IMPORTS, "--test needs --data FILE")
+    problem = obstacle(PACKAGES, reference=True)
+    insist(not problem, problem)
     # Imported late: --help is at once there, and Ctrl-C during these imports is caught.
     from . import extreme_training
 

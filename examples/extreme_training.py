@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,10 +16,7 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
-from rich import box
 from rich.progress import Progress
-from rich.table import Table
-from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
@@ -35,62 +32,54 @@ from weighted_bce import (
 )
 
 from . import training
-from .data import Dataset, dataset_of_file, made_up
+from .data import Dataset, dataset_of_file, made_up, read
 from .extreme_labels import COMPARED_STEPS, MADE_UP_ROWS
-from .program import UserError, consoles, insist
-from .python_imports import imports_of_environment
-from .ranking import DEEPEST, KS, Quality, Ranking
+from .program import consoles, insist, mebibytes, table
+from .ranking import DEEPEST, KS, Quality, quality
 
-# With their learning rates.
-OPTIMIZERS = {"sgd": (SGD, FusedSGD, 1.0), "adam": (Adam, FusedAdam, training.LEARNING_RATE)}
+# With their learning rates, and how many matrices as large as the weight a plain step holds.
+OPTIMIZERS = {
+    "sgd": (SGD, FusedSGD, 1.0, 2),
+    "adam": (Adam, FusedAdam, training.LEARNING_RATE, 4),
+}
 EVALUATED_ROWS = 256
 
 
 def run(options: argparse.Namespace) -> None:
     console, notes = consoles()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda needs a GPU, and torch finds none")
-    insist(obstacle((), options.reference, options.device))
+    has_device = options.device == "cpu" or torch.cuda.is_available()
+    insist(has_device, "--device cuda needs a GPU, and torch finds none")
+    problem = obstacle((), options.reference, options.device)
+    insist(not problem, problem)
     data, held_out = load(options, progress_on(notes))
-    rows, labels = data.labels.shape
-    batches = batches_of(rows, options)
+    batches = batches_of(data, options)
     compared = batches[:COMPARED_STEPS]
     say = partial(console.print, highlight=False, soft_wrap=True)
-    say(
-        f"{data.source}: {rows:,} rows to train on and {held_out.labels.shape[0]:,} held out, "
-        f"{labels:,} labels, {data.positives_per_row:.1f} per row"
-    )
+    say(f"{data.describe()} to train on; {held_out.labels.shape[0]:,} rows held out")
     left_out = ""
     with progress_on(notes) as progress:
         model, ours = train(data, batches, options, progress)
         costs = {"chunks, fused step" if options.fused else "chunks": ours}
-        quality = evaluate(model, held_out, propensity(data, options), progress)
+        measured = evaluate(model, held_out, propensity(data, options), progress)
         del model  # plain torch may need all memory
         if options.compare:
-            left_out = too_large_for_plain(len(batches[0]), labels, options)
+            left_out = too_large_for_plain(len(batches[0]), data.labels.shape[1], options)
             if not left_out:
                 costs["plain torch"] = train(data, compared, options, progress, plain=True)[1]
     say(f"loss of a row: {ours.losses[0]:.2f} at first, {ours.losses[-1]:.2f} in the last step")
-    shares = [[f"{100 * share:.1f}" for share in shares] for shares in quality]
-    names = ("precision", "nDCG", "propensity-scored precision")
-    console.print(_table(["held-out rows, %", *(f"at {k}" for k in KS)], names, shares))
+    measures = zip(("precision", "nDCG", "propensity-scored precision"), measured, strict=True)
+    shares = [[name, *(f"{100 * share:.1f}" for share in at_ks)] for name, at_ks in measures]
+    console.print(table(["held-out rows, %", *(f"at {k}" for k in KS)], shares))
     if left_out:
         say(left_out)
     header = ["a training step", "median s", "peak MiB", f"loss, step {len(compared)}"]
-    cells = [cost.cells(len(compared)) for cost in costs.values()]
-    console.print(_table(header, costs, cells))
-    encoder = 4 * options.buckets * options.dim / 2**20
-    say(f"The encoder's gradient has {encoder:,.1f} MiB of the peak.")
-
-
-def _table(header: list[str], names: Iterable[str], rows: Iterable[list[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(header[0], min_width=len("propensity-scored precision"))
-    for column in header[1:]:
-        table.add_column(column, justify="right", min_width=10)
-    for name, cells in zip(names, rows, strict=True):
-        table.add_row(name, *cells)
-    return table
+    cells = [
+        [name, f"{c.seconds:.3f}", mebibytes(c.peak_bytes), f"{c.losses[len(compared) - 1]:.4f}"]
+        for name, c in costs.items()
+    ]
+    console.print(table(header, cells))
+    encoder = mebibytes(4 * options.buckets * options.dim)
+    say(f"The encoder's gradient has {encoder} MiB of the peak.")
 
 
 def load(options: argparse.Namespace, progress: Progress) -> tuple[Dataset, Dataset]:
@@ -98,93 +87,80 @@ def load(options: argparse.Namespace, progress: Progress) -> tuple[Dataset, Data
     if options.labels is not None:
         rows = options.rows or MADE_UP_ROWS
         data = made_up(options.labels, rows, options.features, options.seed)
-    elif options.data in (None, "imports"):
-        data = imports_of_environment(options.rows, options.seed, progress)
     else:
-        data = dataset_of_file(Path(options.data), options.rows)
+        data = read(options.data, options.rows, options.seed, progress)
     rows, labels = data.labels.shape
-    if rows < 2:
-        raise UserError(f"{rows} row is not enough to train and to test")
-    if labels < DEEPEST:
-        raise UserError(f"{labels} labels are too few: the first {DEEPEST} are ranked")
+    insist(rows > 1, f"{rows} row is not enough to train and to test")
+    insist(labels >= DEEPEST, f"{labels} labels are too few: the first {DEEPEST} are ranked")
     if options.test is None:
         return data.split(options.seed)
     held_out = dataset_of_file(Path(options.test))
     others = held_out.labels.shape[1]
-    if others != labels:
-        raise UserError(f"{options.test} has {others} labels and {options.data} has {labels}")
+    insist(others == labels, f"{options.test} has {others} labels and {options.data} has {labels}")
     return data, held_out
 
 
-def batches_of(rows: int, options: argparse.Namespace) -> list[np.ndarray]:
+def batches_of(data: Dataset, options: argparse.Namespace) -> list[np.ndarray]:
     epochs = options.steps or options.epochs  # an epoch has a step at least
-    return list(islice(training.batches(rows, epochs, options.seed, options.batch), options.steps))
-
-
-class PlainLoss(nn.Module):
-    """The usual way: all logits, and a target as large as they are."""
-
-    pos_weight: Tensor
-
-    def __init__(self, dim: int, labels: int, pos_weight: Tensor) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dim, labels)
-        self.register_buffer("pos_weight", pos_weight)
-
-    def forward(self, hidden: Tensor, labels: SparseLabels) -> Tensor:
-        logits = self.linear(hidden)
-        target = labels.to_dense(logits.shape[1], logits.dtype)
-        loss = F.binary_cross_entropy_with_logits(
-            logits, target, pos_weight=self.pos_weight, reduction="sum"
-        )
-        return loss / len(hidden)
+    return list(islice(data.batches(epochs, options.seed, options.batch), options.steps))
 
 
 class Model(nn.Module):
-    """The encoder, and the classifier with its loss."""
+    """The encoder, and the classifier with its loss.
+
+    With `plain` the loss is computed in the usual way: from all logits, and a target as large as
+    they are.
+    """
 
     def __init__(self, data: Dataset, options: argparse.Namespace, plain: bool = False) -> None:
         super().__init__()
         torch.manual_seed(options.seed)
+        self.data, self.options, self.plain = data, options, plain
         rows, labels = data.labels.shape
         pos_weight = options.pos_weight
         if pos_weight == "propensity":
             pos_weight = 1 / propensity(data, options)
         self.encoder = training.Encoder(options.buckets, options.dim, nn.LayerNorm(options.dim))
-        self.criterion: PlainLoss | LinearWeightedBCEWithLogitsLoss
-        if plain:
-            self.criterion = PlainLoss(options.dim, labels, torch.as_tensor(pos_weight))
-        else:
-            # The mean over all labels would have gradients as small as Adam's eps.
-            self.criterion = LinearWeightedBCEWithLogitsLoss(
-                options.dim,
-                labels,
-                pos_weight=pos_weight,
-                reduction="batchmean",
-                chunk_labels=options.chunk_labels,
-            )
-        # The first step need not teach all labels that they are rare.
-        nn.init.constant_(
-            self.criterion.linear.bias, math.log((data.labels.nnz + 1) / (rows * labels))
+        # The mean over all labels would have gradients as small as Adam's eps.
+        self.criterion = LinearWeightedBCEWithLogitsLoss(
+            options.dim,
+            labels,
+            pos_weight=pos_weight,
+            reduction="batchmean",
+            chunk_labels=options.chunk_labels,
         )
+        # The first step need not teach all labels that they are rare.
+        share = (data.labels.nnz + 1) / (rows * labels)
+        nn.init.constant_(self.criterion.linear.bias, math.log(share))
         self.to(options.device)
 
-    def forward(self, features: csr_matrix, labels: SparseLabels) -> Tensor:
-        loss: Tensor = self.criterion(self.encoder(features), labels)
-        return loss
+    def forward(self, rows: np.ndarray) -> Tensor:
+        """The loss of some rows of the data."""
+        features, labels = self.data.at(rows)
+        hidden, labels = self.encoder(features), labels.to(self.options.device)
+        if not self.plain:
+            loss: Tensor = self.criterion(hidden, labels)
+            return loss
+        logits = self.criterion.linear(hidden)
+        target = labels.to_dense(logits.shape[1], logits.dtype)
+        pos_weight = torch.as_tensor(self.criterion.pos_weight, device=logits.device)
+        loss = F.binary_cross_entropy_with_logits(
+            logits, target, pos_weight=pos_weight, reduction="sum"
+        )
+        return loss / len(hidden)
 
-    def optimizers(self, options: argparse.Namespace) -> list[Optimizer]:
+    def optimizers(self) -> list[Optimizer]:
         """Adam for the encoder, and the chosen one for the classifier."""
-        ordinary, fused, rate = OPTIMIZERS[options.optimizer]
-        how = {
-            "params": list(self.criterion.linear.parameters()),
-            "lr": options.learning_rate or rate,
-        }
-        encoder = Adam(self.encoder.parameters(), training.LEARNING_RATE, fused=True)
-        if options.fused and isinstance(self.criterion, LinearWeightedBCEWithLogitsLoss):
-            self.criterion.fused_step = fused(**how, fused=True)
-            return [encoder, self.criterion.fused_step]
-        return [encoder, ordinary(**how, fused=True)]
+        ordinary, fused, rate, _ = OPTIMIZERS[self.options.optimizer]
+        fuses = self.options.fused and not self.plain
+        classifier = (fused if fuses else ordinary)(
+            list(self.criterion.linear.parameters()),
+            lr=self.options.learning_rate or rate,
+            fused=True,
+        )
+        if fuses:
+            self.criterion.fused_step = classifier
+        return [Adam(self.encoder.parameters(), training.LEARNING_RATE, fused=True), classifier]
 
 
 def propensity(data: Dataset, options: argparse.Namespace) -> Tensor:
@@ -201,10 +177,6 @@ class Cost(NamedTuple):
     seconds: float  # of the median step
     peak_bytes: int | None  # of the last step, beyond what was there before it
 
-    def cells(self, step: int) -> list[str]:
-        peak = "n/a" if self.peak_bytes is None else f"{self.peak_bytes / 2**20:,.1f}"
-        return [f"{self.seconds:.3f}", peak, f"{self.losses[step - 1]:.4f}"]
-
 
 def train(
     data: Dataset,
@@ -215,7 +187,7 @@ def train(
 ) -> tuple[Model, Cost]:
     """Makes one step for each batch of row numbers."""
     model = Model(data, options, plain)
-    steps = training.train(model, model.optimizers(options), data, batches, options.device)
+    steps = training.train(model, model.optimizers(), batches)
     name = "plain torch" if plain else "training"
     task = progress.add_task(name, total=len(batches))
     losses: list[float] = []
@@ -252,22 +224,19 @@ def _peak_bytes(step: Callable[[], object], device: str) -> int | None:
 @torch.no_grad()
 def evaluate(model: Model, held_out: Dataset, propensities: Tensor, progress: Progress) -> Quality:
     """How good the first labels of each row are; no more logits than a chunk's are held."""
-    assert isinstance(model.criterion, LinearWeightedBCEWithLogitsLoss)
-    labels = SparseLabels.from_scipy(held_out.labels)
-    ranking = Ranking(propensities)
-    starts = range(0, labels.num_rows, EVALUATED_ROWS)
-    for start in progress.track(starts, description="ranking"):
-        some = slice(start, start + EVALUATED_ROWS)
-        top = model.criterion.topk(model.encoder(held_out.features[some]), DEEPEST)
-        ranking.add(top.indices.cpu(), labels.select(some))
-    return ranking.quality()
+    blocks = list(held_out.blocks(EVALUATED_ROWS))
+    ranked = [
+        model.criterion.topk(model.encoder(held_out.features[block]), DEEPEST).indices.cpu()
+        for block in progress.track(blocks, description="ranking")
+    ]
+    return quality(torch.cat(ranked), SparseLabels.from_scipy(held_out.labels), propensities)
 
 
 def too_large_for_plain(rows: int, labels: int, options: argparse.Namespace) -> str:
     """The sentence that says why training in the usual way is not tried; "" where it fits."""
     # The weight, its gradient, and Adam's averages; of matrices as large as the logits 4.75 were
     # measured.
-    weights = {"sgd": 2, "adam": 4}[options.optimizer]
+    *_, weights = OPTIMIZERS[options.optimizer]
     needed, free = 4 * labels * (weights * options.dim + 5 * rows), free_bytes(options.device)
     if needed <= free:
         return ""

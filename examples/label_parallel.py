@@ -15,10 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from weighted_bce import WeightedBCEWithLogitsLoss
+
+from . import training
+from .program import add
 
 FEATURES, HIDDEN, ROWS, DENSITY = 64, 128, 256, 0.005
 
@@ -47,22 +50,22 @@ def train(labels: int, steps: int, device: str, mesh: DeviceMesh | None) -> list
         parallelize_module(model[2], mesh, style)
         assert isinstance(criterion.pos_weight, Tensor)
         criterion.pos_weight = distribute_tensor(criterion.pos_weight, mesh, [Shard(0)])
+
+    def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        if mesh is None:
+            return criterion(model(x), y)
+        loss: DTensor = criterion(model(x), distribute_tensor(y, mesh, [Shard(1)]))
+        return loss.full_tensor()
+
     optimizer = torch.optim.Adam(model.parameters(), 1e-2, foreach=False)
-    losses = []
-    for x, y in batches(labels, steps, device):
-        optimizer.zero_grad()
-        target = y if mesh is None else distribute_tensor(y, mesh, [Shard(1)])
-        loss = criterion(model(x), target)
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach() if mesh is None else loss.detach().full_tensor()))
-    return losses
+    return list(training.train(loss_of, [optimizer], batches(labels, steps, device)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="examples.label_parallel", description=__doc__)
-    parser.add_argument("--labels", type=int, default=1001, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")
+    add(parser, "--labels", "of the classifier", 1001)
+    add(parser, "--steps", "of the training", 20)
     options = parser.parse_args()
     if "WORLD_SIZE" not in os.environ:
         parser.error("run it by torchrun: torchrun --nproc-per-node 2 -m examples.label_parallel")

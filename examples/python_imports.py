@@ -1,7 +1,4 @@
-"""Sparse multi-label data of the Python files of this environment.
-
-A row is a file, its features are the names that it uses, its labels the modules that it imports.
-"""
+"""The names that Python files of this environment use, and the modules that they import."""
 
 import ast
 import multiprocessing
@@ -13,22 +10,15 @@ import sysconfig
 import time
 import warnings
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from rich.progress import Progress
-from sklearn.preprocessing import normalize
 
 from tools.command import FILES, READ_SECONDS
 
-from .data import Dataset, csr
-from .program import UserError
-
 BUCKETS = 32768
-MIN_COUNT = 5
 # A longer file is a generated table, which takes seconds to parse and says little.
 MAX_BYTES = 400_000
 
@@ -45,15 +35,14 @@ def facts_of_source(source: bytes | str, package: tuple[str, ...] = ()) -> Facts
     names: set[str] = set()
     modules: set[str] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name):
-            names.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            names.add(node.attr)
-        elif isinstance(node, ast.Import):
-            modules.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: max(0, len(package) - node.level + 1)] if node.level else ()
-            modules.add(".".join((*base, *filter(None, [node.module]))))
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name):
+                names.add(name)
+            case ast.Import(names=aliases):
+                modules.update(alias.name for alias in aliases)
+            case ast.ImportFrom(module=module, level=level):
+                base = package[: max(0, len(package) - level + 1)] if level else ()
+                modules.add(".".join((*base, *filter(None, [module]))))
     buckets = {zlib.crc32(name.encode("utf-8", "replace")) % BUCKETS for name in names}
     return Facts(sorted(buckets), sorted(modules - {""}))
 
@@ -75,19 +64,14 @@ def python_files(roots: Iterable[str]) -> Iterator[tuple[str, str]]:
         for folder, subfolders, names in os.walk(root):
             # The stdlib holds the base interpreter's site-packages, which a venv does not see.
             subfolders[:] = sorted(set(subfolders) - {"site-packages", "__pycache__"})
-            for path in (os.path.join(folder, name) for name in sorted(names)):
-                if path.endswith(".py") and _is_short(path):
+            paths = (os.path.join(folder, name) for name in sorted(names) if name.endswith(".py"))
+            for path in paths:
+                # Links may lead nowhere.
+                if os.path.isfile(path) and os.path.getsize(path) <= MAX_BYTES:
                     yield root, os.path.relpath(path, root)
 
 
-def _is_short(path: str) -> bool:
-    try:
-        return os.path.getsize(path) <= MAX_BYTES
-    except OSError:
-        return False
-
-
-def imports_of_environment(files: int | None, seed: int, progress: Progress) -> Dataset:
+def facts_of_environment(files: int | None, seed: int, progress: Progress) -> list[Facts | None]:
     """Parses so many files of the running interpreter's environment, chosen by `seed`.
 
     With None these are FILES, or as many as are parsed within READ_SECONDS.
@@ -109,20 +93,4 @@ def imports_of_environment(files: int | None, seed: int, progress: Progress) -> 
             facts.append(one)
             if files is None and time.monotonic() > end:
                 break
-    source = f"imports of {len(facts):,} Python files"
-    return dataset_of_facts([one for one in facts if one is not None], source)
-
-
-def dataset_of_facts(facts: Sequence[Facts], source: str, min_count: int = MIN_COUNT) -> Dataset:
-    """Rows of the files that use a name and import a module seen `min_count` times or more."""
-    counts = Counter(module for one in facts for module in one.modules)
-    columns = {m: i for i, m in enumerate(sorted(m for m, n in counts.items() if n >= min_count))}
-    labels = [[columns[m] for m in one.modules if m in columns] for one in facts]
-    kept = [i for i, one in enumerate(facts) if one.buckets and labels[i]]
-    if len(kept) < 10:
-        raise UserError(
-            f"only {len(kept)} files import a module that occurs {min_count} times; use more files"
-        )
-    # Sums of rows that add up to 1 are means of embeddings.
-    features = normalize(csr([facts[i].buckets for i in kept], BUCKETS, np.float32), norm="l1")
-    return Dataset(source, features, csr([labels[i] for i in kept], len(columns), bool))
+    return facts

@@ -3,9 +3,7 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from weighted_bce import SparseLabels
 
@@ -23,8 +21,8 @@ class Quality(NamedTuple):
     propensity_scored: list[float]
 
 
-class Ranking:
-    """Running sums from which `Quality` follows.
+def quality(ranked: Tensor, labels: SparseLabels, propensity: Tensor) -> Quality:
+    """The measures of a ranking, all on the CPU.
 
     P@k is the share of a row's first k labels that are true, averaged over rows. nDCG@k is
 
@@ -35,55 +33,35 @@ class Ranking:
 
         (sum over rows, over the true ones of 1 / p[label]) / (the same of the best rankings),
 
-    where p is how likely a true label was marked (Jain, Prabhu and Varma, "Extreme Multi-label Loss
-    Functions", KDD 2016), so that a rare label counts more. As in the extreme classification
-    repository, a row without true labels counts as a ranking with none right.
+    where p is how likely it is that a true label was given (Jain, Prabhu and Varma, "Extreme
+    Multi-label Loss Functions", KDD 2016), so that a rare label counts more. As in the extreme
+    classification repository, a row without true labels counts as a ranking with none right.
 
     Args:
+        ranked: (rows, 5), the first labels of each row's ranking.
+        labels: the true ones.
         propensity: (labels,), p.
     """
-
-    def __init__(self, propensity: Tensor) -> None:
-        self._inverse = propensity.double().reciprocal()
-        self._discounts = 1 / torch.arange(2, DEEPEST + 2, dtype=torch.float64).log2()
-        self._rows = 0
-        self._hits, self._ndcg, self._found, self._best = torch.zeros(4, DEEPEST).double()
-
-    def add(self, ranked: Tensor, labels: SparseLabels) -> None:
-        """Counts a block of rows, all on the CPU.
-
-        Args:
-            ranked: (rows, 5), the first labels of each row's ranking.
-            labels: the true ones.
-        """
-        right = _are_true(ranked, labels, len(self._inverse)).double()
-        counts = labels.crow_indices.diff()
-        best = (torch.arange(DEEPEST) < counts[:, None]).double()
-        gains, ideal = ((x * self._discounts).cumsum(1) for x in (right, best))
-        self._rows += len(ranked)
-        self._hits += right.sum(0).cumsum(0)
-        self._ndcg += (gains / ideal.clamp(min=1)).sum(0)  # without a true label both are 0
-        self._found += (right * self._inverse[ranked]).sum(0).cumsum(0)
-        each = self._inverse[labels.col_indices].split(counts.tolist())
-        scores = F.pad(pad_sequence(list(each), batch_first=True), (0, DEEPEST))
-        self._best += scores.topk(DEEPEST).values.sum(0).cumsum(0)
-
-    def quality(self) -> Quality:
-        def at_ks(sums: Tensor) -> list[float]:
-            return [float(sums[k - 1]) for k in KS]
-
-        rows = max(self._rows, 1)
-        shown = torch.arange(1, DEEPEST + 1)
-        return Quality(
-            at_ks(self._hits / shown / rows),
-            at_ks(self._ndcg / rows),
-            # 1 / p is at least 1: below 1 there is no true label, and both sums are 0.
-            at_ks(self._found / self._best.clamp(min=1)),
-        )
-
-
-def _are_true(ranked: Tensor, labels: SparseLabels, width: int) -> Tensor:
-    """Which of these labels, (rows, k), their rows have."""
+    inverse = propensity.double().reciprocal()
     row, label = places(labels)
-    own = torch.arange(len(ranked))[:, None] * width + ranked
-    return torch.isin(own, row * width + label)
+    own = torch.arange(len(ranked))[:, None] * len(inverse) + ranked
+    right = torch.isin(own, row * len(inverse) + label).double()
+    # The best ranking has the true labels first, those with the smallest p before the others.
+    start, count = labels.crow_indices[:-1], labels.crow_indices.diff()
+    best = (torch.arange(DEEPEST) < count[:, None]).double()
+    order = inverse[label].argsort(descending=True)
+    order = order[row[order].argsort(stable=True)]
+    place = torch.arange(len(label)) - start[row]
+    first = place < DEEPEST
+    rarest = torch.zeros_like(best[0]).index_add(0, place[first], inverse[label][order][first])
+
+    discounts = 1 / torch.arange(2, DEEPEST + 2).double().log2()
+    gains, ideal = ((x * discounts).cumsum(1) for x in (right, best))
+    scored = (right * inverse[ranked]).sum(0).cumsum(0)
+    measures = (
+        right.mean(0).cumsum(0) / torch.arange(1, DEEPEST + 1),
+        (gains / ideal.clamp(min=1)).mean(0),  # without a true label both are 0
+        # 1 / p is at least 1: below 1 there is no true label, and both sums are 0.
+        scored / rarest.cumsum(0).clamp(min=1),
+    )
+    return Quality(*([float(measure[k - 1]) for k in KS] for measure in measures))

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.command import FILES, READ_SECONDS, add_reference, obstacle, positive, seed
+from tools.command import FILES, READ_SECONDS, obstacle
 
-from .program import FORMATS, insist, run
+from .program import add, add_shared, insist, run
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "matplotlib")
 
@@ -26,30 +26,11 @@ def _parser() -> argparse.ArgumentParser:
             "to ones."
         ),
     )
-    add = parser.add_argument
-    add(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help=f"use {FORMATS}",
-    )
-    add(
-        "--files",
-        type=positive,
-        metavar="N",
-        help=f"use at most N files, or rows of --data (default: {FILES} files, or as many as "
-        f"{READ_SECONDS} seconds allow; all rows)",
-    )
-    add("--epochs", type=positive, default=10, metavar="N", help="default: %(default)s")
-    add("--seed", type=seed, default=0, metavar="N", help="of every choice (default: %(default)s)")
-    add(
-        "--out",
-        type=Path,
-        default=Path(__file__).parent / "out",
-        metavar="DIR",
-        help="where sparse_labels.png, .svg and .json go (default: examples/out)",
-    )
-    add_reference(parser)
+    add_shared(parser, parser, parser, epochs=10)
+    files = f"default: {FILES} files, or as many as {READ_SECONDS} seconds allow; all rows"
+    add(parser, "--files", f"use at most N files, or rows of --data ({files})")
+    out = "where sparse_labels.png, .svg and .json go (default: examples/out)"
+    add(parser, "--out", out, Path(__file__).parent / "out", type=Path, metavar="DIR")
     return parser
 
 
@@ -59,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    insist(obstacle(PACKAGES, options.reference))
+    problem = obstacle(PACKAGES, options.reference)
+    insist(not problem, problem)
     # Imported late: --help is at once there, and Ctrl-C during these imports is caught.
     from . import comparison
 

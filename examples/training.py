@@ -1,19 +1,18 @@
 """The part of the networks below the labels, and the training of all of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from weighted_bce import SparseLabels
-
-from .data import Dataset
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 BATCH = 128
 LEARNING_RATE = 3e-3
+Batch = TypeVar("Batch")
 
 
 class Encoder(nn.Module):
@@ -24,11 +23,11 @@ class Encoder(nn.Module):
         self.embedding = nn.EmbeddingBag(buckets, dim, mode="sum")
         self.norm = norm or nn.Identity()
 
-    def forward(self, features: csr_matrix) -> Tensor:
-        parts = (features.indices, np.int64), (features.indptr[:-1], np.int64)
+    def forward(self, features: "csr_matrix") -> Tensor:
+        parts = (features.indices, "int64"), (features.indptr[:-1], "int64")
         words, starts, values = (
             torch.from_numpy(part.astype(dtype)).to(self.embedding.weight.device)
-            for part, dtype in (*parts, (features.data, np.float32))
+            for part, dtype in (*parts, (features.data, "float32"))
         )
         # Numbers of words say nothing, so the remainder is as good a hash as any other.
         bag = self.embedding(words % self.embedding.num_embeddings, starts, values)
@@ -36,27 +35,15 @@ class Encoder(nn.Module):
         return hidden
 
 
-def batches(rows: int, epochs: int, seed: int, batch: int = BATCH) -> Iterator[np.ndarray]:
-    """Row numbers batch by batch; the same for every loss."""
-    generator = np.random.default_rng(seed)
-    for _ in range(epochs):
-        order = generator.permutation(rows)
-        yield from (order[start : start + batch] for start in range(0, rows, batch))
-
-
 def train(
-    loss_of: Callable[[csr_matrix, SparseLabels], Tensor],
+    loss_of: Callable[[Batch], Tensor],
     optimizers: Sequence[Optimizer],
-    data: Dataset,
-    batches: Iterable[np.ndarray],
-    device: str = "cpu",
+    batches: Iterable[Batch],
 ) -> Iterator[float]:
-    """Makes one step for each batch of row numbers, when the step's loss is asked for."""
-    labels = SparseLabels.from_scipy(data.labels)
+    """Makes one step for each batch, when the step's loss is asked for."""
 
-    def step(rows: np.ndarray) -> float:
-        target = labels.select(torch.from_numpy(rows)).to(device)
-        loss = loss_of(data.features[rows], target)
+    def step(batch: Batch) -> float:
+        loss = loss_of(batch)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()  # a fused one has nothing left to do

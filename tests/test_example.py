@@ -1,9 +1,7 @@
-"""The example reads its data right, counts right, and runs from end to end."""
+"""The example of several losses reads its data right, counts right, and runs from end to end."""
 
-import ast
 import gzip
 import json
-import math
 import zlib
 from pathlib import Path
 
@@ -16,9 +14,10 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from rich.progress import Progress
+from scipy.sparse import csr_matrix
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
-from examples import comparison, losses, python_imports, report, sparse_labels, training
+from examples import comparison, data, losses, python_imports, report, sparse_labels
 from examples.data import dataset_of_file
 from examples.program import UserError
 from examples.python_imports import BUCKETS, Facts
@@ -35,29 +34,13 @@ def data_file(tmp_path: Path) -> Path:
     return path
 
 
-def buckets(*names: str) -> list[int]:
-    return sorted(zlib.crc32(name.encode()) % BUCKETS for name in names)
-
-
 def test_names_are_features_and_import_lines_are_not() -> None:
     source = "import os.path as p, sys\nfrom json import loads\n\ndef f(a):\n    return p.join(a)\n"
-    assert python_imports.facts_of_source(source) == Facts(
-        buckets("p", "join", "a"), ["json", "os.path", "sys"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("line", "module"),
-    [
-        ("from . import x", "top.sub"),
-        ("from .near import x", "top.sub.near"),
-        ("from ..far import x", "top.far"),
-        ("from ... import x", None),
-    ],
-)
-def test_relative_imports_are_resolved(line: str, module: str | None) -> None:
-    found = python_imports.facts_of_source(line, ("top", "sub")).modules
-    assert found == ([] if module is None else [module])
+    names = sorted(zlib.crc32(name) % BUCKETS for name in (b"p", b"join", b"a"))
+    assert python_imports.facts_of_source(source) == Facts(names, ["json", "os.path", "sys"])
+    relative = "from . import x\nfrom .near import x\nfrom ..far import x\nfrom ... import x"
+    modules = python_imports.facts_of_source(relative, ("top", "sub")).modules
+    assert modules == ["top.far", "top.sub", "top.sub.near"]
 
 
 def test_unreadable_and_unparsable_files_are_skipped(tmp_path: Path) -> None:
@@ -69,19 +52,18 @@ def test_unreadable_and_unparsable_files_are_skipped(tmp_path: Path) -> None:
     assert names == ["broken.py", "good.py", "latin.py", "zero.py"]
     facts = [python_imports._facts_of_file((str(tmp_path), name)) for name in (*names, "none.py")]
     assert [one is not None for one in facts] == [False, True, False, False, False]
-    with pytest.raises(SyntaxError):
-        ast.parse((tmp_path / "broken.py").read_text())
 
 
-def test_rare_modules_are_no_labels() -> None:
+def test_rare_modules_are_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = [Facts([i, i + 1], ["often"] + ["rare"] * (i == 0)) for i in range(12)]
-    facts += [Facts([], ["often"]), Facts([1], ["rare"])]
-    data = python_imports.dataset_of_facts(facts, "made up", min_count=13)
-    assert data.labels.shape == (12, 1)
-    assert data.features.shape == (12, BUCKETS)
-    np.testing.assert_allclose(data.features.sum(1), 1, rtol=1e-6)
+    facts += [Facts([], ["often"]), Facts([1], ["rare"]), None]
+    monkeypatch.setattr(data, "MIN_COUNT", 13)
+    made = data.dataset_of_facts(facts, "made up")
+    assert (made.labels.shape, made.features.shape) == ((12, 1), (12, BUCKETS))
+    np.testing.assert_allclose(made.features.sum(1), 1, rtol=1e-6)
+    monkeypatch.setattr(data, "MIN_COUNT", 50)
     with pytest.raises(UserError, match="only 0 files import"):
-        python_imports.dataset_of_facts(facts, "made up", min_count=50)
+        data.dataset_of_facts(facts, "made up")
 
 
 def test_how_many_files_of_the_environment_are_read(
@@ -94,7 +76,7 @@ def test_how_many_files_of_the_environment_are_read(
     monkeypatch.setattr(python_imports, "FILES", 12)
 
     def read(number: int | None) -> str:
-        return python_imports.imports_of_environment(number, 0, Progress(disable=True)).source
+        return data.read("imports", number, 0, Progress(disable=True)).source
 
     assert read(None) == "imports of 12 Python files"
     monkeypatch.setattr(python_imports, "READ_SECONDS", -1)
@@ -109,15 +91,14 @@ def test_svmlight_files_with_and_without_header(tmp_path: Path, header: bool, pa
     path = tmp_path / ("rows.txt.gz" if packed else "rows.txt")
     with (gzip.open if packed else open)(path, "wt") as file:
         file.write(svmlight.text() if header else "\n".join(svmlight.lines()))
-    data = dataset_of_file(path)
-    assert data.features.shape == (ROWS, FEATURES)
-    assert data.labels.shape == (ROWS, LABELS)
-    assert data.labels[0].nnz == 0
-    assert data.features[0].indices.tolist() == [3, 7]
-    norm = math.hypot(1.5, 0.25)
-    np.testing.assert_allclose(data.features[0].data, [1.5 / norm, 0.25 / norm], rtol=1e-6)
-    expected = [int(label) for label in svmlight.lines()[5].split()[0].split(",")]
-    assert data.labels[5].indices.tolist() == expected
+    read = dataset_of_file(path)
+    assert (read.features.shape, read.labels.shape) == ((ROWS, FEATURES), (ROWS, LABELS))
+    assert read.features[0].indices.tolist() == [3, 7]
+    values = np.array([1.5, 0.25])
+    np.testing.assert_allclose(read.features[0].data, values / np.linalg.norm(values), rtol=1e-6)
+    for line, labels in zip(svmlight.lines(), read.labels, strict=True):
+        expected = [int(label) for label in line.partition(" ")[0].split(",") if label]
+        assert labels.indices.tolist() == expected
     assert dataset_of_file(path, rows=20).labels.shape[0] == 20
 
 
@@ -131,90 +112,65 @@ def test_svmlight_files_with_and_without_header(tmp_path: Path, header: bool, pa
         ("0.5 1:1\n" * 12, "whole numbers"),
         ("-1 1:1\n" * 12, "whole numbers"),
         (" 1:1\n" * 12, "has no labels"),
+        (None, "No such file"),
     ],
 )
 def test_malformed_files_are_one_line_and_exit_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: str
 ) -> None:
     path = tmp_path / "bad.txt"
-    path.write_text(text)
+    if text is not None:
+        path.write_text(text)
     assert sparse_labels.main(["--data", str(path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
 
 
-def test_missing_file_and_ctrl_c(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ["--data", str(tmp_path / "none"), "--out", str(tmp_path)]
-    assert sparse_labels.main(arguments) == 2
-    assert "No such file" in capsys.readouterr().err
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(comparison, "dataset_of_file", interrupt)
-    assert sparse_labels.main(arguments) == 130
-    assert capsys.readouterr().err == "sparse_labels: interrupted\n"
-
-
-def test_split_is_seeded_and_keeps_every_row(data_file: Path) -> None:
-    data = dataset_of_file(data_file)
-    train, test = data.split(1)
+def test_rows_are_split_by_the_seed_and_trained_on_once_an_epoch(data_file: Path) -> None:
+    read = dataset_of_file(data_file)
+    train, test = read.split(1)
     assert (train.labels.shape[0], test.labels.shape[0]) == (64, 16)
-    assert train.labels.nnz + test.labels.nnz == data.labels.nnz
-    assert (data.split(1)[1].labels != test.labels).nnz == 0
+    assert train.labels.nnz + test.labels.nnz == read.labels.nnz
+    assert (read.split(1)[1].labels != test.labels).nnz == 0
+    batches = list(read.batches(3, seed=0, size=32))
+    assert [len(rows) for rows in batches] == [32, 32, 16] * 3
+    assert np.bincount(np.concatenate(batches)).tolist() == [3] * ROWS
+    assert np.concatenate(batches[:3]).tolist() != np.concatenate(batches[3:6]).tolist()
 
 
-def test_every_row_is_trained_on_once_an_epoch() -> None:
-    rows = 2 * training.BATCH + 7
-    found = list(training.batches(rows, 3, seed=0))
-    assert len(found) == 3 * 3
-    assert np.bincount(np.concatenate(found)).tolist() == [3] * rows
-
-
-def test_counts_are_sklearns_micro_averages() -> None:
-    scores = torch.randn(30, 9)
-    target = torch.rand(30, 9) < 0.2
+def test_counts_are_sklearns_averages() -> None:
+    scores, target = torch.randn(30, 9).numpy(), torch.rand(30, 9).numpy() < 0.2
     target[3] = False
     predicted = scores > 1
     scores[5, 3:] = scores[5, 3]  # a tie
-    quality = comparison.quality(
-        30,
-        [
-            comparison.counted(scores[i:j], predicted[i:j], SparseLabels.from_dense(target[i:j]))
-            for i, j in ((0, 11), (11, 30))
-        ],
-    )
+    counts = [
+        comparison.counted(scores[i:j], predicted[i:j], csr_matrix(target[i:j]))
+        for i, j in ((0, 11), (11, 30))
+    ]
     micro = precision_recall_fscore_support(target, predicted, average="micro")[:3]
-    assert quality[:3] == pytest.approx(micro)
     some = target.any(1)
     ranking = average_precision_score(target[some], scores[some], average="samples")
-    assert quality.mean_average_precision == pytest.approx(ranking)
-    assert quality.predicted_per_row == pytest.approx(predicted.sum().item() / 30)
-    assert quality.true_per_row == pytest.approx(target.sum().item() / 30)
-    assert quality.empty_rows == pytest.approx((~predicted.any(1)).float().mean().item())
+    per_row = predicted.sum() / 30, target.sum() / 30, (~predicted.any(1)).mean()
+    assert comparison.quality(30, counts) == pytest.approx((*micro, ranking, *per_row))
 
-
-def test_nothing_predicted_is_no_division_by_zero() -> None:
-    nothing = torch.zeros(2, 3, dtype=torch.bool)
-    counts = comparison.counted(torch.zeros(2, 3), nothing, SparseLabels.from_dense(nothing))
-    assert comparison.quality(2, [counts]) == (0, 0, 0, 0, 0, 0, 1)
+    nothing = np.zeros((2, 3), bool)
+    counts = [comparison.counted(nothing * 1.0, nothing, csr_matrix(nothing))]
+    assert comparison.quality(2, counts) == (0, 0, 0, 0, 0, 0, 1)
 
 
 def test_training_repeats_itself_and_ours_is_the_masked_multiply(data_file: Path) -> None:
     train, test = dataset_of_file(data_file).split(0)
     by_name = {loss.name: loss for loss in losses.LOSSES}
 
-    def quality(name: str) -> report.Quality:
+    def quality(name: str) -> tuple[float, ...]:
         model = comparison.fit(train, by_name[name], 10, 0, Progress(disable=True))
         return comparison.evaluate(model, test, by_name[name], train.positives_per_row)
 
     ours = quality("ours, weight 7")
     assert quality("ours, weight 7") == ours
     assert quality("masked multiply, 7") == pytest.approx(ours, abs=0.02)
-    assert ours.recall > 0.5
+    assert ours[1] > 0.5  # recall
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
@@ -226,9 +182,9 @@ def test_peak_of_ours_is_one_gradient() -> None:
     assert 0.9 * 4 * rows * labels < peak < 1.6 * 4 * rows * labels
 
 
-def made_up(name: str, kind: str, weight: float, predicted: float, empty: float) -> report.Result:
-    quality = report.Quality(0.5, 0.5, 0.5, 0.5, predicted, 4.0, empty)
-    return report.Result(losses.Loss(name, kind, losses.plain_bce, weight), quality, 1.0, None)
+def made_up(kind: str, weight: float, predicted: float, empty: float) -> report.Result:
+    quality = (0.5, 0.5, 0.5, 0.5, predicted, 4.0, empty)
+    return report.Result(kind, kind, weight, *quality, 1.0, None)
 
 
 @pytest.mark.parametrize(
@@ -238,10 +194,7 @@ def made_up(name: str, kind: str, weight: float, predicted: float, empty: float)
 def test_answers_follow_from_the_results(
     empty: float, heavy: float, verdicts: tuple[str, str]
 ) -> None:
-    results = [
-        made_up("plain BCE", "plain", 1.0, 1 - empty, empty),
-        made_up("ours", "ours", 300.0, heavy, 0.0),
-    ]
+    results = [made_up("plain", 1.0, 1 - empty, empty), made_up("ours", 300.0, heavy, 0.0)]
     for sentence, verdict in zip(report.answers(results, 100), verdicts, strict=True):
         assert f"? {verdict}: " in sentence
 
@@ -262,5 +215,5 @@ def test_end_to_end(
         assert words in printed
     assert (out / "sparse_labels.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (out / "sparse_labels.svg").read_text()
-    found = json.loads((out / "sparse_labels.json").read_text())
-    assert [row["loss"] for row in found["losses"]] == [loss.name for loss in losses.LOSSES]
+    saved = json.loads((out / "sparse_labels.json").read_text())
+    assert [row["loss"] for row in saved["losses"]] == [loss.name for loss in losses.LOSSES]

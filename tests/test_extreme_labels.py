@@ -1,14 +1,12 @@
 """The example of very many labels reads its data right, ranks right, and runs from end to end."""
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
@@ -20,7 +18,7 @@ from sklearn.metrics import ndcg_score
 
 from examples import extreme_labels, extreme_training, training
 from examples.data import WORDS, Dataset, made_up
-from examples.ranking import KS, Quality, Ranking
+from examples.ranking import KS, quality
 from weighted_bce import SparseLabels, propensity_from_labels
 
 from . import svmlight
@@ -30,9 +28,7 @@ SMALL = ["--dim", "16", "--buckets", "512", "--batch", "32"]
 NO_PROGRESS = Progress(disable=True)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -55,7 +51,7 @@ def made_up_data() -> tuple[Dataset, Dataset]:
 
 
 def batches(data: Dataset, steps: int) -> list[np.ndarray]:
-    return list(training.batches(data.labels.shape[0], steps, seed=0, batch=32))[:steps]
+    return extreme_training.batches_of(data, options("--steps", str(steps)))
 
 
 def test_words_are_hashed_and_weighted_by_their_values() -> None:
@@ -83,29 +79,6 @@ def test_made_up_rows_have_the_words_of_their_labels() -> None:
     assert (again.features != data.features).nnz == (again.labels != data.labels).nnz == 0
 
 
-def quality(ranked: list[list[int]], labels: list[list[int]], propensity: Tensor) -> Quality:
-    ranking = Ranking(propensity)
-    for block in (slice(0, 1), slice(1, None)):
-        ranking.add(torch.tensor(ranked[block]), SparseLabels.from_lists(labels[block]))
-    return ranking.quality()
-
-
-def test_measures_of_numbers_made_by_hand() -> None:
-    propensity = torch.tensor([1.0, 0.5, 0.25, 1.0, 1.0, 1.0, 0.125])
-    ranked = [[0, 3, 1, 4, 2], [4, 6, 0, 1, 2], [0, 1, 2, 3, 4]]
-    found = quality(ranked, [[0, 1, 2], [5, 6], []], propensity)
-    # True places: 1, 3 and 5 of the first row, 2 of the second.
-    assert found.precision == pytest.approx([1 / 3, (2 + 1) / 9, (3 + 1) / 15])
-    second, third = 1 / math.log2(3), 1 / math.log2(4)
-    first_row = [1, 1.5 / (1 + second + third), (1.5 + 1 / math.log2(6)) / (1 + second + third)]
-    second_row = [0, second / (1 + second), second / (1 + second)]
-    ndcg = [(a + b) / 3 for a, b in zip(first_row, second_row, strict=True)]
-    assert found.ndcg == pytest.approx(ndcg)
-    # 1 / p: 1, 2 and 4 of the first row, 1 and 8 of the second.
-    expected = [1 / (4 + 8), (1 + 2 + 8) / (7 + 9), (1 + 2 + 4 + 8) / (7 + 9)]
-    assert found.propensity_scored == pytest.approx(expected)
-
-
 def test_measures_are_those_of_dense_matrices() -> None:
     scores = torch.randn(40, 30).double()
     target = torch.rand(40, 30) < 0.1
@@ -114,23 +87,15 @@ def test_measures_are_those_of_dense_matrices() -> None:
     labels = SparseLabels.from_dense(target)
     propensity = propensity_from_labels(labels, 30)
     gain = target / propensity.double()
-    ranked = scores.topk(5).indices
-    lists = [row.nonzero().squeeze(1).tolist() for row in target]
-    found = quality(ranked.tolist(), lists, propensity)
+    precision, ndcg, scored = quality(scores.topk(5).indices, labels, propensity)
     for i, k in enumerate(KS):
-        top = ranked[:, :k]
-        assert found.precision[i] == pytest.approx(target.gather(1, top).double().mean().item())
+        top = scores.topk(k).indices
+        assert precision[i] == pytest.approx(target.gather(1, top).double().mean().item())
         best = gain.topk(k).values.sum()
-        scored = (gain.gather(1, top).sum() / best).item()
-        assert found.propensity_scored[i] == pytest.approx(scored)
-        assert found.ndcg[i] == pytest.approx(ndcg_score(target, scores, k=k))
-
-
-def test_the_best_rankings_are_1_and_rows_without_labels_0() -> None:
-    labels = [[0, 3, 5, 7, 9], [1, 2, 4, 6, 8]]
-    propensity = torch.full((10,), 0.5)
-    assert quality(labels, labels, propensity) == tuple(pytest.approx([1] * 3) for _ in range(3))
-    assert quality(labels, [[], []], propensity) == ([0] * 3,) * 3
+        assert scored[i] == pytest.approx((gain.gather(1, top).sum() / best).item())
+        assert ndcg[i] == pytest.approx(ndcg_score(target, scores, k=k))
+    none = SparseLabels.from_lists([[]] * 40)
+    assert quality(scores.topk(5).indices, none, propensity) == ([0] * 3,) * 3
 
 
 def test_training_ranks_better_than_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,12 +107,12 @@ def test_training_ranks_better_than_no_training(monkeypatch: pytest.MonkeyPatch)
     before = extreme_training.evaluate(untrained, test, propensity, NO_PROGRESS)
     model, cost = train(data, batches(data, 120), "--learning-rate", "0.03")
     after = extreme_training.evaluate(model, test, propensity, NO_PROGRESS)
-    popular = Ranking(propensity)
     rows = test.labels.shape[0]
-    popular.add(torch.arange(5).expand(rows, 5), SparseLabels.from_scipy(test.labels))
+    labels = SparseLabels.from_scipy(test.labels)
+    popular = quality(torch.arange(5).expand(rows, 5), labels, propensity)
     assert cost.losses[-1] < 0.7 * cost.losses[0]
     assert after.precision[0] > before.precision[0] + 0.5
-    assert after.precision[0] > popular.quality().precision[0] + 0.1
+    assert after.precision[0] > popular.precision[0] + 0.1
     assert after.propensity_scored[2] > before.propensity_scored[2] + 0.1
 
 
@@ -178,31 +143,26 @@ def test_propensities_weigh_the_positives() -> None:
     chosen = options("--pos-weight", "propensity", "--propensity", "0.6", "2.6")
     labels = SparseLabels.from_scipy(data.labels)
     expected = 1 / propensity_from_labels(labels, 300, A=0.6, B=2.6)
-    for plain in (False, True):
-        model = extreme_training.Model(data, chosen, plain)
-        torch.testing.assert_close(model.criterion.pos_weight, expected)
+    torch.testing.assert_close(extreme_training.Model(data, chosen).criterion.pos_weight, expected)
 
 
 @pytest.mark.parametrize(
     ("arguments", "steps"), [([], 15), (["--epochs", "2"], 6), (["--steps", "20"], 20)]
 )
 def test_steps_or_epochs(arguments: list[str], steps: int) -> None:
-    found = extreme_training.batches_of(80, options(*arguments))
-    assert len(found) == steps
-    assert [len(rows) for rows in found[:3]] == [32, 32, 16]
+    data = made_up(5, 80, 9, seed=0)
+    assert len(extreme_training.batches_of(data, options(*arguments))) == steps
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
 def test_peak_has_one_gradient_or_none() -> None:
     labels, rows, dim = 2**16, 64, 32
     data = made_up(labels, rows, 100, seed=0)
-    peaks = []
-    for extra in ([], ["--fused"]):
-        _, cost = train(
-            data, [np.arange(rows)] * 3, "--optimizer", "sgd", "--dim", str(dim), *extra
-        )
-        peaks.append(cost.peak_bytes)
-    ours, fused = peaks
+    how = ("--optimizer", "sgd", "--dim", str(dim))
+    ours, fused = (
+        train(data, [np.arange(rows)] * 3, *how, *extra)[1].peak_bytes
+        for extra in ([], ["--fused"])
+    )
     if ours is None or fused is None:
         pytest.skip("the high-water mark cannot be reset here")
     weight = 4 * labels * dim
@@ -213,9 +173,9 @@ def test_peak_has_one_gradient_or_none() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--data FILE --epochs 2", "rows.txt: 64 rows to train on and 16 held out, 12 labels"),
-        ("--data FILE --test FILE --fused", "80 rows to train on and 80 held out, 12 labels"),
-        ("--labels 500 --rows 100 --steps 7", "80 rows to train on and 20 held out, 500 labels"),
+        ("--data FILE --epochs 2", "rows.txt: 64 rows, 12 labels, 2.0 positives per row"),
+        ("--data FILE --test FILE --fused", "to train on; 80 rows held out"),
+        ("--labels 500 --rows 100 --steps 7", "made-up rows: 80 rows, 500 labels, "),
     ],
 )
 def test_end_to_end(
@@ -229,8 +189,8 @@ def test_end_to_end(
     given = [str(data_file) if word == "FILE" else word for word in arguments.split()]
     assert extreme_labels.main([*given, *SMALL]) == 0
     printed = capsys.readouterr().out
-    for found in (words, "precision", "nDCG", "propensity-scored", "median s", "chunks"):
-        assert found in printed
+    for said in (words, "precision", "nDCG", "propensity-scored", "median s", "chunks"):
+        assert said in printed
 
 
 def test_imports_are_the_default(
@@ -238,15 +198,15 @@ def test_imports_are_the_default(
 ) -> None:
     asked = []
 
-    def few(files: int | None, *rest: object) -> Dataset:
-        asked.append(files)
+    def few(source: str, files: int | None, *rest: object) -> Dataset:
+        asked.append((source, files))
         return made_up(40, 50, 30, seed=0)._replace(source="imports")
 
-    monkeypatch.setattr(extreme_training, "imports_of_environment", few)
+    monkeypatch.setattr(extreme_training, "read", few)
     for arguments in ([], ["--data", "imports", "--rows", "70"]):
         assert extreme_labels.main([*arguments, "--steps", "1", *SMALL]) == 0
-    assert asked == [None, 70]
-    assert "imports: 40 rows to train on" in capsys.readouterr().out
+    assert asked == [("imports", None), ("imports", 70)]
+    assert "imports: 40 rows" in capsys.readouterr().out
 
 
 def test_compare_shows_both_or_says_why_not(

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bitset>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -50,16 +51,11 @@ class Block {
     poison_shared();
     kernel_ = &kernel, order_ = order;
     at_barrier_ = left_ = 0;
-    std::fill_n(waits_, kThreads, Wait::kNot);
     arrange();
     make_all_runnable();
     while (left_ < kThreads) {
-      const int position = first_runnable();
-      if (position < 0) {
-        release_barrier();
-        continue;
-      }
-      current_ = thread_at_[position];
+      if (runnable_.none()) release_barrier();
+      current_ = thread_at_[runnable_._Find_first()];
       fibers_[current_].resume(host_);
     }
   }
@@ -109,25 +105,19 @@ class Block {
   }
 
   void wait(Wait what) {
-    const int me = current_, position = position_of_[me];
+    const int me = current_;
     waits_[me] = what;
-    runnable_[position / 64] &= ~(uint64_t{1} << position % 64);
+    runnable_.reset(position_of_[me]);
     host_.resume(fibers_[me]);
   }
 
   void set_runnable(int t) {
-    const int position = position_of_[t];
     waits_[t] = Wait::kNot;
-    runnable_[position / 64] |= uint64_t{1} << position % 64;
+    runnable_.set(position_of_[t]);
   }
   void make_all_runnable() {
-    for (int t = 0; t < kThreads; ++t) set_runnable(t);
-  }
-  int first_runnable() const {
-    for (int k = 0; k < kThreads / 64; ++k) {
-      if (runnable_[k] != 0) return k * 64 + __builtin_ctzll(runnable_[k]);
-    }
-    return -1;
+    std::fill_n(waits_, kThreads, Wait::kNot);
+    runnable_.set();
   }
 
   void arrange() {
@@ -146,7 +136,6 @@ class Block {
     }
     if (at_barrier_ < kThreads) fail("threads left the kernel while others wait at a barrier");
     at_barrier_ = 0;
-    std::fill_n(runnable_, kThreads / 64, 0);
     if (order_ == Order::kRandom) arrange();
     make_all_runnable();
   }
@@ -180,7 +169,7 @@ class Block {
   int current_ = 0, at_barrier_ = 0, left_ = 0;
   Wait waits_[kThreads] = {};
   int thread_at_[kThreads], position_of_[kThreads];
-  uint64_t runnable_[kThreads / 64] = {};
+  std::bitset<kThreads> runnable_;  // by position
   double values_[kWarps][2][kLanes];
   int arrived_[kWarps][2] = {};
   int turns_[kThreads] = {};

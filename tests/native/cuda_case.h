@@ -72,9 +72,6 @@ class CudaCase {
     if (!holds) std::printf("%s\n", otherwise);
     return holds;
   }
-  static bool kept_to_its_elements(Tensor& out, const Problem& problem) {
-    return is(out.surroundings_untouched(problem.numel), "wrote where no element lies");
-  }
 
   bool passes_kernel() {
     Tensor out = make_out();
@@ -96,7 +93,8 @@ class CudaCase {
              counts_none(problem, out);
     run(Mode::kUnreduced, problem, &out);
     return passed && case_.elements_are("unreduced", out, case_.losses) &&
-           kept_to_its_elements(out, problem) && in_place(both) && with_grad_output_tensor(share);
+           out.kept_to_its_elements(problem.numel) && in_place(both) &&
+           with_grad_output_tensor(share);
   }
 
   double divisor() const { return count_ ? *count_ : divisor_; }
@@ -253,7 +251,7 @@ class CudaCase {
     const auto results = run(Mode::kLossAndGrad, problem, &both, &case_.x);
     return is(grad.out == wanted.out && results.out == wanted.out, "in place grad differs") &&
            is(same(results.loss, wanted.loss), "in place the loss differs") &&
-           kept_to_its_elements(both, problem);
+           both.kept_to_its_elements(problem.numel);
   }
 
   bool with_grad_output_tensor(double share) const {
@@ -263,7 +261,7 @@ class CudaCase {
     if (!takes(problem)) return true;
     run(Mode::kGrad, problem, &out);
     return case_.elements_are("grad with a tensor of grad_output", out, case_.grads, share) &&
-           kept_to_its_elements(out, problem);
+           out.kept_to_its_elements(problem.numel);
   }
 };
 

@@ -2,32 +2,10 @@
 // space without memory.
 #pragma once
 
-#include <sys/mman.h>
-
 #include "cuda_run.h"
 #include "sparse_labels.h"
 
 namespace native {
-
-/// Memory that exists where it is touched.
-template <class T>
-class Pages {
-  int64_t bytes_;
-  void* memory_;
-
- public:
-  explicit Pages(int64_t count) : bytes_(count * sizeof(T)) {
-    memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory_ == MAP_FAILED) fail("no address space for more than 2^32 elements");
-  }
-  ~Pages() { munmap(memory_, bytes_); }
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-
-  T* data() const { return static_cast<T*>(memory_); }
-  T& operator[](int64_t i) const { return data()[i]; }
-};
 
 template <class X>
 class LargeCase {
@@ -36,19 +14,21 @@ class LargeCase {
                            kElements = kRows * kLabels;
   static constexpr bool kWide = sizeof(X) == 8;
 
-  const Pages<X> x_{kRows * (kLabels + kPadding)}, out_{kElements};
-  const Pages<uint8_t> y_{kElements};
-  const Pages<T> p_{kLabels}, w_{kRows};
+  const Shape shape_{kRows, kLabels};
+  Tensor x_{shape_, dtype_of<X>(), {kLabels, 1}, kRows * (kLabels + kPadding)},
+      out_{shape_, dtype_of<X>(), {kLabels, 1}, kElements},
+      y_{shape_, Dtype::kBool, {kLabels, 1}, kElements}, p_{shape_, dtype_of<T>(), {0, 1}, kLabels},
+      w_{shape_, dtype_of<T>(), {1, 0}, kRows};
 
   Problem problem_;
   bool vectors_, sparse_;
-  int64_t padding_, per_block_, tiles_;
+  int64_t per_block_, tiles_;
   int blocks_;
 
  public:
   bool passes() {
-    for (int64_t k = 0; k < kLabels; ++k) p_[k] = static_cast<T>(1 + k % 7);
-    for (int64_t k = 0; k < kRows; ++k) w_[k] = static_cast<T>(1 + k % 5) / 4;
+    for (int64_t k = 0; k < kLabels; ++k) p_.set(k, static_cast<double>(1 + k % 7));
+    for (int64_t k = 0; k < kRows; ++k) w_.set(k * kLabels, static_cast<double>(1 + k % 5) / 4);
     for (const int index_size : {0, 4, 8}) {
       for (const bool has_weight : {false, true}) {
         if (!passes(false, has_weight, 0, index_size)) return false;
@@ -60,21 +40,11 @@ class LargeCase {
   }
 
  private:
-  static Operand operand(const void* data, Dtype dtype, int64_t of_row, int64_t of_label) {
-    Operand o = uniform(data, dtype);  // but for its strides
-    o.strides[0] = of_row;
-    o.strides[1] = of_label;
-    return o;
-  }
-  char* logit(int64_t i) const {
-    return reinterpret_cast<char*>(x_.data() + i + i / kLabels * padding_);
-  }
-
   /// Each block has two turns or one; those with the first and the last element run, and one
   /// between.
   bool passes(bool vectors, bool has_weight, int64_t padding, int index_size) {
     vectors_ = vectors;
-    padding_ = padding;
+    x_.operand.strides[0] = kLabels + padding;
     sparse_ = index_size > 0;
     per_block_ = 256 * (vectors ? 16 / static_cast<int64_t>(sizeof(X)) : 1);
     tiles_ = (kElements + per_block_ - 1) / per_block_;
@@ -83,29 +53,29 @@ class LargeCase {
     const Grid grid{blocks_, Order::kForward, nullptr, {0, blocks_ / 3, last}};
     for (const int block : grid.only) {
       for (const int64_t i : elements_of(block)) {
-        encode(dtype_of<X>(), static_cast<double>(i * 7919 % 2001 - 1000) / 100, logit(i));
-        y_[i] = i % 13 == 0;
-        std::memset(out_.data() + i, 0xff, sizeof(X));
+        x_.set(i, static_cast<double>(i * 7919 % 2001 - 1000) / 100);
+        *y_.at(i) = i % 13 == 0;  // and no draw of what is true, for so many
+        out_.set(i, std::nan(""));
       }
     }
     T one = 1, used = 0;
-    problem_ = problem_of({kRows, kLabels});
-    problem_.x = operand(x_.data(), dtype_of<X>(), kLabels + padding, 1);
-    problem_.p = operand(p_.data(), dtype_of<T>(), 0, 1);
-    if (has_weight) problem_.w = operand(w_.data(), dtype_of<T>(), 1, 0);
-    problem_.out = operand(out_.data(), dtype_of<X>(), kLabels, 1);
+    problem_ = problem_of(shape_);
+    problem_.x = x_.operand;
+    problem_.p = p_.operand;
+    if (has_weight) problem_.w = w_.operand;
+    problem_.out = out_.operand;
     problem_.grad_output = uniform(&one, dtype_of<T>());
     std::unique_ptr<SparseLabels> labels;
     if (sparse_) {
       labels = sparse_labels(grid, index_size);
       problem_.csr = labels->csr;
     } else {
-      problem_.y = operand(y_.data(), Dtype::kBool, kLabels, 1);
+      problem_.y = y_.operand;
     }
 
     const Problem problem = planned(problem_, Mode::kLossAndGrad, {});
     if (vectors && !cuda::takes_vectors(problem)) fail("mapped memory is not aligned");
-    const Pages<double> sums(blocks_);
+    std::vector<double> sums(blocks_);
     cuda::Workspace workspace;
     workspace.sums = sums.data();
     workspace.used = &used;
@@ -120,7 +90,7 @@ class LargeCase {
     std::vector<int64_t> elements, crow, col;
     for (const int block : grid.only) {
       for (const int64_t i : elements_of(block)) {
-        if (y_[i]) elements.push_back(i);
+        if (y_.get(i) != 0) elements.push_back(i);
       }
     }
     std::sort(elements.begin(), elements.end());
@@ -151,11 +121,9 @@ class LargeCase {
     Expected sum;
     int64_t wrong = -1;
     for (const int64_t i : elements_of(block)) {
-      const double x = decode(dtype_of<X>(), logit(i));
-      const double weight = problem_.w.data ? w_[i / kLabels] : 1;
-      const auto [loss, slope] = formula({}, x, y_[i], weight, p_[i % kLabels]);
-      const double grad = decode(dtype_of<X>(), reinterpret_cast<const char*>(out_.data() + i));
-      if (error_of(grad, slope, dtype_of<X>(), kWide) > 1) wrong = i;
+      const double weight = problem_.w.data ? w_.get(i) : 1;
+      const auto [loss, slope] = formula({}, x_.get(i), y_.get(i), weight, p_.get(i));
+      if (error_of(out_.get(i), slope, dtype_of<X>(), kWide) > 1) wrong = i;
       sum = {sum.value + loss.value, sum.size + loss.size};
     }
     if (wrong < 0 && error_of(got, sum, Dtype::kFloat64, kWide) <= 1) return true;
@@ -181,13 +149,13 @@ class LargeCase {
   double negatives(const Grid& grid, int block) const {
     double count = 0;
     if (!sparse_) {
-      for (const int64_t i : elements_of(block)) count += y_[i] != 1;
+      for (const int64_t i : elements_of(block)) count += y_.get(i) != 1;
       return count;
     }
     const int64_t first = std::min(int64_t{256} * block, kRows), end = std::min(first + 256, kRows);
     for (const int other : grid.only) {
       for (const int64_t i : elements_of(other)) {
-        count += y_[i] && i / kLabels >= first && i / kLabels < end;
+        count += y_.get(i) == 1 && i / kLabels >= first && i / kLabels < end;
       }
     }
     return static_cast<double>((end - first) * kLabels) - count;

@@ -1,6 +1,5 @@
 // The arithmetic of a CUDA thread: its errors against what thread_math.h promises, and divisions.
 #include "cuda_run.h"
-#include "options.h"
 
 namespace {
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
@@ -32,6 +33,16 @@ inline std::mt19937_64& engine() {
 /// A number in [0, n), the same on every run with the same seed.
 inline int64_t draw(int64_t n) {
   return static_cast<int64_t>(engine()() % static_cast<uint64_t>(n));
+}
+
+/// Seeds the draws by the arguments of a program, [SEED [all]], and prints the seed so that a
+/// failure can be repeated. Returns whether all draws are to be made, and not just a few of them.
+inline bool all_draws(int argc, char** argv) {
+  const bool all = argc > 2 && std::strcmp(argv[2], "all") == 0;
+  const uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : kSeed;
+  engine().seed(seed);
+  std::printf("seed %llu%s\n", static_cast<unsigned long long>(seed), all ? ", all draws" : "");
+  return all;
 }
 
 /// Reads a number of 16 bits: a sign, 15 - m bits of exponent and m of mantissa.
@@ -124,7 +135,23 @@ class Tensor {
     ASAN_POISON_MEMORY_REGION(memory_, begin_);
     ASAN_POISON_MEMORY_REGION(memory_ + end_, kGuard);
   }
+  /// The memory is address space that exists where it is touched, of as many elements and without
+  /// guards, so that there may be more of them than any machine has memory for.
+  Tensor(const Shape& shape, Dtype dtype, const Shape& strides, int64_t elements)
+      : shape_(shape), begin_(0), end_(elements * kBytesOf[static_cast<int>(dtype)]) {
+    operand.dtype = dtype;
+    operand.element_size = static_cast<uint8_t>(kBytesOf[static_cast<int>(dtype)]);
+    std::copy(strides.begin(), strides.end(), operand.strides);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* const memory = mmap(nullptr, end_, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED) std::abort();  // there is no address space
+    operand.data = memory_ = static_cast<char*>(memory);
+  }
   ~Tensor() {
+    if (begin_ == 0) {
+      munmap(memory_, end_);
+      return;
+    }
     ASAN_UNPOISON_MEMORY_REGION(memory_, end_ + kGuard);
     std::free(memory_);
   }
@@ -162,11 +189,15 @@ class Tensor {
     return decode(operand.dtype, bytes);
   }
 
-  /// Whether all bytes that belong to none of the first n elements are as they were made.
-  bool surroundings_untouched(int64_t n) {
+  /// Whether all bytes that belong to none of the first n elements are as they were made, which
+  /// ends the use of the tensor.
+  bool kept_to_its_elements(int64_t n) {
     ASAN_UNPOISON_MEMORY_REGION(memory_, end_ + kGuard);
     for (int64_t i = 0; i < n; ++i) std::memset(at(i), kUntouched, operand.element_size);
-    return std::all_of(memory_, memory_ + end_ + kGuard, [](char c) { return c == kUntouched; });
+    const bool kept =
+        std::all_of(memory_, memory_ + end_ + kGuard, [](char c) { return c == kUntouched; });
+    if (!kept) std::printf("wrote where no element lies\n");
+    return kept;
   }
 
   void describe(const char* name) const {

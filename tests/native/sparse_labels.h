@@ -64,7 +64,7 @@ class SparseLabels {
     return std::make_unique<SparseLabels>(index_size, labels, first_label, crow, col);
   }
 
-  /// Returns what nobody should give: entries and labels in no order, below 0 and beyond the end.
+  /// Returns malformed labels: entries in no order, below 0 and beyond the end.
   static std::unique_ptr<SparseLabels> malformed(int64_t rows, int64_t labels, int index_size) {
     const int64_t least = index_size == 4 ? INT32_MIN : INT64_MIN, most = ~least;
     const int64_t count = draw(3) * draw(2 * rows + 300), first_label = draw(2) * 3;

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.cuda_graphs import captured
 from tests.linear_cases import assert_right, base
 from tests.truth import (
     INPUT_DTYPES,
@@ -140,6 +139,20 @@ def _layer(device: str, dtype: torch.dtype, sparse: torch.dtype | None) -> None:
     case = base(dtype, device, 33, 1111, pos_weight=7.0, chunk_labels=300)
     with backend("fused"):
         assert_right(replace(case, sparse=sparse))
+
+
+def captured(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """A graph of the step, after the warm-up on a side stream that capturing asks for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
 
 
 def _graph(device: str, dtype: torch.dtype, sparse: torch.dtype | None) -> None:

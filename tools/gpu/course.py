@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,46 +30,35 @@ RESERVE = 8.0  # seconds in which what is late is ended and the reports are writ
 LEAST = 3.0  # seconds without which a part does not begin
 OK, FAILED, LATE, ABSENT = "ok", "failed", "late", "absent"
 INTERRUPTED, NOT_RUN = "interrupted", "not run"
+BEFORE = {"outcome": NOT_RUN, "why": "", "seconds": 0.0, "limit": 0.0, "began": 0.0, "unread": ""}
 
 
 class _Over(Exception):
     """A part has no time left, or is interrupted."""
 
 
+@dataclass
 class Course:
-    """`results` is what has come of it so far, and what results.json holds.
+    """`results` is what has come of it so far, and what results.json holds."""
 
-    Args:
-        machine: where it takes place.
-        facts: what is known of the machine and the sources.
-        out: the folder of the results.
-        names: the parts that are wanted.
-        end: when all must be over, by time.monotonic().
-        library: an extension that was built earlier.
-    """
+    machine: Machine
+    facts: dict[str, Any]  # what is known of the machine and the sources
+    out: Path  # the folder of the results
+    names: Sequence[str]  # of the parts that are wanted
+    end: float  # when all must be over, by time.monotonic()
+    library: Path | None = None  # an extension that was built earlier
+    is_interrupted = False
 
-    def __init__(
-        self,
-        machine: Machine,
-        facts: dict[str, Any],
-        out: Path,
-        names: Sequence[str],
-        end: float,
-        library: Path | None = None,
-    ) -> None:
-        self.machine, self.out = machine, out.resolve()
-        self.library = library and library.resolve()
-        self.builds = build.PART.name in names
-        chosen = {*names, build.PART.name} if library else {*names}
-        self.parts = [part for part in PARTS if part.name in chosen]
-        self.end = end - RESERVE
-        self.is_interrupted = False
-        out.mkdir(parents=True, exist_ok=True)
+    def __post_init__(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.out = self.out.resolve()
         self.work = Path(tempfile.mkdtemp(prefix="weighted_bce-gpu-"))
-        self.results: dict[str, Any] = {"facts": facts, "clocks": [], "parts": []}
+        chosen = {*self.names, build.PART.name} if self.library else {*self.names}
+        self.parts = [part for part in PARTS if part.name in chosen]
+        self.results: dict[str, Any] = {"facts": self.facts, "clocks": [], "parts": []}
         for part in self.parts:
-            row = {"part": part.name, "outcome": NOT_RUN, "why": "", "seconds": 0.0, "limit": 0.0}
-            self.results["parts"].append({**row, "began": 0.0, "commands": [], "results": []})
+            row = {"part": part.name, **BEFORE, "commands": [], "results": []}
+            self.results["parts"].append(row)
 
     def interrupt(self, *_: object) -> None:
         """The part that runs ends within seconds and no other begins.
@@ -112,7 +102,7 @@ class Course:
     def _run(self, part: Part, row: Row) -> None:
         """Runs a part and writes what became of it into its row."""
         later = self.parts[self.parts.index(part) :]
-        left = self.end - time.monotonic()
+        left = self.end - RESERVE - time.monotonic()
         limit = left * part.weight / sum(one.weight for one in later)
         row["limit"] = round(max(0.0, limit), 1)
         if self.is_interrupted or limit < LEAST:
@@ -136,9 +126,8 @@ class Course:
         def look() -> None:
             row["seconds"] = round(time.monotonic() - start, 1)
             try:
-                row["results"] = part.results(folder)
-                row.pop("unread", None)  # an earlier look may have met half a file
-            except Exception as error:  # no reason to give up what still runs
+                row["results"], row["unread"] = part.results(folder), ""
+            except Exception as error:  # an early look may meet half a file
                 row["unread"] = f"{type(error).__name__}: {error}"
 
         def tick() -> None:
@@ -160,17 +149,16 @@ class Course:
             if self.is_interrupted or (is_late and time.monotonic() - start >= limit):
                 raise _Over
 
-        given = (self.machine, self.results["facts"], folder, self.out, self.library, self.builds)
+        library, builds = self.library and self.library.resolve(), build.PART.name in self.names
+        given = (self.machine, self.facts, folder, self.out, library, builds, limit, run_all)
         try:
-            remark = part.steps(Setup(*given, limit, run_all))
+            remark = part.steps(Setup(*given))
             return FAILED if failures else OK, [*failures, *late, remark]
         except _Over:
             outcome = INTERRUPTED if self.is_interrupted else LATE if failures else OK
             return outcome, [*failures, *late]
-        except Absent as error:
-            return ABSENT, [str(error)]
-        except Failed as error:
-            return FAILED, [str(error)]
+        except (Absent, Failed) as error:
+            return ABSENT if isinstance(error, Absent) else FAILED, [str(error)]
         except Exception as error:  # other parts may still succeed
             return FAILED, [f"{type(error).__name__}: {error}"]
         finally:

@@ -20,30 +20,17 @@ ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 @dataclass
 class Command:
-    """What a part of the course runs, and how it ended.
+    """What a part of the course runs, and how it ended."""
 
-    Attributes:
-        name: that of the log, and what the reports call it.
-        arguments: the program and what it is given.
-        share: what it may take of the part's time at most.
-        environment: variables that are added to those of this process.
-        succeeds: the exit codes of a success.
-        is_trial: whether a failure is an answer, and no failure of the part.
-        may_be_late: whether it does as much as there is time for.
-        code: its exit code; None while it runs, and where it was ended from here.
-        seconds: how long it has run.
-        log: the file that has its output.
-    """
-
-    name: str
+    name: str  # that of the log, and what the reports call it
     arguments: Sequence[str]
-    share: float = 1.0
-    environment: Mapping[str, str] = field(default_factory=dict)
-    succeeds: tuple[int, ...] = (0,)
-    is_trial: bool = False
-    may_be_late: bool = False
-    code: int | None = None
-    seconds: float = 0.0
+    share: float = 1.0  # of the part's time, at most
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to that of this process
+    succeeds: tuple[int, ...] = (0,)  # the exit codes of a success
+    is_trial: bool = False  # a failure is an answer, and no failure of the part
+    may_be_late: bool = False  # it does as much as there is time for
+    code: int | None = None  # None while it runs, and where it was ended from here
+    seconds: float = 0.0  # how long it has run
     log: Path = Path(os.devnull)
     process: subprocess.Popen[bytes] | None = None  # while it runs
 
@@ -127,14 +114,9 @@ def run(
     is_over: Callable[[], bool],
     tick: Callable[[], object],
 ) -> None:
-    """Runs commands side by side until each has ended.
+    """Runs commands side by side until each has ended, or has had its seconds, or all are over.
 
-    Args:
-        commands: their names tell them apart.
-        logs: the folder that gets the output of each.
-        seconds: how long each may take.
-        is_over: whether all have to end now.
-        tick: called each second.
+    The folder gets a log of each; `tick` is called each second.
     """
     next_tick = time.monotonic() + TICK
     try:

@@ -39,11 +39,7 @@ KNOWN = ["75", "80", "86", "90", "100", "120"]
     ],
 )
 def test_architectures(
-    build: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    variable: str,
-    expected: str,
-    left_out: str,
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, variable: str, expected: str, left_out: str
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", variable)
     assert build.architectures(KNOWN) == (tuple(expected.split()), left_out)

@@ -145,6 +145,7 @@ NO_PROGRAM = Part(
     "figures", 1.0, lambda setup: setup.run(processes.Command("a", ["/no/such"])) or ""
 )
 HANGS = part("tests", STUBBORN, weight=0.25)
+LEAVES_A_CHILD = part("tests", STUBBORN[: STUBBORN.rindex("time")] + "raise SystemExit(3)")
 UNREADABLE = part("tests", "print(1)")._replace(results=_unreadable)
 STRANGE = part("figures", "print(1)")._replace(results=lambda folder: [{"baseline": "ours"}])
 # A part, how it ends, what is said of it, and the exit codes of its commands.
@@ -153,6 +154,7 @@ BROKEN = [
     (Part("figures", 1.0, _broken), "failed", "KeyError: 'broken'", []),
     (NO_PROGRAM, "failed", "a: exit code 127: /no/such: No such file or directory", [127]),
     (HANGS, "late", "tests0: ended after ", [None]),
+    (LEAVES_A_CHILD, "failed", "tests0: exit code 3: ", [3]),
     (part("tests", LASTS, "print(1)", share=0.05), "failed", "tests0: ended after ", [None, 0]),
     (part("tests", "import os; os.kill(os.getpid(), 11)"), "failed", "tests0: ended by sig", [-11]),
     (UNREADABLE, "ok", "that was all", [0]),
@@ -181,10 +183,10 @@ def test_a_part_that_is_broken(
     assert printed[-1] == f"exit code {code}"
     if outcome != "ok":
         assert any(why in line for line in printed[-8:])
-    if broken is HANGS:
-        hanging = row["why"].split()[5:]
-        assert len(hanging) == 2
-        assert not any(exists(int(process)) for process in hanging)
+    if broken in (HANGS, LEAVES_A_CHILD):
+        started = re.search(r": (\d+) (\d+)", row["why"])
+        assert started
+        assert not any(exists(int(process)) for process in started.groups())
     unreadable = "unreadable: KeyError" in (tmp_path / "out" / "report.md").read_text()
     assert unreadable == (broken is STRANGE)
     assert any("unreadable: KeyError" in line for line in printed) == unreadable

@@ -20,16 +20,17 @@ esac
 """
 
 
-def load_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """tools/cuda_build.py on a machine without any toolkit and without variables."""
     spec = spec_from_file_location("cuda_build", ROOT / "tools" / "cuda_build.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    for variable in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "WEIGHTED_BCE_CUDA", "MAX_JOBS"):
+    ours = ("WEIGHTED_BCE_CUDA", "WEIGHTED_BCE_REQUIRE_EXT")
+    for variable in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS", *ours):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.delenv("WEIGHTED_BCE_REQUIRE_EXT", raising=False)
     folders = os.environ["PATH"].split(os.pathsep)
     without = [folder for folder in folders if not Path(folder, "nvcc").exists()]
     monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path / "path"), *without]))
@@ -52,6 +53,14 @@ def fake_toolkit(home: Path, version: str = "13.0", cudart: str | None = "lib") 
         (home / cudart).mkdir()
         (home / cudart / "libcudart_static.a").touch()
     return nvcc
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The toolkit of CUDA_HOME."""
+    fake_toolkit(tmp_path / "home")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 def extension() -> Extension:

@@ -14,19 +14,17 @@ class Fault(NamedTuple):
     text: str
     instead: str
     within: str = ""  # the text with what surrounds it, where it would be ambiguous
-    occurs: int = 1
     logits: str = "float"
     sanitizers: str = ""  # where nothing else can see an access out of bounds
 
-    def spans(self, source: str) -> list[tuple[int, int]]:
+    def span(self, source: str) -> tuple[int, int]:
         """Returns where the text begins and ends in the source of its header."""
         within = self.within or self.text
         assert within.count(self.text) == 1, f"{self.name}: the text is ambiguous"
         starts = [match.start() for match in re.finditer(re.escape(within), source)]
-        changed = "the kernels have changed, so must the fault"
-        assert len(starts) == self.occurs, f"{self.name}: {changed}"
-        begins = [start + within.index(self.text) for start in starts]
-        return [(begin, begin + len(self.text)) for begin in begins]
+        assert len(starts) == 1, f"{self.name}: the kernels have changed, so must the fault"
+        begin = starts[0] + within.index(self.text)
+        return begin, begin + len(self.text)
 
     def around(self, number: int) -> tuple[str, str]:
         """Returns what to write before and after the text."""
@@ -37,7 +35,7 @@ class Fault(NamedTuple):
 
 def with_faults(source: str, faults: dict[int, Fault]) -> str:
     """Returns the source of a header with all of its faults, which are given by their numbers."""
-    spans = [(*span, number) for number, fault in faults.items() for span in fault.spans(source)]
+    spans = [(*fault.span(source), number) for number, fault in faults.items()]
     spans.sort(key=lambda span: (span[0], -span[1]))  # a span before those that lie within it
     before: dict[int, str] = {}
     after: dict[int, str] = {}

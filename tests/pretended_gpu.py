@@ -4,10 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools.gpu import course
+import pytest
+
+from tools.gpu import __main__, build, course
 from tools.gpu.machine import Machine
-from tools.gpu.part import Part, Setup, Steps
-from tools.gpu.processes import Command, Ran
+from tools.gpu.part import Part, Setup
+from tools.gpu.processes import Command
 
 FACTS = {"GPU": "a pretended one", "compute capability": "9.0", "torch": "2.11.0"}
 STARTS = "while [ $1 != {python} ]; do shift; done\n"
@@ -58,35 +60,37 @@ class Pretended(Machine):
         return str(path) if path.exists() else None
 
 
-def pretended_setup(folder: Path) -> Setup:
-    """What a part of a course in this folder is given."""
-    for name in ("part", "out"):
-        (folder / name).mkdir()
-    gpu = Pretended(folder)
-    return Setup(gpu, dict(FACTS), folder / "part", folder / "out", None, True, 60.0)
+@pytest.fixture
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    """What a part of a course is given, and a package of which the extension is in place."""
+    for name in ("part", "out", "package"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(build, "PACKAGE", tmp_path / "package")
+    build.module(build.PACKAGE).write_text("in place")
+    given = (dict(FACTS), tmp_path / "part", tmp_path / "out", None, True, 60.0)
+    return Setup(Pretended(tmp_path), *given, print)
 
 
 def driven(part: Part, setup: Setup, *codes: int) -> tuple[list[Command], str]:
-    """The commands of a part, of which each ends with the next of these exit codes, and what it
-    returns."""
-    steps, commands, left = part.steps(setup), [], list(codes)
-    ran: list[Ran] | None = None
-    while True:
-        try:
-            some = steps.send(ran)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            return commands, str(stop.value)
-        commands += some
-        log = setup.folder / "log"
-        ran = [Ran(command, left.pop(0) if left else 0, 1.0, log) for command in some]
+    """The commands of a part and its remark; each command ends with the next of these codes."""
+    commands: list[Command] = []
+    left = [*codes]
+
+    def run(*some: Command) -> None:
+        for command in some:
+            command.code = left.pop(0) if left else 0
+            command.log = setup.folder / f"{command.name}.txt"
+            commands.append(command)
+
+    return commands, part.steps(setup._replace(run=run))
 
 
 def part(name: str, *scripts: str, weight: float = 1.0, share: float = 1.0) -> Part:
     """A part that runs these lines of Python one after the other."""
 
-    def steps(setup: Setup) -> Steps:
+    def steps(setup: Setup) -> str:
         for number, script in enumerate(scripts):
-            yield [Command(f"{name}{number}", [sys.executable, "-c", script], share)]
+            setup.run(Command(f"{name}{number}", [sys.executable, "-c", script], share))
         return "that was all"
 
     return Part(name, weight, steps)
@@ -94,10 +98,7 @@ def part(name: str, *scripts: str, weight: float = 1.0, share: float = 1.0) -> P
 
 def interrupted_course(out: Path) -> None:
     """A course of which the second part lasts; for a process that is interrupted."""
-    from tools.gpu import __main__
-
-    parts = (part("smoke", "print(1)"), part("tests", LASTS), part("profile", "print(1)"))
-    course.PARTS = parts
+    course.PARTS = (part("smoke", "print(1)"), part("tests", LASTS), part("profile", "print(1)"))
     given = ["--out", str(out), "--parts", "smoke,tests,profile"]
     sys.exit(__main__.main(given, Pretended(out.parent, ("nvidia-smi",))))
 

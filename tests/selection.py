@@ -1,4 +1,4 @@
-"""Which tests run: with --all every one, otherwise a share of those that are marked exhaustive.
+"""Which tests run: with --all every one, otherwise a share of the exhaustive ones.
 
 The share changes with the commit, so that in the course of time each of them runs. Where there is
 no git it is always the same.
@@ -22,10 +22,10 @@ def seed() -> int:
     """A number that is the same throughout a commit, and another one for the next."""
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return 0
-    return int(found.stdout[:8], 16) if found.returncode == 0 else 0
+    return int(result.stdout[:8], 16) if result.returncode == 0 else 0
 
 
 def runs_everything(config: pytest.Config) -> bool:

@@ -9,12 +9,9 @@ import torch
 
 from weighted_bce import _config, show_config
 
-from .cuda_build import extension, fake_toolkit, load_build
+from .cuda_build import build, extension, fake_toolkit, home
 
-
-@pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    return load_build(monkeypatch, tmp_path)
+__all__ = ["build", "home"]  # fixtures
 
 
 def test_nvcc_by_cuda_home_then_on_path_then_of_pip(
@@ -32,9 +29,9 @@ def test_nvcc_by_cuda_home_then_on_path_then_of_pip(
     )
     on_path = fake_toolkit(tmp_path / "system", "12.8", "lib64")
     (tmp_path / "path").symlink_to(tmp_path / "system" / "bin")
-    found = build.find_toolkit(None)
-    assert (found.nvcc, found.version) == (tmp_path / "path" / on_path.name, "12.8")
-    assert found.cudart == tmp_path / "system" / "lib64" / "libcudart_static.a"
+    toolkit = build.find_toolkit(None)
+    assert (toolkit.nvcc, toolkit.version) == (tmp_path / "path" / on_path.name, "12.8")
+    assert toolkit.cudart == tmp_path / "system" / "lib64" / "libcudart_static.a"
     at_home = fake_toolkit(tmp_path / "home", "13.2")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
     assert build.find_toolkit(None).nvcc == at_home
@@ -108,10 +105,8 @@ def test_no_toolkit_is_one_line_or_an_error(
 
 
 def test_the_cuda_part_joins_the_extension(
-    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    fake_toolkit(tmp_path / "home", "13.0")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     both = extension()
     build.extend(both, "13.2")
@@ -130,12 +125,10 @@ def test_the_cuda_part_joins_the_extension(
 def test_a_kernel_that_does_not_compile(
     build: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    home: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    fake_toolkit(tmp_path / "home")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
-    (tmp_path / "csrc" / "cuda" / "broken.cu").touch()
+    (build.CSRC / "cuda" / "broken.cu").touch()
     words = r"not built: nvcc fails on csrc/cuda/broken\.cu: broken\.cu\(1\): error: no"
     cpu = extension()
     build.extend(cpu, None)
@@ -150,12 +143,8 @@ def test_a_kernel_that_does_not_compile(
         build.extend(cpu, None)
 
 
-def test_only_what_changed_is_compiled_again(
-    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    nvcc = fake_toolkit(tmp_path / "home")
-    log = tmp_path / "home" / "compiled"
-    cuda = tmp_path / "csrc" / "cuda"
+def test_only_what_changed_is_compiled_again(build: ModuleType, home: Path, tmp_path: Path) -> None:
+    nvcc, log, cuda = home / "bin" / "nvcc", home / "compiled", build.CSRC / "cuda"
     toolkit = build.Toolkit(nvcc, "13.0", nvcc, ("sm_80",))
     for path in cuda.iterdir():
         os.utime(path, (1, 1))
@@ -179,31 +168,24 @@ def test_only_what_changed_is_compiled_again(
 
 
 @pytest.mark.parametrize(
-    ("jobs", "processors", "files", "targets", "expected"),
+    ("jobs", "processors", "files", "expected"),
     [
-        (None, 2, 5, 5, (2, 1)),
-        (None, 16, 5, 5, (2, 5)),
-        (None, 1, 5, 5, (1, 1)),
-        (None, 16, 0, 5, (1, 5)),
-        ("1", 16, 5, 5, (1, 1)),
-        ("8", 2, 5, 5, (5, 1)),
-        ("8", 2, 2, 5, (2, 4)),
-        ("all", 16, 5, 5, (2, 5)),
+        *(("", 2, 5, (2, 1)), ("", 16, 5, (2, 5)), ("", 1, 5, (1, 1)), ("", 16, 0, (1, 5))),
+        *(("1", 16, 5, (1, 1)), ("8", 2, 5, (5, 1)), ("8", 2, 2, (2, 4)), ("all", 16, 5, (2, 5))),
     ],
 )
 def test_share_of_work(
     build: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
-    jobs: str | None,
+    jobs: str,
     processors: int,
     files: int,
-    targets: int,
     expected: tuple[int, int],
 ) -> None:
-    if jobs is not None:
-        monkeypatch.setenv("MAX_JOBS", jobs)
+    """The number of targets is 5."""
+    monkeypatch.setenv("MAX_JOBS", jobs)
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
-    assert build.share_of_work(files, targets) == expected
+    assert build.share_of_work(files, 5) == expected
 
 
 ARRAY = """

@@ -20,9 +20,8 @@ REMEDY = "To build them, run: this"
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_kernels, "on_cpu", None)
-    monkeypatch.setattr(_kernels, "extension", None)
-    monkeypatch.setattr(_kernels, "why_missing", "it is gone")
+    for name, value in {"on_cpu": None, "extension": None, "why_missing": "it is gone"}.items():
+        monkeypatch.setattr(_kernels, name, value)
     monkeypatch.setattr(_kernels, "remedy", REMEDY)
 
 
@@ -37,17 +36,12 @@ def refusal(program: ModuleType, capsys: pytest.CaptureFixture[str], *arguments:
 @pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_no_figures_of_the_reference(
-    program: ModuleType, capsys: pytest.CaptureFixture[str]
+    program: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Neither where there are no kernels nor where the variable chooses it."""
     said = refusal(program, capsys)
     assert "ours would be plain PyTorch, which --reference allows: " in said
     assert said.endswith(f"it is gone. {REMEDY}\n")
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_nor_where_the_variable_chooses_it(
-    program: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv("WEIGHTED_BCE_BACKEND", "reference")
     assert "WEIGHTED_BCE_BACKEND" in refusal(program, capsys)
 
@@ -110,17 +104,17 @@ def _imports(file: Path, seen: set[Path]) -> set[str]:
     if file in seen or not file.is_file():
         return set()
     seen.add(file)
-    found: set[str] = set()
+    packages: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            packages |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             top, *inner = (node.module or "").split(".")
             if node.level == 0 and top not in OWN:
-                found.add(top)
+                packages.add(top)
                 continue
             folder = (ROOT / top).joinpath(*inner[:-1]) if node.level == 0 else file.parent
             name = inner[-1:] if node.level == 0 else [top][: bool(top)]
             for one in name or [alias.name for alias in node.names]:
-                found |= _imports(folder / f"{one}.py", seen)
-    return found
+                packages |= _imports(folder / f"{one}.py", seen)
+    return packages

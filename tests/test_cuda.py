@@ -1,18 +1,20 @@
 """What only a GPU can show: graphs, streams, several devices, memory, no wait for the device."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tools.gpu.cases import captured
 from weighted_bce import WeightedBCEWithLogitsLoss, _eager, backend, weighted_bce_with_logits
 from weighted_bce._kernels import why_not_on_cuda
 
-from .cuda_graphs import captured
 from .tolerances import assert_close
-from .truth import Case, check, divisor, labels, logits, truth
+from .truth import Case, assert_grad, check, divisor, labels, logits, truth
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -24,13 +26,6 @@ def _fused() -> Any:
         pytest.skip(reason)
     with backend("fused"):
         yield
-
-
-def assert_step(x: Tensor, grad: Tensor | None, case: Case, factor: float = 1.0) -> None:
-    assert grad is not None
-    found = truth(case)
-    scale = factor / divisor(case, found.count)
-    assert_close(grad, found.grad * scale, found.terms * abs(scale), case.name)
 
 
 @pytest.fixture
@@ -46,20 +41,12 @@ def test_nothing_waits_for_the_device(no_waiting: None, ignore_index: float | No
     x, y = torch.randn(300, 70, device="cuda"), torch.zeros(300, 70, device="cuda")
     weight = torch.rand(70, device="cuda")
     one = torch.ones((), device="cuda")
-    for p in (7.0, one * 7, weight, torch.tensor(7.0), torch.tensor(7)):
-        for reduction in ("mean", "sum", "none"):
-            for inplace in (False, True):
-                leaf = x.clone().requires_grad_()
-                loss = weighted_bce_with_logits(
-                    leaf * 1.0,
-                    y,
-                    weight,
-                    p,
-                    reduction,
-                    ignore_index=ignore_index,
-                    inplace_backward=inplace,
-                )
-                loss.backward(torch.full_like(loss, 3.0))
+    factors = (7.0, one * 7, weight, torch.tensor(7.0), torch.tensor(7))
+    for p, reduction, inplace in product(factors, ("mean", "sum", "none"), (False, True)):
+        leaf = x.clone().requires_grad_()
+        options = {"ignore_index": ignore_index, "inplace_backward": inplace}
+        loss = weighted_bce_with_logits(leaf * 1.0, y, weight, p, reduction, **options)
+        loss.backward(torch.full_like(loss, 3.0))
 
 
 @pytest.mark.parametrize("ignore_index", [None, -1.0])
@@ -68,7 +55,7 @@ def test_nothing_waits_for_the_device(no_waiting: None, ignore_index: float | No
 def test_graph_replays_with_new_data(
     shape: tuple[int, int], dtype: torch.dtype, ignore_index: float | None
 ) -> None:
-    """Also with another scale: the expectation is learned on the device, inside the graph."""
+    """Also with another scale: what is expected is kept on the device, inside the graph."""
     x = logits(*shape, dtype=dtype, device="cuda").requires_grad_()
     y = labels(*shape, dtype=torch.float32, device="cuda")
     scale = torch.ones((), device="cuda")
@@ -91,38 +78,36 @@ def test_graph_replays_with_new_data(
             scale.fill_(factor)
         graph.replay()
         case = Case(x.detach(), y, None, 7.0, ignore_index=ignore_index)
-        assert_step(x, grad, case, factor)
-        found = truth(case)
-        by = divisor(case, found.count)
-        total, size = found.loss.sum() / by, found.loss.abs().sum() / by
+        assert_grad(grad, case, factor)
+        expected = truth(case)
+        by = divisor(case, expected.count)
+        total, size = expected.loss.sum() / by, expected.loss.abs().sum() / by
         assert_close(results["loss"], total, size, "loss")
 
 
 def test_training_step_in_a_graph() -> None:
     """Model, loss, backward and optimizer; the same weights as without a graph."""
 
-    def make() -> tuple[nn.Module, torch.optim.Optimizer, nn.Module]:
+    x, first = torch.randn(64, 20, device="cuda"), labels(64, 500, device="cuda")
+    y = first.clone()
+
+    def make() -> tuple[nn.Module, Callable[[], None]]:
         torch.manual_seed(3)
         model = nn.Linear(20, 500).cuda()
         criterion = WeightedBCEWithLogitsLoss(pos_weight=torch.full((500,), 7.0)).cuda()
-        return model, torch.optim.SGD(model.parameters(), 0.5), criterion
+        optimizer = torch.optim.SGD(model.parameters(), 0.5)
 
-    x, first = torch.randn(64, 20, device="cuda"), labels(64, 500, device="cuda")
-    y = first.clone()
-    batches = [(torch.randn(64, 20).cuda(), labels(64, 500).cuda()) for _ in range(4)]
-    finals = []
-    for use_graph in (False, True):
-        model, optimizer, criterion = make()
-
-        def step(
-            model: nn.Module = model,
-            optimizer: torch.optim.Optimizer = optimizer,
-            criterion: nn.Module = criterion,
-        ) -> None:
+        def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             criterion(model(x), y).backward()
             optimizer.step()
 
+        return model, step
+
+    batches = [(torch.randn(64, 20).cuda(), labels(64, 500).cuda()) for _ in range(4)]
+    finals = []
+    for use_graph in (False, True):
+        model, step = make()
         x.normal_(generator=torch.Generator("cuda").manual_seed(1))
         y.copy_(first)
         replay = captured(step).replay if use_graph else step
@@ -153,7 +138,7 @@ def test_streams_other_than_the_default() -> None:
             leaves.append((leaf, 2.0**number))
     torch.cuda.synchronize()
     for leaf, factor in leaves:
-        assert_step(leaf, leaf.grad, case, factor)
+        assert_grad(leaf.grad, case, factor)
 
 
 def test_threads_on_streams_of_their_own() -> None:
@@ -169,7 +154,7 @@ def test_threads_on_streams_of_their_own() -> None:
                 factor = 2.0 ** (number + step % 3)
                 (case(leaf) * factor).backward()
                 torch.cuda.current_stream().synchronize()
-                assert_step(leaf, leaf.grad, case, factor)
+                assert_grad(leaf.grad, case, factor)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
@@ -186,7 +171,7 @@ def test_backward_in_a_graph_of_its_own() -> None:
     loss = graphed(leaf, y)
     for factor in (2.0, 1.0, 3.0, 3.0, 1.0):
         (grad,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, factor), retain_graph=True)
-        assert_step(x, grad, Case(x, y, None, 7.0), factor)
+        assert_grad(grad, Case(x, y, None, 7.0), factor)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
@@ -215,29 +200,19 @@ def test_factors_of_any_dtype() -> None:
             check(Case(x, y, None, p))
 
 
-def test_peak_is_one_gradient() -> None:
+@pytest.mark.parametrize("inplace", [False, True])
+def test_peak_is_one_gradient_or_nothing(inplace: bool) -> None:
     x = torch.randn(1 << 24, device="cuda").requires_grad_()
     y = torch.rand(1 << 24, device="cuda") < 0.01
     for scale in (1.0, 1.0, 1024.0, 8.0):
-        x.grad = None
+        hidden = x * 1.0
         torch.cuda.empty_cache()  # else a block that is a little too large may serve
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        (weighted_bce_with_logits(x, y) * scale).backward()
+        loss = weighted_bce_with_logits(hidden, y, inplace_backward=inplace)
+        torch.autograd.grad(loss * scale, hidden)
         added = torch.cuda.max_memory_allocated() - before
-        assert added < x.nbytes + (1 << 20), (scale, added)
-
-
-def test_peak_is_nothing_with_inplace_backward() -> None:
-    x = torch.randn(1 << 24, device="cuda").requires_grad_()
-    y = torch.rand(1 << 24, device="cuda") < 0.01
-    hidden = x * 1.0
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    loss = weighted_bce_with_logits(hidden, y, inplace_backward=True)
-    torch.autograd.grad(loss, hidden)
-    assert torch.cuda.max_memory_allocated() - before < 1 << 20
+        assert added < (0 if inplace else x.nbytes) + (1 << 20), (scale, added)
 
 
 def test_kept_expectations_survive_many_kinds() -> None:

@@ -8,14 +8,10 @@ from types import ModuleType
 import pytest
 from torch.utils.cpp_extension import _get_cuda_arch_flags
 
-from .cuda_build import extension, fake_toolkit, load_build
+from .cuda_build import build, extension, fake_toolkit, home
 
+__all__ = ["build", "home"]  # fixtures
 KNOWN = ["75", "80", "86", "90", "100", "120"]
-
-
-@pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    return load_build(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +39,7 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     ],
 )
 def test_architectures(
-    build: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    variable: str,
-    expected: str,
-    left_out: str,
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, variable: str, expected: str, left_out: str
 ) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", variable)
     assert build.architectures(KNOWN) == (tuple(expected.split()), left_out)
@@ -106,12 +98,10 @@ def test_where_nothing_is_left_the_cpu_kernels_are_built(
 def test_what_is_left_out_is_one_line(
     build: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    home: Path,
     capsys: pytest.CaptureFixture[str],
     asked_for: str,
 ) -> None:
-    fake_toolkit(tmp_path / "home")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;8.0;10.1")
     monkeypatch.setenv("WEIGHTED_BCE_CUDA", asked_for)
     both = extension()

@@ -9,6 +9,7 @@ import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -84,10 +85,33 @@ def not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "weighted_bce._C", None)
 
 
-@pytest.mark.usefixtures("not_there")
-def test_a_source_tree(clone: Path) -> None:
+OTHER = "_C.cpython-39-x86_64-linux-gnu.so"
+
+
+@pytest.mark.parametrize(
+    ("loaded", "file", "expected"),
+    [
+        (None, "", "the package is imported from the source tree {clone}, which has none"),
+        (None, OTHER, f"{{package}} has kernels for another Python, {OTHER}"),
+        (ImportError(SYMBOL), "", f"those in {{package}} cannot be loaded ({SYMBOL})"),
+        (
+            SimpleNamespace(version="0.0.1"),
+            "",
+            "those in {package} are of version 0.0.1, the package of " + weighted_bce.__version__,
+        ),
+    ],
+)
+def test_a_source_tree(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, loaded: object, file: str, expected: str
+) -> None:
+    """Building in place is what helps against all of these."""
+    package = clone / "weighted_bce"
+    (package / file).touch()
+    monkeypatch.setitem(sys.modules, "weighted_bce._C", None)
+    if loaded is not None:
+        monkeypatch.setattr(_extension, "import_module", Mock(side_effect=[loaded]))
     assert missing() == (
-        f"the package is imported from the source tree {clone}, which has none",
+        expected.format(clone=clone, package=package),
         f"To build them with a C++ compiler, run: {in_place(clone)}",
     )
 
@@ -125,17 +149,8 @@ def test_folders_that_cannot_be_entered(installed: Path, monkeypatch: pytest.Mon
 def test_what_pip_has_unpacked_will_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/env/bin/python")
     source = Path(tempfile.gettempdir()) / "pip-req-build-1"
-    found = _installation.build_from(source, editable=False)
-    assert found == f" in a clone of the repository: {again('.')}"
-
-
-@pytest.mark.usefixtures("not_there")
-def test_kernels_for_another_python(clone: Path) -> None:
-    (clone / "weighted_bce" / "_C.cpython-39-x86_64-linux-gnu.so").touch()
-    why, remedy = missing()
-    package = clone / "weighted_bce"
-    assert why == f"{package} has kernels for another Python, _C.cpython-39-x86_64-linux-gnu.so"
-    assert remedy.endswith(in_place(clone))
+    command = _installation.build_from(source, editable=False)
+    assert command == f" in a clone of the repository: {again('.')}"
 
 
 @pytest.mark.usefixtures("not_there")
@@ -158,29 +173,9 @@ def test_an_installed_copy(installed: Path, tmp_path: Path, source: str) -> None
         assert remedy == f"To build them with a C++ compiler, {where}: {again('.')}"
 
 
-def test_another_version(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = SimpleNamespace(version="0.0.1")
-    monkeypatch.setattr(_extension, "import_module", lambda *_: old)
-    why, remedy = missing()
-    versions = f"are of version 0.0.1, the package of {weighted_bce.__version__}"
-    assert why == f"those in {clone / 'weighted_bce'} {versions}"
-    assert remedy.endswith(in_place(clone))
-
-
-def fail(*_: object) -> None:
-    raise ImportError(SYMBOL)
-
-
-def test_kernels_that_cannot_be_loaded(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_extension, "import_module", fail)
-    why, remedy = missing()
-    assert why == f"those in {clone / 'weighted_bce'} cannot be loaded ({SYMBOL})"
-    assert remedy.endswith(in_place(clone))
-
-
 def test_a_torch_that_is_too_old(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another build would not help."""
-    monkeypatch.setattr(_extension, "import_module", fail)
+    monkeypatch.setattr(_extension, "import_module", Mock(side_effect=ImportError(SYMBOL)))
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0a0+container"))
     assert missing()[1].endswith(in_place(clone))
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cpu"))

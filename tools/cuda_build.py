@@ -71,7 +71,7 @@ class Toolkit(NamedTuple):
 
 
 def wanted() -> str:
-    """The variable WEIGHTED_BCE_CUDA: "0", "1", or "" where the toolkits found here decide."""
+    """The variable WEIGHTED_BCE_CUDA: "0", "1", or "" where the toolkits of this machine decide."""
     value = os.environ.get("WEIGHTED_BCE_CUDA", "")
     if value not in ("", "0", "1"):
         raise SystemExit(f"weighted_bce: WEIGHTED_BCE_CUDA must be 0, 1 or unset, got {value!r}")
@@ -142,10 +142,10 @@ def candidates() -> list[Path]:
     one where NVIDIA's installer puts it."""
     if home := os.environ.get("CUDA_HOME"):
         return [Path(home) / "bin" / "nvcc"]
-    found = [Path(on_path)] if (on_path := shutil.which("nvcc")) else []
+    paths = [Path(on_path)] if (on_path := shutil.which("nvcc")) else []
     for folder in site_folders():
-        found += sorted(folder.glob("nvidia/cu[0-9]*/bin/nvcc"), reverse=True)
-    return [*found, USUAL] if USUAL.is_file() else found
+        paths += sorted(folder.glob("nvidia/cu[0-9]*/bin/nvcc"), reverse=True)
+    return [*paths, USUAL] if USUAL.is_file() else paths
 
 
 def site_folders() -> list[Path]:

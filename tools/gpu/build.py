@@ -5,12 +5,11 @@ import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Generator
 from pathlib import Path
 
 from .machine import ROOT, cores, text_of
-from .part import Failed, Part, Setup, Steps
-from .processes import Command, Ran
+from .part import Failed, Part, Setup
+from .processes import Command
 
 PACKAGE = ROOT / "weighted_bce"
 ELEMENTS = 4096
@@ -22,44 +21,43 @@ def module(package: Path) -> Path:
     return package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def steps(setup: Setup) -> Steps:
+def steps(setup: Setup) -> str:
     remark, library = "", setup.library
-    if library is not None and not library.is_file():
-        remark = f"{library} is not there; "
-    elif library is not None:
-        if (yield from _runs(setup, library)):
+    if library is not None:
+        if library.is_file() and _runs(setup, library):
             _keep(setup, str(library))
             return f"{library} runs here"
-        remark = f"{library} does not run here; "
+        remark = f"{library} {'does not run here' if library.is_file() else 'is not there'}; "
     if setup.builds:
-        (ran,) = yield [_build(setup)]
-        if not ran.succeeded:
-            raise Failed(_failure(ran))
-    (ran,) = yield [_trial(setup, "kernels")]
-    if not ran.succeeded:
-        raise Failed(f"no kernel runs: {ran.why}")
+        build = _build(setup)
+        setup.run(build)
+        if not build.succeeded:
+            raise Failed(_failure(build))
+    trial = _trial(setup, "kernels")
+    setup.run(trial)
+    if not trial.succeeded:
+        raise Failed(f"no kernel runs: {trial.why}")
     _keep(setup, "built here" if setup.builds else module(PACKAGE).name)
     return remark + f"built for {setup.facts['compute capability']}"
 
 
-def _runs(setup: Setup, library: Path) -> Generator[list[Command], list[Ran], bool]:
+def _runs(setup: Setup, library: Path) -> bool:
     """Puts a library in place; where it does not run, the one that was there comes back."""
-    target, runs = module(PACKAGE), False
+    target, trial = module(PACKAGE), _trial(setup, "library")
     old = target.with_name(f"{target.name}.old")
     if target.exists():
         shutil.copy2(target, old)  # a build goes by its time
     try:
         _replace(library, target)
-        (ran,) = yield [_trial(setup, "library")]
-        runs = ran.succeeded
-    finally:  # an interrupt ends the course at the yield
-        if runs:
+        setup.run(trial)
+    finally:  # an interrupt ends the part in the run
+        if trial.succeeded:
             old.unlink(missing_ok=True)
         elif old.exists():
             os.replace(old, target)
         else:
             target.unlink(missing_ok=True)
-    return runs
+    return trial.succeeded
 
 
 def _keep(setup: Setup, library: str) -> None:
@@ -67,12 +65,12 @@ def _keep(setup: Setup, library: str) -> None:
     _replace(module(PACKAGE), setup.out / module(PACKAGE).name)
 
 
-def _failure(ran: Ran) -> str:
+def _failure(build: Command) -> str:
     """Shows the end of the log; returns its first error, which tells more than its last line."""
-    lines = text_of(ran.log).splitlines()
-    print("\n".join(lines[-LAST:]), flush=True)
-    first = next((line.strip() for line in lines if re.search(r"\berror\b", line, re.I)), "")
-    return "; ".join(text for text in (first[:200], ran.why) if text)
+    text = text_of(build.log)
+    print("\n".join(text.splitlines()[-LAST:]), flush=True)
+    first = re.search(r"^.*\berror\b.*$", text, re.I | re.M)
+    return "; ".join(filter(None, (first and first[0].strip()[:200], build.why)))
 
 
 def _build(setup: Setup) -> Command:
@@ -96,11 +94,10 @@ def _trial(setup: Setup, name: str) -> Command:
 
 def _replace(source: Path, target: Path) -> None:
     """A copy, made aside: a process may have the old file in memory."""
-    if source.resolve() == target.resolve():
-        return
-    new = target.with_name(f"{target.name}.new")
-    shutil.copyfile(source, new)
-    os.replace(new, target)
+    if source.resolve() != target.resolve():
+        new = target.with_name(f"{target.name}.new")
+        shutil.copyfile(source, new)
+        os.replace(new, target)
 
 
 # The build gets more time than it should need: without kernels there is nothing to prove.

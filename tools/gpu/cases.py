@@ -4,15 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.cuda_graphs import captured
-from tests.linear_cases import LinearCase, assert_right, base
+from tests.linear_cases import assert_right, base
 from tests.truth import (
     INPUT_DTYPES,
     Case,
@@ -28,6 +27,8 @@ from weighted_bce import backend, weighted_bce_with_logits
 Check = Callable[[], object]
 FEW = ((1, 1), (5, 205), (7, 1111))
 SIZES = (*FEW, (3, 5), (4, 256), (37, 20011), (64, 65536))
+TRAINED = (torch.float32, torch.bfloat16)
+GIVEN = (None, torch.int64)  # dense or sparse, with indices of this dtype
 GRAD_OUTPUTS = (1.0, 1.0, 1024.0, 1024.0, -2.5)  # some are expected and some are not
 BYTES = 13  # that a far element takes: bfloat16 logits and gradient, the targets, comparisons
 
@@ -49,28 +50,32 @@ def groups(device: str, small: bool, far: int) -> Iterator[Group]:
         small: few cases of each group, and small ones: for compute-sanitizer.
         far: how many elements the last case has.
     """
+
+    def each(check: Callable[..., object], *values: Sequence[object]) -> Iterator[Check]:
+        return (partial(check, device, *some) for some in product(*values))
+
     sizes = FEW if small else SIZES
-    all_targets = [
-        Group(f"{str(dtype).removeprefix('torch.')}, all targets", _targets(device, dtype, sizes))
-        for dtype in INPUT_DTYPES
-    ]
-    others = [
+    first, *others = [
+        *(
+            Group(f"{str(dtype)[6:]}, all targets", _targets(device, dtype, sizes))
+            for dtype in INPUT_DTYPES
+        ),
         Group("weights for each label", _weights(device)),
         Group("misaligned and strided", _layouts(device)),
         Group("options and layouts", (c for case in sample_inputs(device) for c in _checks(case))),
-        Group("gradient over the logits", _inplace(device)),
-        Group("linear layer", _layers(device)),
+        Group("gradient over the logits", each(_written_over, INPUT_DTYPES, GIVEN)),
+        Group("linear layer", each(_layer, TRAINED, GIVEN)),
     ]
     if small:
         # There are five grad_outputs: a third of the checks still has all of them.
-        for name, checks in (*all_targets, *others):
+        for name, checks in (first, *others):
             yield Group(name, islice(checks, 0, None, 3))
     else:
-        only_here = [  # they are few and quick
-            Group("captured graph", _graphs(device)),
-            Group(f"{far} elements", iter([partial(_far, device, far)])),
-        ]
-        yield from (all_targets[0], *only_here, *all_targets[1:], *others)
+        yield first
+        # What only this test has comes early: it is little and quick.
+        yield Group("captured graph", each(_graph, TRAINED, GIVEN))
+        yield Group(f"{far} elements", each(_far, [far]))
+        yield from others
 
 
 def _checks(case: Case) -> Iterator[Check]:
@@ -94,7 +99,7 @@ def _weights(device: str) -> Iterator[Check]:
     for dtype in INPUT_DTYPES:
         x, hard = logits(37, 1029, dtype=dtype, device=device), labels(37, 1029, device=device)
         p, w = (torch.rand(1029, device=device) * 4 for _ in range(2))
-        for sparse in (None, torch.int64):
+        for sparse in GIVEN:
             for weight in (None, w, w.to(dtype)):
                 yield from _checks(Case(x, hard, weight, p, name="weights", sparse=sparse))
 
@@ -119,15 +124,9 @@ def _layouts(device: str) -> Iterator[Check]:
             yield from _checks(Case(*part, None, 7.0, name="strided", sparse=torch.int64))
 
 
-def _inplace(device: str) -> Iterator[Check]:
-    for dtype in INPUT_DTYPES:
-        x, hard = logits(7, 1111, dtype=dtype, device=device), labels(7, 1111, device=device)
-        for sparse in (None, torch.int64):
-            case = Case(x, hard, None, 7.0, name="in place", sparse=sparse)
-            yield partial(_written_over, case)
-
-
-def _written_over(case: Case) -> None:
+def _written_over(device: str, dtype: torch.dtype, sparse: torch.dtype | None) -> None:
+    x, hard = logits(7, 1111, dtype=dtype, device=device), labels(7, 1111, device=device)
+    case = Case(x, hard, None, 7.0, name="in place", sparse=sparse)
     hidden = case.input.clone().requires_grad_() * 1.0
     with backend("fused"):
         loss = case(hidden, inplace_backward=True)
@@ -136,22 +135,24 @@ def _written_over(case: Case) -> None:
     assert_grad(grad, case, 3.0, f"gradient: {case.name}")
 
 
-def _layers(device: str) -> Iterator[Check]:
-    for dtype in (torch.float32, torch.bfloat16):
-        dense = base(dtype, device, 33, 1111, pos_weight=7.0, chunk_labels=300)
-        for case in (dense, replace(dense, sparse=torch.int64)):
-            yield partial(_layer, case)
-
-
-def _layer(case: LinearCase) -> None:
+def _layer(device: str, dtype: torch.dtype, sparse: torch.dtype | None) -> None:
+    case = base(dtype, device, 33, 1111, pos_weight=7.0, chunk_labels=300)
     with backend("fused"):
-        assert_right(case)
+        assert_right(replace(case, sparse=sparse))
 
 
-def _graphs(device: str) -> Iterator[Check]:
-    for dtype in (torch.float32, torch.bfloat16):
-        for sparse in (None, torch.int64):
-            yield partial(_graph, device, dtype, sparse)
+def captured(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """A graph of the step, after the warm-up on a side stream that capturing asks for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
 
 
 def _graph(device: str, dtype: torch.dtype, sparse: torch.dtype | None) -> None:
@@ -192,8 +193,8 @@ def _far(device: str, elements: int) -> None:
     three = torch.tensor(3.0, dtype=torch.float64, device=device)
     ends = F.softplus(three) + 7 * F.softplus(-three)
     expected = (elements - 2) * math.log(2.0) + float(ends)
-    got = loss.item()
-    assert abs(got / expected - 1) < 1e-6, f"loss {got}, expected {expected}"
+    actual = loss.item()
+    assert abs(actual / expected - 1) < 1e-6, f"loss {actual}, expected {expected}"
     assert bool((x.grad[:-2] == 0.5).all()), "a gradient of a logit of 0 is not 0.5"
     last = torch.stack((torch.sigmoid(three), -7 * torch.sigmoid(-three))).bfloat16()
     assert torch.equal(x.grad[-2:], last), f"the last gradients are {x.grad[-2:].tolist()}"

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from .machine import cores, output, text_of
-from .part import Absent, Failed, Part, Row, Setup, Steps, lines_of
+from .part import Absent, Failed, Part, Row, Setup, lines_of
 from .processes import Command
 
 SMOKE: tuple[object, ...] = ("--far", 2**31 + 5)
@@ -27,14 +27,19 @@ NO_TESTS = 5  # pytest's exit code
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 MARGIN = 10.0  # seconds that a sanitizer takes after the last case
 PRINTED = ("--print-limit", "1000")  # errors: the first hundred may all be torch's
+# The option by which a tool looks at our kernels alone; older versions call it otherwise.
+ONLY_OURS = (
+    ("--kernel-name", "kernel_substring=weighted_bce"),
+    ("--kernel-regex", "kns=weighted_bce"),
+)
 SILENCE = "nothing"
 # Such a line says where in a kernel of ours something is wrong.
 OURS = re.compile(r"^=+ .*\bat (?:void )?weighted_bce::", re.MULTILINE)
 
 
-def smoke(setup: Setup) -> Steps:
+def smoke(setup: Setup) -> str:
     given = ("--until", time.time() + setup.seconds - END, "--out", setup.folder / GROUPS)
-    yield [Command("smoke", setup.module("tools.gpu.smoke", *SMOKE, *given))]
+    setup.run(Command("smoke", setup.module("tools.gpu.smoke", *SMOKE, *given)))
     rows = _groups(setup.folder)
     remarks = [f"{row['group']} {row['remark']}" for row in rows if row["remark"]]
     return "; ".join([f"{sum(row['cases'] for row in rows)} cases", *remarks])
@@ -44,12 +49,11 @@ def _groups(folder: Path) -> list[Row]:
     return lines_of(folder / GROUPS)
 
 
-def tests(setup: Setup) -> Steps:
+def tests(setup: Setup) -> str:
     if not setup.machine.has("pytest"):
         raise Absent("pytest is not installed")
     count = min(WORKERS, max(1, cores() // 2))
     together = ["-n", str(count), *TOGETHER] if setup.machine.has("xdist") and count > 1 else []
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
     for name, chosen in RUNS.items():
         arguments = [
             *(sys.executable, "-m", "pytest", "-p", "tools.gpu.outcomes"),
@@ -59,13 +63,16 @@ def tests(setup: Setup) -> Steps:
             *(together if name != "large" else []),
             *(*chosen, *TESTS),
         ]
-        succeeds = (0,) if name == "usual" else (0, NO_TESTS)
-        late = name == "exhaustive"
-        (ran,) = yield [
-            Command(name, arguments, environment=threads, succeeds=succeeds, may_be_late=late)
-        ]
+        command = Command(
+            name,
+            arguments,
+            environment={"OMP_NUM_THREADS": str(max(1, cores() // count))},
+            succeeds=(0,) if name == "usual" else (0, NO_TESTS),
+            may_be_late=name == "exhaustive",
+        )
+        setup.run(command)
         if not any(row["outcome"] == "passed" for row in _outcomes(setup.folder)):
-            raise Failed("; ".join(text for text in ("no test passed", ran.why) if text))
+            raise Failed("; ".join(filter(None, ("no test passed", command.why))))
     return "" if together else "one after the other, without pytest-xdist"
 
 
@@ -80,7 +87,7 @@ def _outcomes(folder: Path) -> list[Row]:
     return list(last.values())
 
 
-def sanitize(setup: Setup) -> Steps:
+def sanitize(setup: Setup) -> str:
     tool = setup.machine.tool("compute-sanitizer")
     if tool is None:
         raise Absent("compute-sanitizer is not there")
@@ -88,32 +95,20 @@ def sanitize(setup: Setup) -> Steps:
     program = setup.module("tools.gpu.smoke", "--small", "--until", time.time() + seconds)
     # torch's own allocator would hide that an access is out of bounds.
     direct = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    ours = _only_ours(tool)
-    ran = yield [
-        Command(
-            name,
-            # Initcheck has to see what torch's kernels write.
-            [tool, "--tool", name, *PRINTED, *(ours if name != "initcheck" else []), *program],
-            environment=direct,
-        )
-        for name in SANITIZERS
-    ]
+    known = output(tool, "--help")
+    ours: tuple[str, ...] = next((option for option in ONLY_OURS if option[0] in known), ())
+    commands = []
+    for name in SANITIZERS:
+        limits = ours if name != "initcheck" else ()  # it has to see what torch's kernels write
+        arguments = [tool, "--tool", name, *PRINTED, *limits, *program]
+        commands.append(Command(name, arguments, environment=direct))
+    setup.run(*commands)
     rows = _errors(setup.folder)
     text = "{tool} {cases}, {in our kernels} errors in our kernels"
     counts = [text.format_map({**row, "cases": row["cases"] or SILENCE}) for row in rows]
     if any(row["in our kernels"] or row["says"] == SILENCE for row in rows):
-        raise Failed("; ".join([*(one.why for one in ran if not one.succeeded), *counts]))
+        raise Failed("; ".join([*(one.why for one in commands if one.why), *counts]))
     return "; ".join(counts)
-
-
-def _only_ours(tool: str) -> list[str]:
-    """The option by which a tool looks at our kernels alone; older versions call it otherwise."""
-    said = output(tool, "--help")
-    options = (
-        ["--kernel-name", "kernel_substring=weighted_bce"],
-        ["--kernel-regex", "kns=weighted_bce"],
-    )
-    return next((option for option in options if option[0] in said), [])
 
 
 def _errors(folder: Path) -> list[Row]:
@@ -122,10 +117,9 @@ def _errors(folder: Path) -> list[Row]:
     for name in SANITIZERS:
         text = text_of(folder / f"{name}.txt")
         said = re.findall(r"^=+ ((?:ERROR|RACECHECK) SUMMARY: .+)$", text, re.MULTILINE)
-        ours = OURS.findall(text)
         cases = re.findall(r"^(\d+ of \d+ cases failed, [^;\n]+)", text, re.MULTILINE)
-        row = {"tool": name, "says": (said or [SILENCE])[-1], "in our kernels": len(ours)}
-        rows.append({**row, "cases": "".join(cases)})
+        row = {"tool": name, "says": (said or [SILENCE])[-1], "cases": "".join(cases)}
+        rows.append({**row, "in our kernels": len(OURS.findall(text))})
     return rows
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from .machine import ROOT, text_of
-from .part import Absent, Failed, Part, Row, Setup, Steps
+from .part import Absent, Failed, Part, Row, Setup
 from .processes import Command
 
 EXPECTED = ROOT / "bench" / "results" / "cuda_code.md"
@@ -37,7 +37,7 @@ WANTED = ("issue", "MUFU rate", "first limit", "of a copy", "registers")
 NO_STALLS = ("selected", "not_selected")
 
 
-def steps(setup: Setup) -> Steps:
+def steps(setup: Setup) -> str:
     tool = setup.machine.tool("ncu")
     if tool is None:
         raise Absent("Nsight Compute is not there")
@@ -50,9 +50,10 @@ def steps(setup: Setup) -> Steps:
         *("--metrics", ",".join(metric for metric in METRICS.values() if "." in metric)),
     ]
     program = setup.module("tools.gpu.launches", "--elements", ELEMENTS)
-    (ran,) = yield [Command("ncu", [tool, *options, *program])]
+    ncu = Command("ncu", [tool, *options, *program])
+    setup.run(ncu)
     rows = results(setup.folder)
-    if ran.succeeded and len(rows) < len(KERNELS):
+    if ncu.succeeded and len(rows) < len(KERNELS):
         raise Failed(f"{len(rows)} of {len(KERNELS)} kernels were seen")
     return ""
 
@@ -64,34 +65,25 @@ def results(folder: Path) -> list[Row]:
     if len(table) < 3:
         return []
     head, units, *launches = table
-    counted = [_counted(head, units, launch) for launch in launches]
-    pairs = zip(KERNELS, counted, strict=False)
-    return [{"kernel": name, **_summed_up(row), "expected": expected(name)} for name, row in pairs]
+    rows = []
+    for kernel, cells in zip(KERNELS, launches, strict=False):
+        counts = dict(zip(head, map(_number, units, cells), strict=False))
+        stalls = {m[1]: count or 0.0 for k, count in counts.items() if (m := STALL.fullmatch(k))}
+        waits = {name: value for name, value in stalls.items() if name not in NO_STALLS}
+        row: Row = {name: counts.get(metric) for name, metric in METRICS.items()}
+        row["top stall"] = max(waits, key=waits.__getitem__, default="")
+        name = dict(zip(head, cells, strict=False)).get("Kernel Name", "")
+        row |= {"kernel": kernel, "name": name, "stalls": stalls, "expected": expected(kernel)}
+        rows.append(row)
+    return rows
 
 
-def _counted(head: list[str], units: list[str], cells: list[str]) -> dict[str, str | float]:
-    """The cells of a launch by metric; times are in seconds."""
-    counts: dict[str, str | float] = {}
-    for name, unit, text in zip(head, units, cells, strict=False):
-        try:
-            counts[name] = float(text.replace(",", "")) * (1e-9 if unit in NANOSECONDS else 1.0)
-        except ValueError:
-            counts[name] = text
-    return counts
-
-
-def _summed_up(counted: dict[str, str | float]) -> Row:
-    numbers = {name: value for name, value in counted.items() if isinstance(value, float)}
-    stalls = {
-        match[1]: value for name, value in numbers.items() if (match := STALL.fullmatch(name))
-    }
-    waits = {name: value for name, value in stalls.items() if name not in NO_STALLS}
-    return {
-        "name": counted.get("Kernel Name", ""),
-        **{name: numbers.get(metric) for name, metric in METRICS.items()},
-        "top stall": max(waits, key=waits.__getitem__, default=""),
-        "stalls": stalls,
-    }
+def _number(unit: str, text: str) -> float | None:
+    """A cell in the base unit of the metrics above; None where it is no number."""
+    try:
+        return float(text.replace(",", "")) * (1e-9 if unit in NANOSECONDS else 1.0)
+    except ValueError:
+        return None
 
 
 def expected(kernel: str, path: Path = EXPECTED) -> dict[str, str]:

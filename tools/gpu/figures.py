@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from .part import Failed, Part, Row, Setup, Steps
+from .part import Failed, Part, Row, Setup
 from .processes import Command
 
 NEEDED = ("matplotlib", "psutil", "rich")
@@ -37,14 +37,14 @@ RUNS = (
 )
 
 
-def steps(setup: Setup) -> Steps:
+def steps(setup: Setup) -> str:
     missing = [name for name in NEEDED if not setup.machine.has(name)]
     if missing:
         raise Failed(f"the benchmark needs {' and '.join(missing)}")
     for name, share, given in RUNS:
         where = ("--out", setup.folder / name)
         arguments = setup.module("bench", "--quick", *given.split(), *where)
-        yield [Command(name, arguments, share, may_be_late=name != "main")]
+        setup.run(Command(name, arguments, share, may_be_late=name != "main"))
     return ""
 
 

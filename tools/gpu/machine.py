@@ -56,15 +56,13 @@ class Machine:
         except subprocess.TimeoutExpired:
             raise NoGpu(f"torch did not find a GPU within {SECONDS:.0f} s") from None
         if ran.returncode != 0:
-            lines = ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"]
-            raise NoGpu(lines[-1])
-        return dict(json.loads(ran.stdout.strip().splitlines()[-1]))
+            raise NoGpu(last_line(ran.stderr) or f"exit code {ran.returncode}")
+        return dict(json.loads(last_line(ran.stdout)))
 
     def tool(self, name: str) -> str | None:
         """The path of one of CUDA's programs, or None."""
-        on_path = shutil.which(name)
-        usual = sorted(glob(USUAL.get(name, "")), reverse=True)
-        return on_path or (usual[0] if usual else None)
+        usual = sorted(glob(USUAL.get(name, "")))
+        return shutil.which(name) or (usual[-1] if usual else None)
 
     def has(self, package: str) -> bool:
         """Whether this Python has a package."""
@@ -74,8 +72,8 @@ class Machine:
         """The command that prints the GPU's clocks each second; None where it is not there."""
         smi = self.tool("nvidia-smi")
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
-        what = [f"--query-gpu={CLOCKS}", "--format=csv,noheader,nounits", f"--id={first}"]
-        return None if smi is None else [smi, *what, "--loop=1"]
+        query = [f"--query-gpu={CLOCKS}", "--format=csv,noheader,nounits", f"--id={first}"]
+        return None if smi is None else [smi, *query, "--loop=1"]
 
 
 def facts(machine: Machine, commit: str) -> dict[str, Any]:
@@ -115,7 +113,7 @@ def text_of(log: Path) -> str:
 def last_line(text: str) -> str:
     """The last line that says something, or nothing."""
     lines = (line.strip(" =\t") for line in reversed(text.splitlines()))
-    return next((line for line in lines if line), "")
+    return next(filter(None, lines), "")
 
 
 def of_git(root: Path = ROOT) -> str:
@@ -128,5 +126,4 @@ def of_git(root: Path = ROOT) -> str:
 
 def of_file(root: Path = ROOT) -> str:
     """The first word of the file COMMIT, which those write who copy sources without git."""
-    file = root / "COMMIT"
-    return next(iter(file.read_text().split()), "") if file.is_file() else ""
+    return next(iter(text_of(root / "COMMIT").split()), "")

@@ -12,8 +12,7 @@ import pytest
 
 from .device import is_lost, synchronize
 
-LONG, SHORT = 2000, 200  # characters that are kept of each of the first failures, and of the others
-FIRST = 50
+LONGEST = 1000  # characters that are kept of a failure: those at its end
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,20 +42,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     device = config.getoption("--only-device")
     if not device:
         return
-    others = [item for item in items if not needs(item, device)]
-    config.hook.pytest_deselected(items=others)
-    kept = {*items} - {*others}
-    items[:] = sorted(
-        (item for item in items if item in kept),
-        key=lambda item: bool(re.search("compile|export", item.nodeid)),
-    )
+    kept = [item for item in items if needs(item, device)]
+    config.hook.pytest_deselected(items=list({*items} - {*kept}))
+    items[:] = sorted(kept, key=lambda item: bool(re.search("compile|export", item.nodeid)))
 
 
 def needs(item: pytest.Item, device: str) -> bool:
     """Whether a test is for this device: by a parameter, its name, or since it else is skipped."""
-    parameters = getattr(item, "callspec", None)
-    values = () if parameters is None else parameters.params.values()
-    if any(isinstance(value, str) and value == device for value in values):
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    if any(isinstance(value, str) and value == device for value in parameters):
         return True
     name = item.name.partition("[")[0]  # such as test_what_on_cuda; test_cuda_... is for the host
     if re.search(rf"_(on|for|the)_{device}(_|$)", name):
@@ -80,7 +74,6 @@ class Outcomes:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seconds: dict[str, float] = {}
-        self.failures = 0
         path.write_text("")
 
     def _write(self, test: str, outcome: str, **more: Any) -> None:
@@ -95,20 +88,11 @@ class Outcomes:
         seconds = self.seconds.get(report.nodeid, 0.0) + report.duration
         self.seconds[report.nodeid] = seconds
         if report.when == "call" or report.outcome != "passed":
-            text = self._text(report) if report.failed else _reason(report)
+            text = report.longreprtext[-LONGEST:]
+            if report.skipped and isinstance(report.longrepr, tuple):
+                text = str(report.longrepr[2])  # the reason alone
             self._write(report.nodeid, report.outcome, seconds=round(seconds, 2), text=text)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self._write(report.nodeid, "error", text=self._text(report))
-
-    def _text(self, report: pytest.TestReport | pytest.CollectReport) -> str:
-        """The end of a failure's text."""
-        self.failures += 1
-        return report.longreprtext[-(LONG if self.failures <= FIRST else SHORT) :]
-
-
-def _reason(report: pytest.TestReport) -> str:
-    """Why it was skipped, or nothing."""
-    where = report.longrepr
-    return str(where[2]) if report.skipped and isinstance(where, tuple) else ""
+            self._write(report.nodeid, "error", text=report.longreprtext[-LONGEST:])

@@ -2,16 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .machine import Machine, text_of
-from .processes import Command, Ran
 
 Row = dict[str, Any]
-# A generator gives commands that run side by side, is told how they ended, and returns a remark.
-Steps = Generator[list[Command], list[Ran], str]
 
 
 class Failed(Exception):
@@ -32,6 +29,7 @@ class Setup(NamedTuple):
     library: Path | None  # built earlier
     builds: bool  # whether the extension may be built
     seconds: float  # that the part may take
+    run: Callable[..., None]  # runs commands side by side; raises where there is no time left
 
     def module(self, name: str, *arguments: object) -> list[str]:
         """The arguments that run a module of this Python on the device."""
@@ -43,7 +41,7 @@ class Part(NamedTuple):
 
     name: str
     weight: float
-    steps: Callable[[Setup], Steps]
+    steps: Callable[[Setup], str]  # does its work and returns a remark
     results: Callable[[Path], list[Row]] = lambda folder: []
 
 

@@ -6,8 +6,8 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from .machine import ROOT, last_line, text_of
 
@@ -18,44 +18,29 @@ TICK = 1.0
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
-class Command(NamedTuple):
-    """What a part of the course runs.
+@dataclass
+class Command:
+    """What a part of the course runs, and how it ended."""
 
-    Attributes:
-        name: that of the log, and what the reports call it.
-        arguments: the program and what it is given.
-        share: what it may take of the part's time at most.
-        environment: variables that are added to those of this process.
-        succeeds: the exit codes of a success.
-        is_trial: whether a failure is an answer, and no failure of the part.
-        may_be_late: whether it does as much as there is time for.
-    """
-
-    name: str
+    name: str  # that of the log, and what the reports call it
     arguments: Sequence[str]
-    share: float = 1.0
-    environment: Mapping[str, str] = {}
-    succeeds: tuple[int, ...] = (0,)
-    is_trial: bool = False
-    may_be_late: bool = False
-
-
-class Ran(NamedTuple):
-    """How a command ended; `code` is None where it was ended from here."""
-
-    command: Command
-    code: int | None
-    seconds: float
-    log: Path
+    share: float = 1.0  # of the part's time, at most
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to that of this process
+    succeeds: tuple[int, ...] = (0,)  # the exit codes of a success
+    is_trial: bool = False  # a failure is an answer, and no failure of the part
+    may_be_late: bool = False  # it does as much as there is time for
+    code: int | None = None  # None while it runs, and where it was ended from here
+    seconds: float = 0.0  # how long it has run
+    log: Path = Path(os.devnull)
+    process: subprocess.Popen[bytes] | None = None  # while it runs
 
     @property
     def succeeded(self) -> bool:
-        return self.code in self.command.succeeds
+        return self.code in self.succeeds
 
     @property
     def fails_its_part(self) -> bool:
-        excused = self.command.is_trial or (self.command.may_be_late and self.code is None)
-        return not self.succeeded and not excused
+        return not (self.succeeded or self.is_trial or (self.may_be_late and self.code is None))
 
     @property
     def why(self) -> str:
@@ -69,92 +54,80 @@ class Ran(NamedTuple):
             ended = f"ended by signal {-self.code}"
         text = last_line(text_of(self.log)) or "no output"
         text = text if len(text) <= 200 else f"{text[:197]}..."
-        return f"{self.command.name}: {ended}: {text}"
+        return f"{self.name}: {ended}: {text}"
 
-
-class Running:
-    """A command that was started; its output goes to a log."""
-
-    def __init__(self, command: Command, log: Path) -> None:
-        self.command, self.log = command, log
-        self.code: int | None = None
-        self.was_ended = False
-        self.start = time.monotonic()
-        self.seconds = 0.0
-        with log.open("wb") as file:
+    def start(self, folder: Path) -> None:
+        """Starts it with a log in this folder."""
+        self.log, self.begin = folder / f"{self.name}.txt", time.monotonic()
+        with self.log.open("wb") as file:
             try:
-                self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
-                    command.arguments,
+                self.process = subprocess.Popen(
+                    self.arguments,
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **ENVIRONMENT, **command.environment},
+                    env={**os.environ, **ENVIRONMENT, **self.environment},
                     cwd=ROOT,
-                    preexec_fn=os.setpgrp,
+                    start_new_session=True,
                 )
             except OSError as error:
-                file.write(f"{command.arguments[0]}: {error.strerror}\n".encode())
-                self.process, self.code = None, 127
+                file.write(f"{self.arguments[0]}: {error.strerror}\n".encode())
+                self.code = 127
 
-    def is_alive(self) -> bool:
-        if self.process is None or self.code is not None:
+    def is_running(self) -> bool:
+        if self.process is None:
             return False
+        self.seconds = time.monotonic() - self.begin
         self.code = self.process.poll()
-        self.seconds = time.monotonic() - self.start
-        if self.code is not None:
-            self.signal(signal.SIGKILL)  # it goes to those that were left behind
-        return self.code is None
+        if self.code is None:
+            return True
+        self.signal(signal.SIGKILL)  # it goes to those that were left behind
+        self.process = None
+        return False
 
     def signal(self, number: int) -> None:
+        """Sends a signal to all processes of the command."""
         if self.process is not None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, number)
 
-    def ran(self) -> Ran:
-        code = None if self.was_ended else self.code
-        return Ran(self.command, code, self.seconds, self.log)
 
-
-def end(running: Sequence[Running]) -> None:
+def end(commands: Sequence[Command]) -> None:
     """Interrupts these, and kills what is still there a little later."""
-    alive = [one for one in running if one.is_alive()]
+    running = ended = [command for command in commands if command.is_running()]
     for number in (signal.SIGINT, signal.SIGKILL):
-        for one in alive:
-            one.was_ended = True
-            one.signal(number)
+        for command in running:
+            command.signal(number)
         until = time.monotonic() + PATIENCE
-        while time.monotonic() < until and any([one.is_alive() for one in alive]):
+        while time.monotonic() < until and any([command.is_running() for command in running]):
             time.sleep(STEP)
-        alive = [one for one in alive if one.is_alive()]
-    for one in alive:
-        one.code = -signal.SIGKILL  # what waits for a driver cannot even be killed
+        running = [command for command in running if command.is_running()]
+    for command in ended:
+        # What waits for a driver cannot even be killed: it is left behind.
+        command.process = command.code = None
 
 
 def run(
     commands: Sequence[Command],
     logs: Path,
     seconds: Sequence[float],
-    is_over: Callable[[], bool] = lambda: False,
-    tick: Callable[[], object] = lambda: None,
-) -> list[Ran]:
-    """Runs commands side by side until each has ended.
+    is_over: Callable[[], bool],
+    tick: Callable[[], object],
+) -> None:
+    """Runs commands side by side until each has ended, or has had its seconds, or all are over.
 
-    Args:
-        commands: their names tell them apart.
-        logs: the folder that gets the output of each.
-        seconds: how long each may take.
-        is_over: whether all have to end now.
-        tick: called each second.
+    The folder gets a log of each; `tick` is called each second.
     """
-    running = [Running(command, logs / f"{command.name}.txt") for command in commands]
     next_tick = time.monotonic() + TICK
     try:
-        while any([one.is_alive() for one in running]) and not is_over():
-            end([one for one, most in zip(running, seconds, strict=True) if one.seconds > most])
+        for command in commands:
+            command.start(logs)
+        while any([command.is_running() for command in commands]) and not is_over():
+            limits = zip(commands, seconds, strict=True)
+            end([command for command, most in limits if command.seconds > most])
             if time.monotonic() > next_tick:
                 next_tick = time.monotonic() + TICK
                 tick()
             time.sleep(STEP)
     finally:
-        end(running)
-    return [one.ran() for one in running]
+        end(commands)

@@ -1,4 +1,4 @@
-"""What a course tells: tables for a README, and a summary for the terminal."""
+"""What a course tells: a report for a README, and a summary for the terminal."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -7,119 +7,32 @@ from typing import Any
 
 from . import tables
 from .correctness import FAILURES
+from .machine import text_of
 from .part import Row
-from .tables import markdown
 
-Section = Callable[[Sequence[Row]], list[str]]
 MOST_LINES, MOST_COLUMNS = 40, 160
+MOST_TESTS = 6  # lines on tests in the summary
 BAD = (*FAILURES, "began")
 
 
-def report(results: dict[str, Any]) -> str:
-    """report.md."""
+def report(results: dict[str, Any], logs: Path) -> str:
+    """report.md; of the figures it has the tables that the benchmark has printed into its logs."""
     facts = results["facts"]
     text = [f"# weighted_bce on {facts.get('GPU', 'a GPU')}", ""]
     text += [f"- {name}: {value}" for name, value in facts.items()]
     text += [f"- clocks: {clocks(results)}", ""]
     head = ("part", "outcome", "seconds", "of at most", "remark")
     keys = ("part", "outcome", "seconds", "limit", "why")
-    text += markdown(head, [[part[key] for key in keys] for part in results["parts"]])
+    text += tables.markdown(head, [[part[key] for key in keys] for part in results["parts"]])
     for part in results["parts"]:
-        section = SECTIONS.get(part["part"])
-        if section is not None and part["results"]:
-            lines = _safely(section, part["results"])
-            text += ["", f"## {part['part'].capitalize()}", *lines]
+        if part["results"]:
+            text += ["", f"## {part['part'].capitalize()}", ""]
+            text += [f"- {line}" for line in _lines(part)]
+        if part["part"] == "figures":
+            for name in dict.fromkeys(row["run"] for row in part["results"] if "run" in row):
+                printed = text_of(logs / "figures" / f"{name}.txt").strip()
+                text += ["", f"### {name}", "", "```", printed, "```"]
     return "\n".join(text) + "\n"
-
-
-def _safely(section: Section, rows: Sequence[Row]) -> list[str]:
-    """What a section says; where it cannot read the rows, the others are still worth having."""
-    try:
-        return section(rows)
-    except Exception as error:
-        return ["", f"unreadable: {type(error).__name__}: {error}"]
-
-
-def clocks(results: dict[str, Any]) -> str:
-    """The range of the GPU's clock, and of its temperature and power."""
-    seen = results["clocks"]
-    ranges = []
-    for name in ("SM MHz", "memory MHz", "W", "degrees C"):
-        values = [float(row[name]) for row in seen if row[name].replace(".", "", 1).isdecimal()]
-        if values:
-            ranges.append(f"{min(values):.0f} to {max(values):.0f} {name}")
-    return ", ".join(ranges) or "not known"
-
-
-def _figures(rows: Sequence[Row]) -> list[str]:
-    first = rows[0]
-    text = (
-        f"Medians; pos_weight {first['pos_weight']:g}, {first['density']:.2%} positives (linear "
-        "layers: 5 in each row). Of ours: the bandwidth, and its share of that of a copy; of "
-        "others: how many times as long as ours they take."
-    )
-    return ["", text, *tables.of_losses(rows), *tables.of_layers(rows)]
-
-
-def _columns(*keys: str) -> Section:
-    """A section that is these columns of the rows."""
-    return lambda rows: ["", *markdown(keys, [[row[key] for key in keys] for row in rows])]
-
-
-def _tests(rows: Sequence[Row]) -> list[str]:
-    bad = [[row["test"], _reason(row)] for row in rows if row["outcome"] in BAD]
-    return ["", tally(rows), "", *(markdown(("test", "what failed"), bad) if bad else [])]
-
-
-def tally(rows: Sequence[Row]) -> str:
-    """How many tests passed, failed, were skipped, or began and did not end."""
-    counts = Counter(row["outcome"] for row in rows)
-    words = {"began": "did not end"}
-    return ", ".join(f"{count} {words.get(name, name)}" for name, count in counts.items())
-
-
-def _reason(row: Row) -> str:
-    """The line of a traceback that pytest points to, or the first one."""
-    if row["outcome"] == "began":
-        return "did not end"
-    lines = [line for line in str(row["text"]).splitlines() if line.strip()]
-    marked = [line[1:].strip() for line in lines if line.startswith("E ")]
-    return (marked or lines or [""])[0][:200]
-
-
-def _profile(rows: Sequence[Row]) -> list[str]:
-    """What was counted, and in brackets what was expected of an H200."""
-    head = ("kernel", "time", "DRAM", "issue slots", "registers", "occupancy", "top stall", "limit")
-    return ["", *markdown(head, [_counted(row) for row in rows])]
-
-
-def _counted(row: Row) -> list[str]:
-    wanted = row["expected"]
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{value:.0f}%"
-
-    seconds, rate, registers = row["seconds"], row["DRAM bytes/s"], row["registers"]
-    issue = row["issue slots %"] if row["issue slots %"] is not None else row["issue active %"]
-    return [
-        row["kernel"],
-        "-" if seconds is None else tables.duration(seconds),
-        percent(row["DRAM %"]) + ("" if rate is None else f", {rate / 1e9:.0f} GB/s"),
-        f"{percent(issue)} ({wanted.get('issue', '-')})",
-        f"{registers:.0f} ({wanted.get('registers', '-')})" if registers else "-",
-        percent(row["occupancy %"]),
-        row["top stall"].replace("_", " "),
-        f"({wanted.get('first limit', '-')})",
-    ]
-
-
-SECTIONS: dict[str, Section] = {
-    "smoke": _columns("group", "cases", "failed", "seconds", "remark"),
-    "figures": _figures,
-    "tests": _tests,
-    "sanitize": _columns("tool", "says", "in our kernels", "cases"),
-    "profile": _profile,
-}
 
 
 def summary(results: dict[str, Any], out: Path, code: int) -> list[str]:
@@ -130,38 +43,89 @@ def summary(results: dict[str, Any], out: Path, code: int) -> list[str]:
         f"torch {facts.get('torch')}",
         f"clocks: {clocks(results)}",
     ]
-    more: list[str] = []
+    parts = {part["part"]: part for part in results["parts"]}
     for part in results["parts"]:
         text = f"{part['part']:9}{part['outcome']:12}{part['seconds']:4.0f} s  {part['why']}"
         head.append(text.rstrip())
-    for name, details in DETAILS.items():
-        for part in results["parts"]:
-            if part["part"] == name and part["results"]:
-                more += [f"  {line}" for line in _safely(details, part["results"])]
     last = [f"results: {out}", f"exit code {code}"]
+    more = []
+    for name in LINES:
+        lines = _lines(parts[name]) if name in parts else []
+        more += [f"  {line}" for line in (lines[:MOST_TESTS] if name == "tests" else lines)]
     kept = more[: MOST_LINES - len(head) - len(last)]
     return [line[:MOST_COLUMNS] for line in (*head, *kept, *last)]
 
 
-def _failing(rows: Sequence[Row]) -> list[str]:
+def clocks(results: dict[str, Any]) -> str:
+    """The range of the GPU's clock, and of its temperature and power."""
+    ranges = []
+    for name in ("SM MHz", "memory MHz", "W", "degrees C"):
+        texts = [row[name] for row in results["clocks"]]
+        values = [float(text) for text in texts if text.replace(".", "", 1).isdecimal()]
+        if values:
+            ranges.append(f"{min(values):.0f} to {max(values):.0f} {name}")
+    return ", ".join(ranges) or "not known"
+
+
+def _lines(part: Row) -> list[str]:
+    """What came of a part; where its rows cannot be read, the others are still worth having."""
+    try:
+        return LINES[part["part"]](part["results"]) if part["results"] else []
+    except Exception as error:
+        return [f"unreadable: {type(error).__name__}: {error}"]
+
+
+def _tests(rows: Sequence[Row]) -> list[str]:
+    """How many tests passed, failed, were skipped, began and did not end; then those not right."""
+    counts = Counter(row["outcome"] for row in rows)
+    words = {"began": "did not end"}
+    tally = ", ".join(f"{count} {words.get(name, name)}" for name, count in counts.items())
     bad = [f"{row['test']}: {_reason(row)}" for row in rows if row["outcome"] in BAD]
-    return [f"tests: {tally(rows)}", *bad[:5]]
+    return [f"tests: {tally}", *bad]
 
 
-def _kernels(rows: Sequence[Row]) -> list[str]:
-    lines = []
-    for row in rows:
-        name, time, memory, issue, registers, occupancy, stall, _ = _counted(row)
-        lines.append(
-            f"{name.removesuffix(', loss and gradient')}: {time}, DRAM {memory}, issue {issue}, "
-            f"{registers} registers, occupancy {occupancy}, stalls: {stall}"
-        )
-    return lines
+def _reason(row: Row) -> str:
+    """The line of a traceback that pytest points to, or the first one."""
+    if row["outcome"] == "began":
+        return "did not end"
+    lines = [line for line in str(row["text"]).splitlines() if line.strip()]
+    pointed_to = [line[1:].strip() for line in lines if line.startswith("E ")]
+    return (pointed_to or lines or [""])[0][:200]
+
+
+def _kernel(row: Row) -> str:
+    """What was counted of a kernel, and in brackets what was expected of an H200."""
+    expected = row["expected"]
+
+    def percent(name: str) -> str:
+        return "-" if row[name] is None else f"{row[name]:.0f}%"
+
+    issue = "issue active %" if row["issue slots %"] is None else "issue slots %"
+    rate, registers = row["DRAM bytes/s"], row["registers"]
+    facts = [
+        "-" if row["seconds"] is None else tables.duration(row["seconds"]),
+        f"DRAM {percent('DRAM %')}" + ("" if rate is None else f" {rate / 1e9:.0f} GB/s"),
+        f"issue {percent(issue)} ({expected.get('issue', '-')})",
+        f"{registers or 0:.0f} registers ({expected.get('registers', '-')})",
+        f"occupancy {percent('occupancy %')}",
+        f"stalls: {row['top stall'].replace('_', ' ')}",
+        f"limit ({expected.get('first limit', '-')})",
+    ]
+    return f"{row['kernel'].removesuffix(', loss and gradient')}: {', '.join(facts)}"
 
 
 # The summary has these in this order, as many lines as there is space for.
-DETAILS: dict[str, Section] = {
-    "tests": _failing,
-    "profile": _kernels,
+LINES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+    "tests": _tests,
+    "profile": lambda rows: [_kernel(row) for row in rows],
     "figures": tables.lines,
+    "sanitize": lambda rows: [
+        f"{row['tool']}: {row['says']}, {row['in our kernels']} in our kernels; {row['cases']}"
+        for row in rows
+    ],
+    "smoke": lambda rows: [
+        f"{row['group']}: {row['failed']} of {row['cases']} cases failed in {row['seconds']:.1f} s"
+        f"{'; ' * bool(row['remark'])}{row['remark']}"
+        for row in rows
+    ],
 }

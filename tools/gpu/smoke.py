@@ -28,33 +28,30 @@ class Tally:
 
     def step(self, end: float) -> None:
         """Runs the next case, unless it would begin after the end."""
-        start = time.monotonic()
+        start, row = time.monotonic(), self.row
+        remark = ""
         try:
             check = next(self.checks, None)
             if check is None:
                 self.is_over = True
             elif start > end:
-                self.is_over = self.row["cut"] = True
-                self.row["remark"] = self.row["remark"] or "ended early: no time left"
+                self.is_over = row["cut"] = True
+                remark = "ended early: no time left"
             else:
-                self.row["cases"] += 1
+                row["cases"] += 1
                 check()
                 synchronize()
         except Skip as skip:
-            self.row["cases"] -= 1
-            self.row["remark"] = self.row["remark"] or f"left out: {skip}"
+            row["cases"] -= 1
+            remark = f"left out: {skip}"
         except Exception as error:  # what makes the cases runs on the device as well
-            self._fails(error)
-        self.row["seconds"] = round(self.row["seconds"] + time.monotonic() - start, 3)
-
-    def _fails(self, error: Exception) -> None:
-        traceback.print_exc()
-        self.row["failed"] += 1
-        text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        self.row["remark"] = self.row["remark"] or text
-        self.is_lost = is_lost()
-        if self.is_lost:
-            self.row["remark"] += "; the GPU takes no more work"
+            traceback.print_exc()
+            row["failed"] += 1
+            remark = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            self.is_lost = is_lost()
+        row["remark"] = row["remark"] or remark  # the first one tells most
+        row["remark"] += "; the GPU takes no more work" * self.is_lost
+        row["seconds"] = round(row["seconds"] + time.monotonic() - start, 3)
 
 
 def run(tallies: Sequence[Tally], end: float) -> None:

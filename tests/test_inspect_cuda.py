@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import cuda_code, hot_path, inspect_cuda
-from bench.cuda_code import Code, kernel_of
-from bench.hot_path import HotPath
+from bench import hot_path, inspect_cuda
+from bench.inspect_cuda import Code, kernel_of
 
 PREFIX = "_ZN12weighted_bce4cuda"
 ARGUMENTS = "EEvNS_7ProblemENS0_9WorkspaceE"
@@ -49,9 +48,9 @@ LOOP = """
 UNIFORM, BY_LABEL = 8 + 4 + 2 + 1, 8 + 5 + 2 + 1
 FACTS = dict.fromkeys(("stack", "local", "spills", "16-byte stores"), 0)
 FACTS |= {"registers": 60, "shared bytes": 80, "16-byte loads": 1}
-HOT = HotPath(108, 115, sums=56, memory=2, doubles=0, branches=4, ahead=(3, 3))
+HOT = {"bytes": 5, "instructions": 27.0, "sums": 56 / 96, "p varies": 28.75, "MUFU": 1.0}
+HOT |= {"memory": 0.5, "float64": 0, "branches": 4, "ahead": 3}
 KERNEL = kernel_of(VECTORS)._replace(facts=FACTS, hot={1: HOT})
-REGISTERS = "Registers of all kernels"
 
 
 def printed(code: str) -> str:
@@ -64,9 +63,9 @@ def printed(code: str) -> str:
     return "\n".join(lines)
 
 
-def found(code: str, target: int = 4) -> HotPath:
+def found(code: str, target: int = 4) -> dict[str, float]:
     instructions = hot_path.instructions_of(printed(code))
-    return hot_path.find(instructions, GROUP, (target,), sums=True, slopes=False)[target]
+    return hot_path.find(instructions, GROUP, (target,), "loss").get(target, {})
 
 
 def replaced(old: str, new: str) -> str:
@@ -82,26 +81,22 @@ def test_all_instructions_are_read() -> None:
     assert [i.width for i in code if i.name in ("LDG", "LDGSTS")] == [16, 8, 4]
 
 
-def test_instructions_of_the_hot_paths() -> None:
-    assert found(LOOP) == HotPath(
-        instructions=UNIFORM,
-        by_label=BY_LABEL,
-        sums=2,
-        memory=2,
-        doubles=1,
-        branches=4,
-        ahead=(3, 3),
-    )
+def test_counts_of_the_hot_path() -> None:
+    assert found(LOOP) == {
+        **{"bytes": (16 + 8) / GROUP, "instructions": UNIFORM / GROUP, "sums": 2 / 96},
+        **{"p varies": BY_LABEL / GROUP, "MUFU": 1, "memory": 2 / GROUP, "float64": 1},
+        **{"branches": 4, "ahead": 3},
+    }
     # Positives tell the paths apart, and not their lengths.
     shorter = found(replaced("0xd0       FADD R10, R10, R11\n0xe0       FADD R10, R10, R11\n", ""))
-    assert (shorter.instructions, shorter.by_label) == (UNIFORM, BY_LABEL - 2)
+    assert (shorter["instructions"], shorter["p varies"]) == (UNIFORM / 2, (BY_LABEL - 2) / 2)
 
 
 def test_hot_path_of_sparse_labels_has_no_positive() -> None:
     """It may clear shared memory, under a condition; pos_weight plays no part."""
     sparse = replaced("     LDG.E.EF.64 R8, desc[UR4][R6.64]", "@!P0 STS.64 [R6], RZ")
     path = found(sparse, target=0)
-    assert (path.instructions, path.by_label) == (UNIFORM, UNIFORM)
+    assert (path["instructions"], path["p varies"]) == (UNIFORM / GROUP, UNIFORM / GROUP)
 
 
 @pytest.mark.parametrize(
@@ -116,27 +111,26 @@ def test_hot_path_of_sparse_labels_has_no_positive() -> None:
     ],
 )
 def test_copies_are_ahead_by_what_is_not_waited_for(old: str, new: str, iterations: int) -> None:
-    assert found(replaced(old, new)).ahead == (iterations, iterations)
+    assert found(replaced(old, new))["ahead"] == iterations
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "missing"),
+    ("old", "new"),
     [
-        ("LDGSTS.E.BYPASS.128 [R3]", "LDG.E.EF.128 R4", "no main loop"),
-        ("LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.64", "no main loop"),
-        ("LDG.E.EF.64", "LDG.E.EF", "no way through the main loop"),
-        ("0x80       FADD", "0x80       MUFU.RCP", "no way through the main loop"),
-        ("0x80       FADD R10, R10, R11", "0x80       STL [R1], R2", "no way through"),
-        ("@P3 CALL.REL.NOINC", "CALL.REL.NOINC", "no way through"),
-        ("MUFU.RCP R2, R2", "FADD R2, R2, R2", "no way through the main loop"),
-        ("FLO.U32.SH", "MOV", "no way through"),
-        ("BRA.U !UP0, 0x140", "BRX R2 -0x10", "not one entry to it: 2"),
-        ("S2R R0, SR_TID.X", "@P0 BRA 0x60", "not one entry to it: 2"),
+        ("LDGSTS.E.BYPASS.128 [R3]", "LDG.E.EF.128 R4"),  # no copies of 16 bytes: no main loop
+        ("LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.64"),
+        ("@P6 BRA 0x10", "@P6 BRA 0x12"),  # the copies are not in the loop
+        ("LDG.E.EF.64", "LDG.E.EF"),
+        ("0x80       FADD", "0x80       MUFU.RCP"),
+        ("0x80       FADD R10, R10, R11", "0x80       STL [R1], R2"),
+        ("@P3 CALL.REL.NOINC", "CALL.REL.NOINC"),
+        ("MUFU.RCP R2, R2", "FADD R2, R2, R2"),
+        ("FLO.U32.SH", "MOV"),
+        ("BRA.U !UP0, 0x140", "BRX R2 -0x10"),
     ],
 )
-def test_other_code_is_an_error(old: str, new: str, missing: str) -> None:
-    with pytest.raises(ValueError, match=missing):
-        found(replaced(old, new))
+def test_other_code_has_no_hot_path(old: str, new: str) -> None:
+    assert found(replaced(old, new)) == {}
 
 
 NAMES = {
@@ -162,34 +156,33 @@ def test_facts_of_a_kernel() -> None:
     usage = "  REG:60 STACK:8 SHARED:80 LOCAL:4 CONSTANT[0]:3584"
     spilling = replaced("0x80       FADD R10, R10, R11", "0x80       STL [R1], R2")
     code = hot_path.instructions_of(printed(spilling + "0x200 STG.E.128 [R1], R2\n"))
-    kernel = cuda_code.with_facts(kernel_of(VECTORS), usage, code)
+    kernel = inspect_cuda.with_facts(kernel_of(VECTORS), usage, code)
     assert kernel.facts == FACTS | {"stack": 8, "local": 4, "spills": 1, "16-byte stores": 1}
-    assert (kernel.hot, kernel.unclear[:10]) == ({}, "no way thr")
-    cells = inspect_cuda.cells_of(Code("13.0", (), {"sm_80": [kernel]}))
-    assert cells == {(REGISTERS, str(kernel), "sm_80"): "60"}
+    assert kernel.hot == {}
+    cells = inspect_cuda.cells_of(Code("13.0", {"sm_80": [kernel]}))
+    assert cells == {("Registers of all kernels", str(kernel), "sm_80"): "60"}
 
 
-def test_prediction() -> None:
-    """27 instructions for an element of 4 + 1 bytes; 56 more, and 2 MUFU, in each run of 96."""
+@pytest.mark.parametrize(("instructions", "limit"), [(27.0, "memory"), (100.0, "issue")])
+def test_prediction(instructions: float, limit: str) -> None:
+    """An element has 4 + 1 bytes; 56 instructions more, and 2 MUFU, are in each run of 96."""
+    hot = HOT | {"instructions": instructions}
+    cells = inspect_cuda.cells_of(Code("13.0", {"sm_90": [KERNEL._replace(hot={1: hot})]}))
     elements = 4.3e12 / 5 / 132 / 1.98e9
-    for hot, limit in ((HOT, "memory"), (HOT._replace(instructions=400), "issue")):
-        code = Code("13.0", (), {"sm_90": [KERNEL._replace(hot={1: hot})]})
-        cells = inspect_cuda.cells_of(code)
-        row = {cell[2]: cells[cell] for cell in cells if cell[0] == "Hot paths, sm_90"}
-        issue = elements * (hot.instructions / 4 + 56 / 96) / 128
-        assert row == {
-            **{"bytes": "5", "instructions": f"{hot.instructions / 4:.2f}", "sums": "0.58"},
-            **{"p varies": "28.75", "MUFU": "1.00", "memory": "0.50", "float64": "0"},
-            **{"branches": "4", "ahead": "3", "issue": f"{issue:.0%}", "first limit": limit},
-            "MUFU rate": f"{elements * (1 + 2 / 96) / 16:.0%}",
-            "of a copy": f"{1 / max(1, issue):.0%}",
-        }
+    issue = elements * (instructions + 56 / 96) / 128
+    assert {cell[2]: cells[cell] for cell in cells if cell[0] == "Hot paths, sm_90"} == {
+        **{"bytes": "5", "instructions": f"{instructions:.2f}", "sums": "0.58"},
+        **{"p varies": "28.75", "MUFU": "1.00", "memory": "0.50", "float64": "0"},
+        **{"branches": "4", "ahead": "3", "issue": f"{issue:.0%}", "first limit": limit},
+        "MUFU rate": f"{elements * (1 + 2 / 96) / 16:.0%}",
+        "of a copy": f"{1 / max(1, issue):.0%}",
+    }
 
 
 def test_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All that is no table stays; a kernel may be missing for a GPU."""
     other = KERNEL._replace(name="a", facts=FACTS | {"registers": 70}, hot={})
-    both = Code("13.0.88", ("sm_80", "sm_90"), {"sm_80": [KERNEL, other], "sm_90": [KERNEL]})
+    both = Code("13.0.88", {"sm_80": [KERNEL, other], "sm_90": [KERNEL]})
     monkeypatch.setattr(inspect_cuda, "built", lambda: both)
     path = tmp_path / "report.md"
     inspect_cuda.main(["--out", str(path)])
@@ -204,7 +197,7 @@ def test_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_code_that_cannot_be_read(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cuda_code, "extension", None)
+    monkeypatch.setattr(inspect_cuda, "extension", None)
     with pytest.raises(SystemExit, match="2"):
         inspect_cuda.main([])
     assert "error: there are no CUDA kernels: " in capsys.readouterr().err

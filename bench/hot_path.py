@@ -108,7 +108,7 @@ def _paths(code: list[Instruction], most: Tally) -> dict[Tally, Path]:
     """
     copies = [i.address for i in code if i.name == "LDGSTS" and i.width == 16]
     starts = [to for i in code for to in i.targets if any(to <= c < i.address for c in copies)]
-    start = min(starts, default=0)
+    start = min(starts, default=-1)
     end = max((i.address for i in code if start in i.targets), default=0)
     paths: dict[int, dict[Tally, Path]] = {start: {(0,) * len(most): ()}}  # from here to the start
     before_positives = set()

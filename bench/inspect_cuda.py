@@ -70,7 +70,7 @@ def built() -> Code:
     if extension is None or not extension.cuda_archs:
         raise Unreadable(f"there are no CUDA kernels: {why_missing or 'built without'}")
     module = Path(str(extension.__file__))
-    said = re.findall(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", module.read_bytes())
+    versions = re.findall(rb"Cuda compilation tools, release .+?, V([\d.]+)", module.read_bytes())
     code: dict[str, dict[str, Kernel]] = {}
     for part in _cuobjdump(module).split("\nFatbin ")[1:]:
         kind, number = re.findall(r"^(elf|ptx) code:\n=+\narch = sm_(\d+)", part)[0]
@@ -82,7 +82,7 @@ def built() -> Code:
                 instructions = hot_path.instructions_of(text)
                 kernels[name] = with_facts(kernel_of(name), usages[name], instructions)
     ordered = sorted(code, key=lambda name: (len(name), name))  # sm_90 before sm_100, PTX last
-    nvcc = ", ".join(sorted({one.decode() for one in said}))
+    nvcc = b", ".join(sorted({*versions})).decode()
     return Code(nvcc, {name: sorted(code[name].values()) for name in ordered})
 
 

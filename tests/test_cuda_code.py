@@ -3,12 +3,12 @@ long before their use, few instructions."""
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pytest
 
 from bench import inspect_cuda
-from bench.inspect_cuda import LANES, TARGETS, Code, Kernel, Unreadable
+from bench.inspect_cuda import LANES, MODES, TARGETS, Code, Kernel, Unreadable
 from weighted_bce._extension import extension
 
 DEFAULT = ("sm_80", "sm_90", "sm_100", "sm_120", "compute_120")  # of tools/cuda_build.py
@@ -48,12 +48,6 @@ def all_of(code: Code) -> Iterator[tuple[str, Kernel]]:
         yield from ((f"{architecture}, {kernel}", kernel) for kernel in kernels)
 
 
-def hot_of(code: Code) -> Iterator[tuple[str, Kernel, int, Mapping[str, float]]]:
-    for name, kernel in all_of(code):
-        for target, counts in kernel.hot.items():
-            yield f"{name}, {target}", kernel, target, counts
-
-
 def test_has_code_for_each_gpu(code: Code) -> None:
     assert extension is not None
     assert set(code.kernels) == set(extension.cuda_archs.split(", "))
@@ -80,12 +74,8 @@ def test_has_each_kernel(code: Code) -> None:
 
 
 def test_no_kernel_keeps_variables_in_memory(code: Code) -> None:
-    used = {
-        name: counts
-        for name, kernel in all_of(code)
-        if any(counts := [kernel.facts[key] for key in ("stack", "local", "spills")])
-    }
-    assert not used
+    for name, kernel in all_of(code):
+        assert not any(kernel.facts[key] for key in ("stack", "local", "spills")), name
 
 
 def blocks_at_once(kernel: Kernel) -> int:
@@ -97,21 +87,16 @@ def blocks_at_once(kernel: Kernel) -> int:
     slopes = "gradient" in kernel.mode
     halves = kernel.dtype in ("float16", "bfloat16")
     sparse_loss = kernel.target == "sparse labels" and kernel.mode == "loss"
-    fewer = int((slopes or sparse_loss) and halves) + int(kernel.loss != "")
-    return 4 - fewer
+    return 4 - int((slopes or sparse_loss) and halves) - int(kernel.loss != "")
 
 
 def test_blocks_of_the_launch_bounds_have_registers_and_shared_memory(code: Code) -> None:
-    wrong = []
     for name, kernel in all_of(code):
-        blocks, facts = blocks_at_once(kernel), kernel.facts
+        blocks = blocks_at_once(kernel)
         most = REGISTERS // (THREADS * blocks) // 8 * 8  # given out in eights
-        if facts["registers"] > min(most, 255):
-            wrong.append(f"{name}: {facts['registers']} registers of {most}")
-        shared = (facts["shared bytes"] + RESERVED) * blocks
-        if shared > 1024 * SHARED.get(name.partition(",")[0], math.inf):
-            wrong.append(f"{name}: {shared} bytes of shared memory")
-    assert not wrong, "\n".join(wrong)
+        assert kernel.facts["registers"] <= min(most, 255), name
+        shared = (kernel.facts["shared bytes"] + RESERVED) * blocks
+        assert shared <= 1024 * SHARED.get(name.partition(",")[0], math.inf), name
 
 
 def test_vectors_are_of_16_bytes(code: Code) -> None:
@@ -124,28 +109,21 @@ def test_vectors_are_of_16_bytes(code: Code) -> None:
 def test_hot_path_is_found(code: Code) -> None:
     """Two special functions an element, or one for the loss alone, and 16 bytes an access."""
     for name, kernel in all_of(code):
-        is_hot = (kernel.name, kernel.loss) == ("on_vectors", "")
-        is_hot = is_hot and kernel.mode != "unreduced loss"
+        is_hot = kernel.name == "on_vectors" and not kernel.loss and kernel.mode != MODES[-1]
         assert [*kernel.hot] == [*TARGETS[kernel.target]] if is_hot else not kernel.hot, name
 
 
-def test_hot_path_has_few_instructions(code: Code) -> None:
-    """None of double precision, which some GPUs compute at a 64th of the speed."""
-    wrong = []
-    for name, kernel, target, counts in hot_of(code):
+def test_hot_path_has_few_instructions_and_loads_ahead(code: Code) -> None:
+    """None is of double precision, which some GPUs compute at a 64th of the speed. A group's
+    logits, and targets of 1 byte, arrive while those before it are computed."""
+    hot = [(name, kernel, *one) for name, kernel in all_of(code) for one in kernel.hot.items()]
+    for name, kernel, target, counts in hot:
         most = MOST[LANES[kernel.dtype], kernel.mode][target == 0]
         most += MORE_FOR_LARGER_TARGETS if target > 1 else 0
-        if counts["instructions"] > most or counts["p varies"] > most + MORE_BY_LABEL:
-            wrong.append(f"{name}: {counts} of {most}")
-        if counts["branches"] > MOST_BRANCHES or counts["float64"]:
-            wrong.append(f"{name}: {counts}")
-    assert not wrong, "\n".join(wrong)
-
-
-def test_loads_are_ahead(code: Code) -> None:
-    """A group's logits, and targets of 1 byte, arrive while those before it are computed."""
-    late = {name: counts["ahead"] for name, *_, counts in hot_of(code) if counts["ahead"] != AHEAD}
-    assert not late
+        assert counts["instructions"] <= most, (name, target)
+        assert counts["p varies"] <= most + MORE_BY_LABEL, (name, target)
+        assert counts["branches"] <= MOST_BRANCHES, (name, target)
+        assert (counts["float64"], counts["ahead"]) == (0, AHEAD), (name, target)
 
 
 def test_report_is_up_to_date(code: Code) -> None:

@@ -109,11 +109,9 @@ def _paths(code: list[Instruction], most: Tally) -> dict[Tally, Path]:
     copies = [i.address for i in code if i.name == "LDGSTS" and i.width == 16]
     starts = [to for i in code for to in i.targets if any(to <= c < i.address for c in copies)]
     start = min(starts, default=-1)
-    end = max((i.address for i in code if start in i.targets), default=0)
     paths: dict[int, dict[Tally, Path]] = {start: {(0,) * len(most): ()}}  # from here to the start
     before_positives = set()
-    loop = [(i, after) for i, after in pairwise(code) if start <= i.address <= end]
-    for i, after in reversed(loop):
+    for i, after in reversed([one for one in pairwise(code) if one[0].address >= start]):
         # A call is an instruction like others, for its subroutine comes back to it.
         goes_on = i.is_conditional or i.name not in LEAVES
         following = i.targets + [after.address] * goes_on

@@ -29,8 +29,7 @@ NAME = re.compile(
 )
 # The predictions are for an H200, by NVIDIA's documents.
 PREDICTED = "sm_90"
-PROCESSORS = 132
-CLOCK = 1.98e9  # Hz, the highest
+CLOCKS = 132 * 1.98e9  # of its processors in a second: the highest
 ISSUE = 4 * 32  # instructions of threads, in warps, that a processor starts in a clock
 MUFU = 16  # special functions of threads that a processor completes in a clock
 COPY = 4.3e12  # bytes a second that a copy is taken to read and write, of 4.8e12 by the data sheet
@@ -62,11 +61,7 @@ class Code(NamedTuple):
 
 
 def built() -> Code:
-    """Reads the CUDA code of the extension that is imported here.
-
-    Raises:
-        Unreadable: if it has no CUDA kernels, or no tool to read them is there.
-    """
+    """Reads the CUDA code of the extension that is imported here; raises Unreadable."""
     if extension is None or not extension.cuda_archs:
         raise Unreadable(f"there are no CUDA kernels: {why_missing or 'built without'}")
     module = Path(str(extension.__file__))
@@ -100,8 +95,7 @@ def _cuobjdump(module: Path) -> str:
 
 def kernel_of(mangled: str) -> Kernel:
     """The kernel of a mangled name; of one that is not known here, just the name."""
-    match = NAME.match(mangled)
-    if match is None:
+    if (match := NAME.match(mangled)) is None:
         return Kernel(mangled)
     name, loss, types, target, mode = match.groups()
     dtypes = dict.fromkeys(DTYPES[one] for one in re.findall("|".join(DTYPES), types))
@@ -150,7 +144,7 @@ def cells_of(code: Code) -> dict[tuple[str, str, str], str]:
 
 def _predicted(counts: Mapping[str, float]) -> dict[str, str]:
     """How fast a hot path can be by its counts."""
-    elements = COPY / counts["bytes"] / PROCESSORS / CLOCK  # of a processor in a clock
+    elements = COPY / counts["bytes"] / CLOCKS  # of a processor in a clock
     issue = elements * (counts["instructions"] + counts["sums"]) / ISSUE
     sums = hot_path.SUMS / hot_path.RUN if counts["sums"] else 0
     special = elements * (counts["MUFU"] + sums) / MUFU

@@ -15,35 +15,35 @@ GROUP = 2  # logits of 8 bytes, targets of 4
 # and take those that have come. Then 4 with one weight, or 5 with one for each label and
 # one positive at a time after them. The sums are collected by 2 more before the end of 2.
 LOOP = """
-0x00       S2R R0, SR_TID.X
-0x10  @!P0 LDGSTS.E.BYPASS.128 [R3], desc[UR4][R2.64]
-0x12       LDGDEPBAR
-0x14       DEPBAR.LE SB0, 0x3
-0x16       LDS.128 R4, [R3+0x1000]
-0x20       LDG.E.EF.64 R8, desc[UR4][R6.64]
-0x30       ISETP.NE.AND P1, PT, R1, RZ, PT
-0x40       DADD R2, R2, R2
-0x50   @P1 BRA P2, 0xb0
-0x60       MUFU.EX2 R10, R4
-0x70       MUFU.EX2 R11, R5
-0x80       FADD R10, R10, R11
-0x90   @P3 CALL.REL.NOINC 0x140
-0xa0       BRA 0x140
-0xb0       MUFU.EX2 R10, R4
-0xc0       MUFU.EX2 R11, R5
-0xd0       FADD R10, R10, R11
-0xe0       FADD R10, R10, R11
-0xf0       BRA.U !UP0, 0x140
-0x100      FLO.U32.SH R12, R13
-0x110      LDG.E R14, desc[UR4][R16.64]
-0x120      MUFU.EX2 R10, R14
-0x130  @P4 BRA 0x100
-0x140      ISETP.NE.AND P5, PT, R1, 0x60, PT
-0x150  @P5 BRA 0x180
-0x160      MUFU.RCP R1, R1
-0x170      MUFU.RCP R2, R2
-0x180  @P6 BRA 0x10
-0x190      EXIT
+0000       S2R R0, SR_TID.X
+0010  @!P0 LDGSTS.E.BYPASS.128 [R3], desc[UR4][R2.64]
+0012       LDGDEPBAR
+0014       DEPBAR.LE SB0, 0x3
+0016       LDS.128 R4, [R3+0x1000]
+0020       LDG.E.EF.64 R8, desc[UR4][R6.64]
+0030       ISETP.NE.AND P1, PT, R1, RZ, PT
+0040       DADD R2, R2, R2
+0050   @P1 BRA P2, 0xb0
+0060       MUFU.EX2 R10, R4
+0070       MUFU.EX2 R11, R5
+0080       FADD R10, R10, R11
+0090   @P3 CALL.REL.NOINC 0x140
+00a0       BRA 0x140
+00b0       MUFU.EX2 R10, R4
+00c0       MUFU.EX2 R11, R5
+00d0       FADD R10, R10, R11
+00e0       FADD R10, R10, R11
+00f0       BRA.U !UP0, 0x140
+0100      FLO.U32.SH R12, R13
+0110      LDG.E R14, desc[UR4][R16.64]
+0120      MUFU.EX2 R10, R14
+0130  @P4 BRA 0x100
+0140      ISETP.NE.AND P5, PT, R1, 0x60, PT
+0150  @P5 BRA 0x180
+0160      MUFU.RCP R1, R1
+0170      MUFU.RCP R2, R2
+0180  @P6 BRA 0x10
+0190      EXIT
 """
 UNIFORM, BY_LABEL = 8 + 4 + 2 + 1, 8 + 5 + 2 + 1
 FACTS = dict.fromkeys(("stack", "local", "spills", "16-byte stores"), 0)
@@ -55,12 +55,9 @@ KERNEL = kernel_of(VECTORS)._replace(facts=FACTS, hot={1: HOT})
 
 def printed(code: str) -> str:
     """The code as cuobjdump prints it, by address."""
-    lines = []
-    for line in sorted(code.strip().splitlines(), key=lambda line: int(line.split()[0], 16)):
-        address, rest = line.split(maxsplit=1)
-        lines.append(f"        /*{int(address, 16):04x}*/    {rest} ;    /* 0x00000a0000017a02 */")
-        lines.append("                                          /* 0x000fe40000000f00 */")
-    return "\n".join(lines)
+    lines = [(line[:4], line[4:]) for line in sorted(code.strip().splitlines())]
+    encoding = "/* 0x000fe40000000f00 */"
+    return "".join(f"  /*{at}*/  {rest} ;  {encoding}\n  {encoding}\n" for at, rest in lines)
 
 
 def found(code: str, target: int = 4) -> dict[str, float]:
@@ -88,7 +85,7 @@ def test_counts_of_the_hot_path() -> None:
         **{"branches": 4, "ahead": 3},
     }
     # Positives tell the paths apart, and not their lengths.
-    shorter = found(replaced("0xd0       FADD R10, R10, R11\n0xe0       FADD R10, R10, R11\n", ""))
+    shorter = found(replaced("00d0       FADD R10, R10, R11\n00e0       FADD R10, R10, R11\n", ""))
     assert (shorter["instructions"], shorter["p varies"]) == (UNIFORM / 2, (BY_LABEL - 2) / 2)
 
 
@@ -105,17 +102,17 @@ def test_hot_path_of_sparse_labels_has_no_positive() -> None:
         ("SB0, 0x3", "SB0, 0x1", 1),
         ("SB0, 0x3", "SB0, 0x0", 0),
         # Waits before the batch ends, for batches from before the loop, or outside of it.
-        ("0x12       LDGDEPBAR", "0x15       LDGDEPBAR", 0),
-        ("0x12       LDGDEPBAR", "0x08       LDGDEPBAR", 0),
-        ("0x14       DEPBAR.LE SB0, 0x3", "0x08       DEPBAR.LE SB0, 0x3", 0),
+        ("0012       LDGDEPBAR", "0015       LDGDEPBAR", 0),
+        ("0012       LDGDEPBAR", "0008       LDGDEPBAR", 0),
+        ("0014       DEPBAR.LE SB0, 0x3", "0008       DEPBAR.LE SB0, 0x3", 0),
         # There is no main loop with copies of 16 bytes.
         ("LDGSTS.E.BYPASS.128 [R3]", "LDG.E.EF.128 R4", None),
         ("LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.64", None),
         ("@P6 BRA 0x10", "@P6 BRA 0x12", None),
         # No way through the main loop has what is wanted.
         ("LDG.E.EF.64", "LDG.E.EF", None),
-        ("0x80       FADD", "0x80       MUFU.RCP", None),
-        ("0x80       FADD R10, R10, R11", "0x80       STL [R1], R2", None),
+        ("0080       FADD", "0080       MUFU.RCP", None),
+        ("0080       FADD R10, R10, R11", "0080       STL [R1], R2", None),
         ("@P3 CALL.REL.NOINC", "CALL.REL.NOINC", None),
         ("MUFU.RCP R2, R2", "FADD R2, R2, R2", None),
         ("FLO.U32.SH", "MOV", None),
@@ -150,8 +147,8 @@ def test_names() -> None:
 def test_facts_of_a_kernel() -> None:
     """Both accesses of 16 bytes; a spill is counted, and is on no hot path."""
     usage = "  REG:60 STACK:8 SHARED:80 LOCAL:4 CONSTANT[0]:3584"
-    spilling = replaced("0x80       FADD R10, R10, R11", "0x80       STL [R1], R2")
-    code = hot_path.instructions_of(printed(spilling + "0x200 STG.E.128 [R1], R2\n"))
+    spilling = replaced("0080       FADD R10, R10, R11", "0080       STL [R1], R2")
+    code = hot_path.instructions_of(printed(spilling + "0200 STG.E.128 [R1], R2\n"))
     kernel = inspect_cuda.with_facts(kernel_of(VECTORS), usage, code)
     assert kernel.facts == FACTS | {"stack": 8, "local": 4, "spills": 1, "16-byte stores": 1}
     assert kernel.hot == {}

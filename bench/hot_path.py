@@ -8,20 +8,19 @@ sparse labels it is the path of groups without a positive.
 """
 
 import re
+from itertools import pairwise
 from operator import add, le
 from typing import NamedTuple
 
-import networkx as nx  # torch brings it
-
 LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(\S+)\s+)?(([A-Z]\w*)[\w.]*)\s*(.*?)\s*;", re.M)
 WIDTHS = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+GLOBAL = ("LDGSTS", "LDG", "STG")  # from global to shared memory, from global memory, and to it
 # Accesses to other memory, and calls of subroutines.
 NEVER = {"LD", "ST", "LDL", "STL", "LDSM", "ATOM", "ATOMG", "ATOMS", "RED", "REDG", "CALL"}
 LEAVES = {"BRA", "BRX", "BRXU", "JMP", "JMX", "EXIT", "RET"}
 DOUBLES = {"DADD", "DMUL", "DFMA", "DSETP"}
+RUN = 96  # elements of which a product takes the logarithms: Product::kFactors in cuda/scalar.h
 SUMS = 2  # products of which a logarithm is taken at the end of a run; each takes one MUFU.RCP
-START, END = -1, -2  # before the first instruction of an iteration, and after the last one
-Tally = tuple[int, ...]  # EX2, RCP, and the bytes that are copied to shared memory, loaded, stored
 
 
 class Instruction(NamedTuple):
@@ -42,22 +41,13 @@ class Instruction(NamedTuple):
         return self.predicate != "" or (self.name == "BRA" and "," in self.operands)
 
     @property
-    def tally(self) -> Tally:
-        special = (self.opcode.startswith(f"MUFU.{name}") for name in ("EX2", "RCP"))
-        moved = (self.width * (self.name == name) for name in ("LDGSTS", "LDG", "STG"))
-        return (*map(int, special), *moved)
+    def targets(self) -> list[int]:
+        """The address that a branch goes to; none of another instruction."""
+        return [int(self.operands.split(", ")[-1], 16)] if self.name == "BRA" else []
 
 
-class HotPath(NamedTuple):
-    """Counts of one iteration: instructions of a warp, which are for one group a thread."""
-
-    instructions: int  # where pos_weight is one number
-    by_label: int  # where pos_weight varies and no target of the group is 1
-    sums: int  # more of them where the sums are collected at the end of a run
-    memory: int  # accesses to global memory
-    doubles: int  # instructions in double precision
-    branches: int  # branches with a condition
-    ahead: tuple[int, int]  # of `instructions` and of `by_label`
+Path = tuple[Instruction, ...]
+Tally = tuple[int, ...]  # MUFU.EX2 without and with positives after it, MUFU.RCP, bytes by GLOBAL
 
 
 def instructions_of(text: str) -> list[Instruction]:
@@ -67,100 +57,76 @@ def instructions_of(text: str) -> list[Instruction]:
 
 
 def find(
-    code: list[Instruction], lanes: int, targets: tuple[int, ...], sums: bool, slopes: bool
-) -> dict[int, HotPath]:
-    """Finds the hot paths of an `on_vectors` by the bytes of a target, which are 0 if it is sparse.
+    code: list[Instruction], lanes: int, targets: tuple[int, ...], mode: str
+) -> dict[int, dict[str, float]]:
+    """Counts what is on the hot paths of an `on_vectors`, by the bytes of a target (0 if sparse).
 
-    A group has `lanes` logits; losses are added up and gradients written, or not.
-
-    Raises:
-        ValueError: if the code does not look as it should; the message says what is missing.
+    A group has `lanes` logits. The counts are columns of the report, which explains them. A path
+    that the code does not have is left out.
     """
-    flow = _iteration(code)
-    loop = {i.address: i for i in code if i.address in flow}
-    # Where pos_weight varies, the positives are taken one by one after the exponentials; FLO finds
-    # the lowest bit of their mask.
-    positives = [address for address, i in loop.items() if i.name == "FLO"]
-    before = set().union(*(nx.ancestors(flow, address) for address in positives))
-    tallies = {address: i.tally for address, i in loop.items() if any(i.tally)}
-    exponentials = {address for address, tally in tallies.items() if tally[0]}
-    flow.remove_nodes_from([address for address, i in loop.items() if i.name in NEVER])
-    at_once, one_by_one = (
-        flow.subgraph(flow.nodes - left_out).copy()
-        for left_out in (exponentials & before, exponentials - before)
-    )
-    hot = {}
+    gradients, found = "gradient" in mode, {}
+    reciprocals = lanes * gradients
+    more = reciprocals + (SUMS if "loss" in mode else 0)
+    paths = _paths(code, (lanes, lanes, more, 16 * (1 + gradients) + lanes * max(targets)))
     for target in targets:
-        early, late = (lanes, 0) if target == 1 else (0, lanes * target)
-        wanted = (lanes, lanes * slopes, 16 + early, late, 16 * slopes)
-        more = (lanes, lanes * slopes + SUMS * sums, *wanted[2:])
+        moved = 16 * (1 + gradients) + lanes * target
+        path = paths.get((lanes, 0, reciprocals, moved))
         # A group of sparse labels without a positive needs no pos_weight.
-        flows = at_once, one_by_one if target else at_once
-        uniform, by_label = ([loop[a] for a in _shortest(flow, tallies, wanted)] for flow in flows)
-        hot[target] = HotPath(
-            instructions=len(uniform),
-            by_label=len(by_label),
-            sums=len(_shortest(at_once, tallies, more)) - len(uniform),
-            memory=sum(i.name in ("LDG", "LDGSTS", "STG") for i in uniform),
-            doubles=sum(i.name in DOUBLES or ".F64" in i.opcode for i in uniform),
-            branches=sum(i.name == "BRA" and i.is_conditional for i in uniform),
-            ahead=(_ahead(uniform), _ahead(by_label)),
-        )
-    return hot
+        varied = paths.get((0, lanes, reciprocals, moved)) if target else path
+        summing = paths.get((lanes, 0, more, moved))
+        if path and varied and summing:
+            found[target] = {
+                "bytes": moved // lanes,
+                "instructions": len(path) / lanes,
+                "sums": (len(summing) - len(path)) / RUN,
+                "p varies": len(varied) / lanes,
+                "MUFU": sum(i.name == "MUFU" for i in path) / lanes,
+                "memory": sum(i.name in GLOBAL for i in path) / lanes,
+                "float64": sum(i.name in DOUBLES or ".F64" in i.opcode for i in path),
+                "branches": sum(i.name == "BRA" and i.is_conditional for i in path),
+                "ahead": min(_ahead(path), _ahead(varied)),
+            }
+    return found
 
 
-def _ahead(path: list[Instruction]) -> int:
+def _ahead(path: Path) -> int:
     """How many iterations after its start a copy to shared memory is waited for.
 
     LDGDEPBAR ends the batch of copies of an iteration; DEPBAR.LE waits for all but a number of the
     last batches. 0 where the copies are not made so.
     """
     steps = [i for i in path if i.name in ("LDGSTS", "LDGDEPBAR", "DEPBAR")]
-    if not re.fullmatch("(LDGSTS )*LDGDEPBAR DEPBAR", " ".join(i.name for i in steps)):
-        return 0
-    return int(steps[-1].operands.split(", ")[1], 16)
+    in_order = re.fullmatch("(LDGSTS )*LDGDEPBAR DEPBAR", " ".join(i.name for i in steps))
+    return int(steps[-1].operands.split(", ")[1], 16) if in_order else 0
 
 
-def _iteration(code: list[Instruction]) -> nx.DiGraph:
-    """Finds an iteration of the outermost loop around the copies of logits to shared memory.
+def _paths(code: list[Instruction], most: Tally) -> dict[Tally, Path]:
+    """Finds the shortest path of each tally, up to the most, through one iteration.
 
-    It says which instruction may follow which, by their addresses, from START to END.
+    The main loop is the outermost one around the copies of logits to shared memory. A path only
+    goes forward, until it is at the start again: a hot path has no loop of its own.
     """
-    flow = nx.DiGraph()
-    for this, following in zip(code, [*code[1:], None], strict=True):
-        if this.name == "BRA":
-            flow.add_edge(this.address, int(this.operands.split(", ")[-1], 16))
+    copies = [i.address for i in code if i.name == "LDGSTS" and i.width == 16]
+    starts = [to for i in code for to in i.targets if any(to <= c < i.address for c in copies)]
+    start = min(starts, default=-1)
+    paths: dict[int, dict[Tally, Path]] = {start: {(0,) * len(most): ()}}  # from here to the start
+    before_positives = set()
+    for i, after in reversed([one for one in pairwise(code) if one[0].address >= start]):
         # A call is an instruction like others, for its subroutine comes back to it.
-        if following and (this.is_conditional or this.name not in LEAVES):
-            flow.add_edge(this.address, following.address)
-    copies = {i.address for i in code if i.name == "LDGSTS" and i.width == 16}
-    loops = [some for some in nx.strongly_connected_components(flow) if some & copies]
-    loop = max(loops, key=len, default=set())
-    entries = [address for address in loop if not loop.issuperset(flow.predecessors(address))]
-    if len(loop) < 2 or len(entries) != 1:
-        raise ValueError(f"no main loop, or not one entry to it: {len(entries)}")
-    edges = flow.subgraph(loop).edges
-    ends = [(address, END if to == entries[0] else to) for address, to in edges]
-    return nx.DiGraph([(START, entries[0]), *ends])
-
-
-def _shortest(flow: nx.DiGraph, tallies: dict[int, Tally], wanted: Tally) -> list[int]:
-    """Finds the shortest path with just what is wanted; a place of the breadth-first search is an
-    address and what was counted before it."""
-    places: list[tuple[int, Tally]] = [(START, (0,) * len(wanted))]
-    came_from = {}
-    for place in places:  # which grow meanwhile
-        for address in flow[place[0]]:
-            own = tallies.get(address)
-            following = address, tuple(map(add, place[1], own)) if own else place[1]
-            if following not in came_from and all(map(le, following[1], wanted)):
-                came_from[following] = place
-                places.append(following)
-        if (END, wanted) in came_from:
-            break
-    path = [(END, wanted)]
-    if path[0] not in came_from:
-        raise ValueError(f"no way through the main loop has {wanted}")
-    while path[-1] in came_from:
-        path.append(came_from[path[-1]])
-    return [address for address, _ in path[-2:0:-1]]
+        goes_on = i.is_conditional or i.name not in LEAVES
+        following = i.targets + [after.address] * goes_on
+        # Where pos_weight varies, the positives are taken one by one after the exponentials; FLO
+        # finds the lowest bit of their mask.
+        if i.name == "FLO" or not before_positives.isdisjoint(following):
+            before_positives.add(i.address)
+        exponential, before = "MUFU.EX2" in i.opcode, i.address in before_positives
+        moved = i.width if i.name in GLOBAL else 0
+        own = exponential and not before, exponential and before, "MUFU.RCP" in i.opcode, moved
+        shortest: dict[Tally, Path] = {}
+        for rest, path in (one for to in following for one in paths.get(to, {}).items()):
+            tally = tuple(map(add, own, rest))
+            is_shorter = tally not in shortest or len(path) + 1 < len(shortest[tally])
+            if is_shorter and i.name not in NEVER and all(map(le, tally, most)):
+                shortest[tally] = (i, *path)
+        paths[i.address] = shortest
+    return paths[start]

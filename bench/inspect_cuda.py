@@ -4,98 +4,167 @@ Run as: python -m bench.inspect_cuda --help
 """
 
 import argparse
+import os
 import re
-from collections.abc import Sequence
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from .cuda_code import MODES, SIZES, Code, Kernel, Unreadable, built
-from .hot_path import SUMS
+from weighted_bce._extension import extension, why_missing
 
+from . import hot_path
+
+MODES = ("loss", "loss and gradient", "gradient", "unreduced loss")  # csrc/problem.h
+# csrc/cuda/targets.h, with the bytes of a target: several where the kernel finds out.
+TARGETS = {"sparse labels": (0,), "1-byte targets": (1,), "larger targets": (2, 4, 8)}
+DTYPES = {"f": "float32", "d": "float64", "NS_4HalfE": "float16", "NS_8BFloat16E": "bfloat16"}
+LOSSES = {"": "", "NS_3BceE": "", "NS_5FocalE": "focal"}  # csrc/terms.h
+LANES = {"float16": 8, "bfloat16": 8, "float32": 4}  # logits in 16 bytes
+NAME = re.compile(
+    rf"_ZN12weighted_bce4cuda\d+([a-z_]+)I((?:{'|'.join(LOSSES)})??)((?:{'|'.join(DTYPES)})+)"
+    r"(?:LNS0_7TargetsE(\d)E)?(?:LNS_4ModeE(\d)E)?EEv"
+)
 # The predictions are for an H200, by NVIDIA's documents.
 PREDICTED = "sm_90"
-PROCESSORS = 132
-CLOCK = 1.98e9  # Hz, the highest
-ISSUE = 4  # instructions of warps that a processor starts in a clock
+CLOCKS = 132 * 1.98e9  # of its processors in a second: the highest
+ISSUE = 4 * 32  # instructions of threads, in warps, that a processor starts in a clock
 MUFU = 16  # special functions of threads that a processor completes in a clock
 COPY = 4.3e12  # bytes a second that a copy is taken to read and write, of 4.8e12 by the data sheet
-WARP = 32
-RUN = 96  # elements of which a product takes the logarithms: kFactors in cuda/thread_math.h
 REPORT = Path(__file__).parent / "results" / "cuda_code.md"  # tables, and what they mean
 BUILD = re.compile("^nvcc (.+) for (.+)$", re.MULTILINE)  # compiler and architectures
-Cells = dict[tuple[str, str, str], str]  # by the title of their table, their row and column
 
 
-def cells_of(code: Code) -> Cells:
-    """All that the tables say of this code."""
-    cells = {}
+class Unreadable(Exception):
+    """The extension or the tools are not there; the message says what to do."""
+
+
+class Kernel(NamedTuple):
+    name: str
+    loss: str = ""  # for binary cross-entropy nothing
+    dtype: str = ""  # of the logits, or in which sums are stored
+    target: str = ""  # one of TARGETS, where logits are read
+    mode: str = ""
+    facts: Mapping[str, int] = {}
+    hot: Mapping[int, Mapping[str, float]] = {}  # counts of the hot path, by the bytes of a target
+
+    def __str__(self) -> str:
+        words = [f"{self.name} {self.dtype}".strip(), self.loss, self.target, self.mode]
+        return ", ".join(word for word in words if word)
+
+
+class Code(NamedTuple):
+    nvcc: str  # "13.0.88"
+    kernels: dict[str, list[Kernel]]  # by architecture: "sm_80"; "compute_120" is PTX and has none
+
+
+def built() -> Code:
+    """Reads the CUDA code of the extension that is imported here; raises Unreadable."""
+    if extension is None or not extension.cuda_archs:
+        raise Unreadable(f"there are no CUDA kernels: {why_missing or 'built without'}")
+    module = Path(str(extension.__file__))
+    versions = re.findall(rb"Cuda compilation tools, release .+?, V([\d.]+)", module.read_bytes())
+    code: dict[str, dict[str, Kernel]] = {}
+    for part in _cuobjdump(module).split("\nFatbin ")[1:]:
+        kind, number = re.findall(r"^(elf|ptx) code:\n=+\narch = sm_(\d+)", part)[0]
+        kernels = code.setdefault(f"{'sm' if kind == 'elf' else 'compute'}_{number}", {})
+        usages = dict(re.findall(r"Function (\w+):\n(.+)", part))
+        for function in part.split("Function : ")[1:]:
+            name, _, text = function.partition("\n")
+            if name not in kernels:  # the objects of several dtypes may hold the same one
+                instructions = hot_path.instructions_of(text)
+                kernels[name] = with_facts(kernel_of(name), usages[name], instructions)
+    ordered = sorted(code, key=lambda name: (len(name), name))  # sm_90 before sm_100, PTX last
+    nvcc = b", ".join(sorted({*versions})).decode()
+    return Code(nvcc, {name: sorted(code[name].values()) for name in ordered})
+
+
+def _cuobjdump(module: Path) -> str:
+    """What it prints of a module: for each part its kernels, what they use, their instructions."""
+    folders = [os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME', '')}/bin"]
+    folders += map(str, Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin"))
+    path = os.pathsep.join(folders)
+    if not all(shutil.which(tool, path=path) for tool in ("cuobjdump", "nvdisasm")):
+        packages = "nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+        raise Unreadable(f"cuobjdump and nvdisasm are not installed: pip install {packages}")
+    command = [str(shutil.which("cuobjdump", path=path)), "-sass", "-res-usage", str(module)]
+    return subprocess.check_output(command, text=True, env={**os.environ, "PATH": path})
+
+
+def kernel_of(mangled: str) -> Kernel:
+    """The kernel of a mangled name; of one that is not known here, just the name."""
+    if (match := NAME.match(mangled)) is None:
+        return Kernel(mangled)
+    name, loss, types, target, mode = match.groups()
+    dtypes = dict.fromkeys(DTYPES[one] for one in re.findall("|".join(DTYPES), types))
+    words = [[*names][int(n)] if n else "" for names, n in ((TARGETS, target), (MODES, mode))]
+    return Kernel(name, LOSSES[loss], " of ".join(dtypes), *words)
+
+
+def with_facts(kernel: Kernel, usage: str, code: list[hot_path.Instruction]) -> Kernel:
+    """Adds what cuobjdump says that a kernel uses, and counts of its instructions."""
+    used = {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", usage)}
+    facts = {
+        "registers": used["REG"],
+        "shared bytes": used["SHARED"],
+        "stack": used["STACK"],
+        "local": used["LOCAL"],
+        "spills": sum(i.name in ("STL", "LDL") for i in code),  # instructions
+        "16-byte loads": sum(i.name in ("LDG", "LDGSTS") and i.width == 16 for i in code),
+        "16-byte stores": sum(i.name == "STG" and i.width == 16 for i in code),
+    }
+    if (kernel.name, kernel.loss) != ("on_vectors", "") or kernel.mode == "unreduced loss":
+        return kernel._replace(facts=facts)
+    hot = hot_path.find(code, LANES[kernel.dtype], TARGETS[kernel.target], kernel.mode)
+    return kernel._replace(facts=facts, hot=hot)
+
+
+def cells_of(code: Code) -> dict[tuple[str, str, str], str]:
+    """All that the tables say of this code, by the title of a table, its row and column."""
+    cells: dict[tuple[str, str, str], float | str] = {}
     for architecture, kernels in code.kernels.items():
         for kernel in kernels:
-            registers = str(kernel.facts["registers"])
-            cells["Registers of all kernels", str(kernel), architecture] = registers
-            for target, path in kernel.hot.items():
-                cell = f"{path.instructions / kernel.lanes:.2f}"
-                cell += f" + {path.doubles}" if path.doubles else ""
-                title = "Instructions per element of the hot paths"
-                cells[title, _name(kernel, target), architecture] = cell
-    for kernel in code.kernels.get(PREDICTED, []):
-        if kernel.name == "on_vectors":
-            title = f"Resources of the kernels on vectors, {PREDICTED}"
-            cells |= {(title, str(kernel), name): str(n) for name, n in kernel.facts.items()}
-        for target in kernel.hot:
-            row = f"Hot paths, {PREDICTED}", _name(kernel, target)
-            cells |= {(*row, name): cell for name, cell in _predicted(kernel, target).items()}
-    return cells
+            cells["Registers of all kernels", str(kernel), architecture] = kernel.facts["registers"]
+            if architecture == PREDICTED and kernel.name == "on_vectors":
+                title = f"Resources of the kernels on vectors, {PREDICTED}"
+                cells |= {(title, str(kernel), name): n for name, n in kernel.facts.items()}
+            for target, counts in kernel.hot.items():
+                targets = f"{target}-byte targets" if target else "sparse labels"
+                row = f"{kernel.dtype}, {targets}, {kernel.mode}"
+                cell = f"{counts['instructions']:.2f}"
+                cell += f" + {counts['float64']}" if counts["float64"] else ""
+                cells["Instructions per element of the hot paths", row, architecture] = cell
+                if architecture == PREDICTED:
+                    columns = {**counts, **_predicted(counts)}
+                    cells |= {(f"Hot paths, {PREDICTED}", row, c): columns[c] for c in columns}
+    return {one: f"{n:.2f}" if isinstance(n, float) else str(n) for one, n in cells.items()}
 
 
-def _name(kernel: Kernel, target: int) -> str:
-    targets = f"{target}-byte targets" if target else "sparse labels"
-    return f"{kernel.dtype}, {targets}, {kernel.mode}"
-
-
-def _predicted(kernel: Kernel, target: int) -> dict[str, str]:
-    """Counts of a hot path per element, and how fast it can be by them."""
-    path, lanes = kernel.hot[target], kernel.lanes
-    sums, slopes = MODES[kernel.mode]
-    size = SIZES[kernel.dtype] * (1 + slopes) + target
-    elements = COPY / size / PROCESSORS / CLOCK  # of a processor in a clock
-    limits = {
-        "memory": 1.0,
-        "issue": elements * (path.instructions / lanes + path.sums / RUN) / (ISSUE * WARP),
-        "MUFU": elements * (1 + slopes + SUMS * sums / RUN) / MUFU,
-    }
-    limit = max(limits, key=limits.__getitem__)
-    return {
-        "bytes": str(size),
-        "instructions": f"{path.instructions / lanes:.2f}",
-        "sums": f"{path.sums / RUN:.2f}",
-        "p varies": f"{path.by_label / lanes:.2f}",
-        "MUFU": f"{1 + slopes:.2f}",
-        "memory": f"{path.memory / lanes:.2f}",
-        "float64": str(path.doubles),
-        "branches": str(path.branches),
-        "ahead": str(path.ahead[0]),
-        "issue": f"{limits['issue']:.0%}",
-        "MUFU rate": f"{limits['MUFU']:.0%}",
-        "first limit": limit,
-        "of a copy": f"{1 / limits[limit]:.0%}",
-    }
+def _predicted(counts: Mapping[str, float]) -> dict[str, str]:
+    """How fast a hot path can be by its counts."""
+    elements = COPY / counts["bytes"] / CLOCKS  # of a processor in a clock
+    issue = elements * (counts["instructions"] + counts["sums"]) / ISSUE
+    sums = hot_path.SUMS / hot_path.RUN if counts["sums"] else 0
+    special = elements * (counts["MUFU"] + sums) / MUFU
+    share, limit = max((1.0, "memory"), (issue, "issue"), (special, "MUFU"))
+    shares = {"issue": f"{issue:.0%}", "MUFU rate": f"{special:.0%}"}
+    return {**shares, "first limit": limit, "of a copy": f"{1 / share:.0%}"}
 
 
 def updated(text: str, code: Code) -> str:
     """A report with the tables of this code in place of its own."""
     cells = cells_of(code)
-    build = f"nvcc {code.nvcc} for {', '.join(code.architectures)}"
-    sections = BUILD.sub(build, text).split("\n## ")
-    for number, section in enumerate(sections):
-        title = section.partition("\n")[0]
+    text = BUILD.sub(f"nvcc {code.nvcc} for {', '.join(code.kernels)}", text)
+    for title in dict.fromkeys(title for title, _, _ in cells):
         rows = dict.fromkeys(row for one, row, _ in cells if one == title)
         columns = dict.fromkeys(column for one, _, column in cells if one == title)
         lines = [["kernel", *columns], ["---"] + ["---:"] * len(columns)]
         lines += [[row, *(cells.get((title, row, c), "none") for c in columns)] for row in rows]
-        if rows:
-            table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-            sections[number] = section.partition("|")[0] + table
-    return "\n## ".join(sections)
+        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        text = re.sub(rf"(?<=## {title}\n)([^|]*)(?:\|.*\n)+", rf"\g<1>{table}", text)
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,10 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=REPORT, metavar="FILE", help=text)
     options = parser.parse_args(arguments)
     try:
-        code = built()
+        report = updated(REPORT.read_text(encoding="utf-8"), built())
     except Unreadable as error:
         parser.error(str(error))
-    report = updated(REPORT.read_text(encoding="utf-8"), code)
     options.out.write_text(report, encoding="utf-8")
 
 

@@ -22,13 +22,9 @@ T = TypeVar("T")
 class Refusal(Exception):
     """Why there are no numbers to rely on, and the exit code."""
 
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
-
 
 class Device:
-    """The CPU. Its memory is measured in other processes, by bench.peak."""
+    """The CPU. Its memory is measured in other processes, see timing.peak."""
 
     name = "cpu"
     is_gpu = False
@@ -128,12 +124,11 @@ def find(name: str) -> Device:
     """The device of that name; raises Refusal where it cannot be used."""
     if name == CPU.name:
         return CPU
-    if not torch.cuda.is_available():
-        text = f"torch {torch.__version__} finds none; --device cpu needs none"
-        raise Refusal(f"no CUDA device for --device {name}: {text}", 2)
-    why_not = why_no_kernels(name)
+    why_not = f"torch {torch.__version__} finds none; --device cpu needs none"
+    if torch.cuda.is_available():
+        why_not = why_no_kernels(name)
     if why_not:
-        raise Refusal(f"no kernels for --device {name}: {why_not}", 2)
+        raise Refusal(f"--device {name}: {why_not}", 2)
     return Cuda()
 
 

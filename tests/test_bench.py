@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +22,12 @@ pytest.importorskip("psutil")
 
 import psutil
 
-from bench import __main__, names, run
+from bench import __main__, baselines, names, run
 from bench.baselines import BASELINES, BY_KEY
 from bench.device import CPU
-from bench.losses import LOSSES
+from bench.makers import LOSSES
 from bench.names import AGAINST, COPY, FORWARD, OURS, PRODUCTS, STEP
-from bench.settings import grids
+from bench.settings import Setting, grids
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("--quick", "--shapes", "8x50", "--passes", "step", "--rounds", "1")
@@ -210,8 +213,8 @@ def test_bad_arguments(
     assert all(word in printed.err for word in words)
 
 
-def options(*arguments: str) -> Any:
-    return __main__.parser().parse_args(["--quick", *arguments])
+def tasks(*arguments: str) -> dict[Setting, list[str]]:
+    return run.tasks_of(__main__.parser().parse_args(["--quick", *arguments]), CPU)
 
 
 @pytest.mark.parametrize(
@@ -227,14 +230,14 @@ def options(*arguments: str) -> Any:
     ],
 )
 def test_sizes(arguments: tuple[str, ...], shapes: list[tuple[int, ...]]) -> None:
-    assert [setting.sizes for setting in run.tasks_of(options(*arguments), CPU)] == shapes
+    assert [setting.sizes for setting in tasks(*arguments)] == shapes
 
 
 def test_all_combinations_of_what_is_asked_for() -> None:
     given = ("--shapes", "4x8,8x4", "--targets", "bool,sparse", "--density", "0,0.5")
-    tasks = run.tasks_of(options(*given, "--threads", "1,2", "--seed", "3"), CPU)
-    assert len(tasks) == 16
-    assert {setting.seed for setting in tasks} == {3}
+    all_of_them = tasks(*given, "--threads", "1,2", "--seed", "3")
+    assert len(all_of_them) == 16
+    assert {setting.seed for setting in all_of_them} == {3}
 
 
 @pytest.mark.parametrize(
@@ -242,7 +245,7 @@ def test_all_combinations_of_what_is_asked_for() -> None:
     [((), "sparse", 5), (("--targets", "bool"), "bool", 5), (("--density", "0.5"), "sparse", 50)],
 )
 def test_labels_of_layers(arguments: tuple[str, ...], target: str, positives: int) -> None:
-    ((setting, passes),) = run.tasks_of(options("--shapes", "4x8x100", *arguments), CPU).items()
+    ((setting, passes),) = tasks("--shapes", "4x8x100", *arguments).items()
     assert passes == [STEP, FORWARD]
     assert (setting.target, setting.positives_per_row) == (target, positives)
 
@@ -275,3 +278,86 @@ def test_a_wrong_baseline_is_exit_code_1(
     printed = capsys.readouterr()
     assert "F.bce_with_logits failed: the loss is" in printed.out
     assert "something else" in printed.err
+
+
+# What the functions of these packages are documented to compute, as far as the benchmark asks.
+TORCHVISION = """
+import torch
+from torch.nn.functional import logsigmoid
+
+def sigmoid_focal_loss(inputs, targets, alpha=0.25, gamma=2, reduction="none"):
+    sign, share = 2 * targets - 1, alpha * targets + (1 - alpha) * (1 - targets)
+    losses = -share * torch.sigmoid(-sign * inputs) ** gamma * logsigmoid(sign * inputs)
+    return losses.mean() if reduction == "mean" else losses
+"""
+TIMM = """
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+class BinaryCrossEntropy:
+    def __init__(self, smoothing=0.1, pos_weight=None):
+        self.smoothing, self.pos_weight = smoothing, pos_weight
+
+    def __call__(self, x, target):
+        smooth = self.smoothing / 2 + (1 - self.smoothing) * target
+        return bce(x, smooth, pos_weight=self.pos_weight)
+"""
+VISION, TIMMS = "torchvision sigmoid_focal_loss", "timm BinaryCrossEntropy"
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of packages that can be imported in this test, for those that may be installed."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("torchvision", "timm"):
+            monkeypatch.delitem(sys.modules, name)
+    before = {*sys.modules}
+    baselines.why_not.cache_clear()
+    for package, module, text in (("torchvision", "ops", TORCHVISION), ("timm", "loss", TIMM)):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+        (tmp_path / package / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in {*sys.modules} - before:
+        if name.partition(".")[0] in ("torchvision", "timm"):
+            del sys.modules[name]
+    baselines.why_not.cache_clear()
+
+
+@pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize(("loss", "has_timm"), [("bce", True), ("focal", False)])
+def test_losses_of_other_packages(loss: str, has_timm: bool, capsys: Any) -> None:
+    """Each computes what ours does: a wrong one would be exit code 1."""
+    given = ("--loss", loss, "--dtypes", "float32,float64", "--against", "torchvision,timm")
+    assert __main__.main([*SHORT, *given]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(f"\n{VISION} ") == 2
+    assert printed.count(f"\n{TIMMS} ") == 2 * has_timm
+    assert "failed" not in printed
+
+
+def test_a_package_that_does_not_import_is_named(packages: Path, capsys: Any) -> None:
+    """One that is not there is left out in silence."""
+    (packages / "timm" / "__init__.py").write_text("raise RuntimeError('of another torch')")
+    shutil.rmtree(packages / "torchvision")
+    assert __main__.main([*SHORT, "--against", "timm,torchvision,bce"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{TIMMS} is left out: timm does not import: of another torch" in printed
+    assert "torchvision" not in printed.partition("Times of ours")[0]
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """It says what is measured, and leaves each line of the tables alone."""
+    tables = []
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.delenv("FORCE_COLOR", raising=False)
+        monkeypatch.setenv(name, "1")
+        assert __main__.main([*SHORT, "--against", "bce"]) == 0
+        printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+        is_terminal = name == "FORCE_COLOR"
+        for bar in ("8x50 float32 bool 0.5% 1t step: F.bce_with_logits", " 0/1 "):
+            assert (bar in printed) == is_terminal
+        lines = re.split(r"[\r\n]+", printed)
+        tables.append([re.sub(r"[\d.]+", "", line).split() for line in lines if " to " in line])
+    assert tables[0] == tables[1] != []

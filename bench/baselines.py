@@ -1,6 +1,7 @@
 """The ways to compute a loss: the one table of them, for the benchmark and for its tests."""
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -50,12 +51,10 @@ class Baseline:
     def is_optional(self) -> bool:
         return self.is_loss and self.key != OURS and bool(self.takes or self.linear)
 
-    def is_wanted(self, loss: str, against: Sequence[str] | None, quick: bool) -> bool:
-        if loss not in self.losses:
-            return False
-        if against is not None:
-            return self.key in against or not self.is_optional
-        return self.quick or not quick
+    def is_wanted(self, options: Namespace) -> bool:
+        if options.against is None:
+            return options.loss in self.losses and (self.quick or not options.quick)
+        return options.loss in self.losses and (self.key in options.against or not self.is_optional)
 
     def name(self, loss: str) -> str:
         return self.title.format(usual=LOSSES[loss].usual_name)

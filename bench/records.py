@@ -154,11 +154,11 @@ def changes(now: Records, before: Records, tolerance: float) -> tuple[int, list[
     for row, old in pairs:
         is_own, eps = row.baseline.is_own, torch.finfo(row.setting.torch_dtype).eps
         for name, nothing in (OF_OURS if is_own else OF_OTHERS).items():
-            was, value = getattr(old, name), getattr(row, name)
+            was, value, is_error = getattr(old, name), getattr(row, name), name.endswith("error")
             if was is not None and value is not None:
-                growth = (value + (nothing or eps)) / (was + (nothing or eps))
-                most = ERRORS if name.endswith("error") else 1 + tolerance
-                if max(growth, 1 / growth) > most:
+                least = eps if is_error else nothing
+                growth = (value + least) / (was + least)
+                if max(growth, 1 / growth) > (ERRORS if is_error else 1 + tolerance):
                     changed.append(Change(row, name, was, value, (growth > 1) == is_own))
     return len(pairs), changed
 

@@ -45,14 +45,10 @@ def number(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def _times(value: float) -> str:
-    return f"{number(value)}x"
-
-
 # The columns of a group's table, with their fields, and what is shown of one that is not None.
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("times copy_", "times_copy", _times),
-    ("times products", "times_products", _times),
+    ("times copy_", "times_copy", lambda value: f"{number(value)}x"),
+    ("times products", "times_products", lambda value: f"{number(value)}x"),
     ("GB/s", "gigabytes_per_second", number),
     ("% of copy_", "share_of_copy", "{:.0%}".format),
     ("peak, gradients", "peak_gradients", number),
@@ -98,18 +94,16 @@ def ratio(row: Row) -> str:
     """Times ours, with a star where it is faster."""
     if row.times_ours is None:
         return "failed" if row.failed and row.fits else "-"
-    return _times(row.times_ours) + FASTER * row.loses
+    return f"{number(row.times_ours)}x{FASTER * row.loses}"
 
 
 def short_name(row: Row) -> str:
     """The name of its group."""
     setting = row.setting
     density = f"{setting.density:.1%}" if setting.density >= 0.001 else f"{setting.density:.0e}"
-    loss = "" if setting.loss == BCE else f"{setting.loss} "
-    return (
-        f"{loss}{'x'.join(map(str, setting.sizes))} {setting.dtype} {setting.target} {density} "
-        f"{setting.threads}t {row.pass_}{' graph' * row.graphs}"
-    )
+    words = ["x".join(map(str, setting.sizes)), setting.dtype, setting.target, density]
+    words += [f"{setting.threads}t", row.pass_, *["graph"] * row.graphs]
+    return " ".join(words if setting.loss == BCE else [setting.loss, *words])
 
 
 def shown_facts(known: dict[str, str]) -> str:

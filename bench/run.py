@@ -3,7 +3,6 @@
 import shlex
 from argparse import Namespace
 from itertools import takewhile
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -34,7 +33,14 @@ def run(options: Namespace) -> None:
     device, console = find(options.device), Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    before = _earlier(options.check) if options.check else None  # --out may write over it
+    before = None
+    if options.check:  # read first: --out may write over it
+        try:
+            before = load(options.check)
+        except (ValueError, TypeError, LookupError, AttributeError):
+            raise Refusal(
+                f"--check {options.check} holds no results of this benchmark", 2
+            ) from None
     command = shlex.join(["python", "-m", "bench", *options.arguments])
     records, torch_threads = Records(facts(device, command), []), torch.get_num_threads()
     console.print(report.shown_facts(records.facts), soft_wrap=True)
@@ -96,23 +102,14 @@ def _measure(options: Namespace, device: Device, records: Records, console: Cons
 
 def _usable(options: Namespace, console: Console) -> list[Baseline]:
     """The baselines that are asked for and whose packages can be imported."""
-    wanted = [
-        one
-        for one in baselines.BASELINES
-        if one.is_wanted(options.loss, options.against, options.quick)
-    ]
-    for baseline in wanted:
-        if baselines.why_not(baseline.needs):
-            text = f"{baseline.name(options.loss)} is left out: {baselines.why_not(baseline.needs)}"
-            console.print(text, markup=False)
-    return [baseline for baseline in wanted if baselines.why_not(baseline.needs) is None]
-
-
-def _earlier(path: Path) -> Records:
-    try:
-        return load(path)
-    except (ValueError, TypeError, LookupError, AttributeError):
-        raise Refusal(f"--check {path} holds no results of this benchmark", 2) from None
+    usable = []
+    for baseline in filter(lambda one: one.is_wanted(options), baselines.BASELINES):
+        why_not = baselines.why_not(baseline.needs)
+        if why_not is None:
+            usable.append(baseline)
+        elif why_not:
+            console.print(f"{baseline.name(options.loss)} is left out: {why_not}", markup=False)
+    return usable
 
 
 def _compare(options: Namespace, before: Records, now: Records, console: Console) -> None:

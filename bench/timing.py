@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
+from operator import truediv
 
 import torch
 
@@ -103,21 +104,16 @@ def _add_peak(runner: Runner) -> None:
 
 def _add_times(runner: Runner, timed: dict[str, Runner]) -> None:
     row, moved = runner.row, runner.moved_bytes
-    row.p20, row.seconds, row.p80 = (
-        torch.tensor(row.rounds, dtype=torch.float64).quantile(SHOWN).tolist()
-    )
+    rounds = torch.tensor(row.rounds, dtype=torch.float64)
+    row.p20, row.seconds, row.p80 = rounds.quantile(SHOWN).tolist()
     row.times_copy, row.times_products, row.times_ours = (
-        median_ratio(row.rounds, timed[key].row.rounds) if key in timed else None
+        statistics.median(map(truediv, row.rounds, timed[key].row.rounds)) if key in timed else None
         for key in (COPY, PRODUCTS, OURS)
     )
     if moved:
         row.gigabytes_per_second = moved / row.seconds / 1e9
     if row.times_copy is not None:
         row.share_of_copy = moved / timed[COPY].moved_bytes / row.times_copy
-
-
-def median_ratio(times: Sequence[float], to: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(times, to, strict=True))
 
 
 def peak(key: str, setting: Setting) -> tuple[int, int] | None:

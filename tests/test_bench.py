@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,17 +44,15 @@ def bench(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_run_and_its_check(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_and_its_check(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is a process of its own, the checks are calls in this one."""
     kinds = ("--shapes", "64x1000,4x8x200", "--targets", "bool,sparse", "--dtypes", "float16")
     against = ("--against", ",".join([*DENSE, "fused-step", "unfused", "scatter"]))
-    given = ("--quick", *kinds, *against, "--rounds", "2", "--out", str(tmp_path))
-    ran = bench(*given)
+    ran = bench("--quick", *kinds, *against, "--rounds", "2", "--out", str(tmp_path))
     assert (ran.returncode, ran.stderr) == (0, "")
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert {"command", "CPU", "torch", "weighted_bce", "threads"} <= set(found["facts"])
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows = results["rows"]
+    assert {"command", "CPU", "torch", "weighted_bce", "threads"} <= set(results["facts"])
     layer = [PRODUCTS, OURS, "fused-step", "unfused", "masked", "bce"]
     groups = [
         (0, "bool", [COPY, OURS, *DENSE]),
@@ -63,59 +60,46 @@ def test_a_run_and_its_check(
         (8, "bool", layer),
         (8, "sparse", [*layer, "scatter"]),
     ]
-    expected = [
+    assert [(row["features"], row["target"], row["pass"], row["baseline"]) for row in rows] == [
         (features, target, pass_, key)
         for features, target, keys in groups
         for pass_ in (STEP, FORWARD)
         for key in keys
         if BY_KEY[key].only in ("", pass_)
     ]
-    what = ("features", "target", "pass", "baseline")
-    assert [tuple(row[k] for k in what) for row in found["rows"]] == expected
-    for row in found["rows"]:
+    for row in rows:
         is_step, is_loss = row["pass"] == STEP, row["baseline"] not in (COPY, PRODUCTS)
         is_layer = row["features"] > 0
         assert BY_KEY[row["baseline"]].name("bce") in ran.stdout
         assert (row["failed"], row["loss"], len(row["rounds"])) == (None, "bce", 2)
         assert 0 < row["p20"] <= row["seconds"] <= row["p80"]
-        has = {
-            "times_ours": True,
-            "times_copy": not is_layer,
-            "times_products": is_layer,
-            "gigabytes_per_second": not is_layer,
-            "share_of_copy": not is_layer,
-            "loss_error": is_loss,
-            "gradient_error": is_loss and is_step,
-            "beyond_bytes": is_layer and is_loss and is_step,
-            "peak_gradients": False,
-        }
+        has = dict.fromkeys(("times_copy", "gigabytes_per_second", "share_of_copy"), not is_layer)
+        has |= {"times_ours": True, "times_products": is_layer, "peak_gradients": False}
+        has |= {"loss_error": is_loss, "gradient_error": is_loss and is_step}
+        has |= {"beyond_bytes": is_layer and is_loss and is_step}
         assert {name: row[name] is not None for name in has} == has
     assert "4x8x200 float16 sparse 2.5% 1t step" in ran.stdout
     assert "Linear layer and loss: a step is" in ran.stdout
-    lines = (tmp_path / "results.csv").read_text().splitlines()
-    assert len(lines) == 1 + len(expected)
-    assert lines[0].startswith("rows,labels,dtype,target,density,pos_weight,threads,seed,")
-    for name in ("time", "error"):
-        for kind in ("svg", "png"):
-            assert (tmp_path / f"{name}.{kind}").stat().st_size > 1000
+    head, *lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(lines) == len(rows)
+    assert head.startswith("rows,labels,dtype,target,density,pos_weight,threads,seed,")
+    for name in ("time.svg", "time.png", "error.svg", "error.png"):
+        assert (tmp_path / name).stat().st_size > 1000
 
-    for row in found["rows"]:
-        row["times_ours"] /= 1000  # ours was slower
-    (tmp_path / "results.json").write_text(json.dumps(found))
     again = ("--quick", "--shapes", "64x1000", "--dtypes", "float16", "--passes", "step")
     again += ("--against", "bce", "--rounds", "2", "--check", str(tmp_path))
     monkeypatch.setattr("bench.samples.MOST", 3)
     torch.set_num_threads(1)
-    assert __main__.main(again) == 0  # which leaves the earlier results as they are
-    assert "better" in capsys.readouterr().out
-    for row in found["rows"]:
-        row["times_ours"] *= 1e6
-    (tmp_path / "results.json").write_text(json.dumps(found))
-    for more in ((), ("--out", str(tmp_path))):  # over the earlier, read first
-        assert __main__.main([*again, *more]) == 1
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert "2 of 3 rows are worse" in error
+    # Ours was slower; it was faster; and that run is written over, which is read first.
+    for factor, code, more in ((1e-3, 0, ()), (1e6, 1, ()), (1, 1, ("--out", str(tmp_path)))):
+        for row in rows:
+            row["times_ours"] *= factor
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        assert __main__.main([*again, *more]) == code
+        printed = capsys.readouterr()
+        assert ("better" in printed.out) == (code == 0)
+        assert printed.err.count("\n") == code
+        assert ("2 of 3 rows are worse" in printed.err) == (code == 1)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"facts": {}, "rows": [{"rows": 3}]}', "[1]"])
@@ -149,20 +133,15 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*command, "--out", str(tmp_path)], cwd=ROOT, stdout=-1, stderr=-1, text=True
     ) as child:
-        found = tmp_path / "results.json"
-        until = time.monotonic() + 120
-        while not (found.exists() and found.stat().st_size) and time.monotonic() < until:
+        results, until = tmp_path / "results.json", time.monotonic() + 120
+        while not results.exists() and time.monotonic() < until:
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
-    assert child.returncode == 130
-    assert err == "python -m bench: interrupted\n"
+    assert (child.returncode, err) == (130, "python -m bench: interrupted\n")
     assert "Times of ours" in out
-    assert [row["baseline"] for row in json.loads(found.read_text())["rows"]] == [
-        COPY,
-        OURS,
-        "bce",
-    ]
+    rows = json.loads(results.read_text())["rows"]
+    assert [row["baseline"] for row in rows] == [COPY, OURS, "bce"]
     assert (tmp_path / "time.svg").exists()
 
 
@@ -195,10 +174,7 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments(
-    arguments: tuple[str, ...],
-    words: tuple[str, ...],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...], words: tuple[str, ...], capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     try:
@@ -206,10 +182,8 @@ def test_bad_arguments(
     except SystemExit as end:
         code = int(str(end.code))
     printed = capsys.readouterr()
-    assert code == 2
-    assert printed.out == ""
+    assert (code, printed.out, printed.err.count("\n")) == (2, "", 1)
     assert printed.err.startswith("python -m bench: ")
-    assert printed.err.count("\n") == 1
     assert all(word in printed.err for word in words)
 
 
@@ -236,8 +210,7 @@ def test_sizes(arguments: tuple[str, ...], shapes: list[tuple[int, ...]]) -> Non
 def test_all_combinations_of_what_is_asked_for() -> None:
     given = ("--shapes", "4x8,8x4", "--targets", "bool,sparse", "--density", "0,0.5")
     all_of_them = tasks(*given, "--threads", "1,2", "--seed", "3")
-    assert len(all_of_them) == 16
-    assert {setting.seed for setting in all_of_them} == {3}
+    assert (len(all_of_them), {setting.seed for setting in all_of_them}) == (16, {3})
 
 
 @pytest.mark.parametrize(
@@ -305,23 +278,18 @@ VISION, TIMMS = "torchvision sigmoid_focal_loss", "timm BinaryCrossEntropy"
 
 
 @pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of packages that can be imported in this test, for those that may be installed."""
-    for name in list(sys.modules):
-        if name.partition(".")[0] in ("torchvision", "timm"):
-            monkeypatch.delitem(sys.modules, name)
-    before = {*sys.modules}
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of packages that stand for those that may be installed, in this test alone."""
     baselines.why_not.cache_clear()
     for package, module, text in (("torchvision", "ops", TORCHVISION), ("timm", "loss", TIMM)):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
         (tmp_path / package / f"{module}.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for name in {*sys.modules} - before:
-        if name.partition(".")[0] in ("torchvision", "timm"):
+        for name in (package, f"{package}.{module}"):
+            monkeypatch.setitem(sys.modules, name, None)  # so that it is restored in the end
             del sys.modules[name]
-    baselines.why_not.cache_clear()
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.usefixtures("packages")

@@ -1,6 +1,6 @@
 """What is made of a run: files, pictures, the comparison with another run, and README's figures."""
 
-import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,22 +71,20 @@ def test_results_of_earlier_versions(tmp_path: Path) -> None:
     """They have neither linear layers nor other losses, another word for a baseline, and baselines
     that are no longer measured."""
     records = made_up([SMALL])
-    records.rows += [row(SMALL, "step", key) for key in ("no-positives", "compile-plain")]
+    records.rows.extend(row(SMALL, "step", key) for key in ("no-positives", "compile-plain"))
     records.save(tmp_path)
     file = tmp_path / "results.json"
-    earlier = json.loads(file.read_text())
-    for one in earlier["rows"]:
-        one["contender"] = one.pop("baseline")
-        for name in ("features", "loss", "times_products", "beyond_bytes"):
-            del one[name]
-    file.write_text(json.dumps(earlier))
-    assert load(tmp_path) == cut(records)
-    assert [one.name for one in load(tmp_path).rows[5:]] == [
-        *("ours, no positives", "torch.compile(F..., no pos_weight)")
-    ]
-    assert changes(records, load(tmp_path), 0.25) == (len(OF_LOGITS) + 2, [])
+    text = file.read_text().replace('"baseline"', '"contender"')
+    for absent in ("features", "loss", "times_products", "beyond_bytes"):
+        text = re.sub(rf'"{absent}": [^,]*, ', "", text)
+    file.write_text(text)
+    earlier = load(tmp_path)
+    assert earlier == cut(records)
+    names = {"ours, no positives", "torch.compile(F..., no pos_weight)"}
+    assert {one.name for one in earlier.rows[5:]} == names
+    assert changes(records, earlier, 0.25) == (len(OF_LOGITS) + 2, [])
     for other in (Setting(8, 16, features=4), Setting(8, 16, loss="focal")):
-        assert changes(made_up([other]), load(tmp_path), 0.25) == (0, [])
+        assert changes(made_up([other]), earlier, 0.25) == (0, [])
 
 
 def full_grid() -> list[Setting]:

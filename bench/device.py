@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import psutil
 import torch
@@ -16,7 +16,6 @@ from weighted_bce._extension import extension
 
 WARM_UPS = 2
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-T = TypeVar("T")
 
 
 class Refusal(Exception):
@@ -96,7 +95,9 @@ class Cuda(Device):
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
 
-    def graph(self, prepare: Callable[[], T], work: Callable[[T], object]) -> Callable[[], None]:
+    def graph(
+        self, prepare: Callable[[], Any], work: Callable[[Any], object]
+    ) -> Callable[[], None]:
         """Captures the work on what `prepare` returns; the result replays it."""
         prepare()  # so that what it allocates at first use belongs to the usual stream
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()

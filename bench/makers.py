@@ -28,7 +28,7 @@ class Loss(NamedTuple):
     """A loss, and the usual way to write it."""
 
     kind: own.BCE | own.Focal
-    usual: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # takes a target in the logits' dtype
+    usual: Callable[..., Tensor]  # takes a target in the logits' dtype, and a pos_weight by name
     usual_name: str
     matrices: int  # as large as the logits, that a step of the usual way holds at its peak
     cancels: bool = False  # the usual way takes differences, of numbers near 1
@@ -37,10 +37,6 @@ class Loss(NamedTuple):
     def terms(self) -> tuple[Term, Term]:
         """The positive and the negative term."""
         return terms_of(self.kind._loss_id, self.kind._parameters)
-
-
-def bce(logits: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight)
 
 
 def focal(logits: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:
@@ -53,7 +49,7 @@ def focal(logits: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:
 
 # A new loss is an entry here, and a name in names.LOSSES.
 LOSSES = {
-    BCE: Loss(own.BCE(), bce, "F.bce_with_logits", matrices=4),
+    BCE: Loss(own.BCE(), F.binary_cross_entropy_with_logits, "F.bce_with_logits", matrices=4),
     FOCAL: Loss(own.Focal(), focal, "focal loss formula", matrices=12, cancels=True),
 }
 
@@ -105,8 +101,7 @@ def fused_step(setting: Setting, device: str) -> LossFunction:
     """The learning rate is 0, which costs the same: all steps see the same weight."""
 
     def loss(input: Tensor, weight: Tensor, target: Any) -> Tensor:
-        step = FusedSGD([weight], lr=0.0)
-        return ours(setting, device, fused_step=step)(input, weight, target)
+        return ours(setting, device, fused_step=FusedSGD([weight], lr=0.0))(input, weight, target)
 
     return loss
 
@@ -137,7 +132,7 @@ def _pos_weight(setting: Setting, device: str) -> Tensor:
 def usual(setting: Setting, device: str, weighted: bool = True) -> LossFunction:
     function = LOSSES[setting.loss].usual
     weight = _pos_weight(setting, device) if weighted else None
-    return lambda logits, target: function(logits, target.to(logits.dtype), weight)
+    return lambda logits, target: function(logits, target.to(logits.dtype), pos_weight=weight)
 
 
 @after_linear
@@ -146,7 +141,8 @@ def scatter(setting: Setting, device: str) -> LossFunction:
 
     def loss(logits: Tensor, labels: SparseLabels) -> Tensor:
         columns = labels.col_indices.view(len(logits), -1)
-        return function(logits, torch.zeros_like(logits).scatter_(1, columns, 1.0), weight)
+        target = torch.zeros_like(logits).scatter_(1, columns, 1.0)
+        return function(logits, target, pos_weight=weight)
 
     return loss
 

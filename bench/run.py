@@ -38,9 +38,8 @@ def run(options: Namespace) -> None:
         try:
             before = load(options.check)
         except (ValueError, TypeError, LookupError, AttributeError):
-            raise Refusal(
-                f"--check {options.check} holds no results of this benchmark", 2
-            ) from None
+            text = f"--check {options.check} holds no results of this benchmark"
+            raise Refusal(text, 2) from None
     command = shlex.join(["python", "-m", "bench", *options.arguments])
     records, torch_threads = Records(facts(device, command), []), torch.get_num_threads()
     console.print(report.shown_facts(records.facts), soft_wrap=True)

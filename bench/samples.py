@@ -1,5 +1,6 @@
 """What the baselines work on."""
 
+from copy import deepcopy
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -58,9 +59,9 @@ class Samples:
 
     @cached_property
     def all(self) -> list[Sample]:
-        made = [make(self.setting, self.device.name) for _ in range(self.count)]
+        first = make(self.setting, self.device.name)
         self.device.release()
-        return made
+        return [first, *(deepcopy(first) for _ in range(self.count - 1))]
 
     def without_gradients(self) -> list[Sample]:
         for sample in self.all:

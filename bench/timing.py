@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from functools import cache, partial
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
@@ -149,7 +150,6 @@ def _peak_here(key: str, setting: Setting) -> tuple[int, int]:
     torch.set_num_threads(setting.threads)
     run, sample = BY_KEY[key].work(STEP, setting, "cpu"), make(setting)
     for _ in range(WARM_UPS):
-        run(sample)
-        sample = make(setting)  # the logits may have been overwritten
+        run(deepcopy(sample))  # a step may overwrite the logits
     empty_cache()
     return rise_of_peak(partial(run, sample)), sample.gradients_bytes

@@ -201,17 +201,6 @@ def test_what_layers_need() -> None:
     assert [(r.memory - inputs) / LAYER.logits_bytes for r in one] == [0, 0, 1, 2, 5, 5, 5]
 
 
-@pytest.mark.parametrize("target", ["bool", "float", "sparse"])
-@pytest.mark.parametrize("features", [0, 8])
-def test_samples_take_as_many_bytes_as_is_said(target: str, features: int) -> None:
-    setting = SETTING._replace(target=target, features=features)
-    sample = Samples(setting).take()
-    given = [sample.target] if isinstance(sample.target, Tensor) else list(sample.target[:2])
-    tensors = [*sample.values, *given, sample.ready, *sample.outputs]
-    held = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
-    assert sum(held.values()) == setting.sample_bytes
-
-
 def test_samples_of_the_pass_before_count_once() -> None:
     """They are in memory, and so no longer in what is free."""
     gpu = Pretended()

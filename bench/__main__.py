@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from tools.command import add_reference, checked, obstacle, positive
 
@@ -19,7 +19,6 @@ QUICK_ROUNDS, ROUNDS = 10, 20
 QUICK_SECONDS, SECONDS = 1.5, 10.0
 TOLERANCE = 0.25
 PACKAGES = ("torch", "rich", "psutil")
-T = TypeVar("T")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,6 +40,11 @@ examples:
   python -m bench --quick --check results
 It ends with 1 where ours fails, a baseline is wrong or a check fails, with 2 on
 wrong arguments or without kernels, device or memory, with 130 when interrupted."""
+SHAPES = f"""\
+such as 1024x16384 (rows x labels), or elements such as 2^24, in rows of 16384; {LARGEST}: the
+largest power of two of elements for which ours has memory; 256x256x131072 (rows x features x
+labels): of a linear layer and its loss"""
+DEFAULT = "default: %(default)s"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,15 +59,11 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, parse: Callable[[str], Any], metavar: str, help: str, **more: Any) -> None:
         group.add_argument(name, type=parse, metavar=metavar, help=help, **more)
 
-    default = "default: %(default)s"
-    group.add_argument("--loss", choices=LOSSES, default=BCE, help=default)
-    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=default)
+    group.add_argument("--loss", choices=LOSSES, default=BCE, help=DEFAULT)
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=DEFAULT)
     text = "a small grid, fewer baselines and rounds: about a minute on a CPU"
     group.add_argument("--quick", action="store_true", help=text)
-    text = "such as 1024x16384 (rows x labels), or elements such as 2^24, in rows of 16384; "
-    text += f"{LARGEST}: the largest power of two of elements for which ours has memory; "
-    text += "256x256x131072 (rows x features x labels): of a linear layer and its loss"
-    add("--shapes", _list(_shape), "S,...", text)
+    add("--shapes", _list(_shape), "S,...", SHAPES)
     add("--dtypes", _list(_one_of(DTYPES)), "D,...", ", ".join(DTYPES))
     add("--targets", _list(_one_of(TARGETS)), "T,...", ", ".join(TARGETS))
     text = "share of positives (default: 0.005; of linear layers 5 in each row, of sparse labels)"
@@ -72,35 +72,29 @@ def parser() -> argparse.ArgumentParser:
     text = "baselines, as far as they fit what is measured; default: all, with --quick not all "
     add("--against", _list(_one_of(AGAINST)), "A,...", text + f"({', '.join(AGAINST)})")
     add("--threads", _list(positive), "N,...", "default: as torch chooses")
-    add("--pos-weight", _weight, "P", default, default=7.0)
-    add("--seed", _seed, "N", f"of the inputs ({default})", default=0)
+    add("--pos-weight", _weight, "P", DEFAULT, default=7.0)
+    add("--seed", _seed, "N", f"of the inputs ({DEFAULT})", default=0)
     group = made.add_argument_group("how")
-    text = "at most, in which all take turns; default: "
-    add("--rounds", positive, "N", f"{text}{QUICK_ROUNDS} with --quick, otherwise {ROUNDS}")
+    text = f"default: {QUICK_ROUNDS} with --quick, otherwise {ROUNDS}"
+    add("--rounds", positive, "N", f"at most, in which all take turns; {text}")
     text = f"default: {QUICK_SECONDS:g} with --quick, otherwise {SECONDS:g}"
     add("--seconds", _above_zero, "S", f"after which a group ends, 5 rounds done; {text}")
     text = "write results.json, results.csv and pictures there, as far as the run has come"
     add("--out", _folder, "DIR", text)
     text = "compare the ratios, memory and errors with the results.json of an earlier run"
     add("--check", _results, "FILE", text)
-    text = f"by which --check lets ratios and memory change ({default}); errors may double"
+    text = f"by which --check lets ratios and memory change ({DEFAULT}); errors may double"
     add("--tolerance", _above_zero, "X", text, default=TOLERANCE)
     add_reference(group, " for the CPU")
     return made
 
 
-def _list(of: Callable[[str], T]) -> Callable[[str], list[T]]:
-    return lambda text: [of(part.strip()) for part in text.split(",")]
+def _list(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: [parse(part.strip()) for part in text.split(",")]
 
 
 def _one_of(names: Sequence[str]) -> Callable[[str], str]:
     return checked(str, names.__contains__, f"of {', '.join(names)}")
-
-
-_seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number of at least 0")
-_density = checked(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
-_weight = checked(float, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
-_above_zero = checked(float, lambda x: 0 < x < math.inf, "a finite number above 0")
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -114,9 +108,11 @@ def _sizes(text: str) -> tuple[int, ...]:
     return sizes if len(sizes) > 1 else in_rows(*sizes)
 
 
-_shape = checked(
-    _sizes, any, "like 1024x16384, 256x256x131072 or a number such as 2^20 of elements"
-)
+_seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number of at least 0")
+_density = checked(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+_weight = checked(float, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
+_above_zero = checked(float, lambda x: 0 < x < math.inf, "a finite number above 0")
+_shape = checked(_sizes, any, "like 1024x16384, 256x256x131072 or a number of elements as 2^20")
 
 
 def _folder(text: str) -> Path:
@@ -156,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(options)
     except Refusal as error:
-        return _fail(error, error.code)
+        return _fail(*error.args)
     return 0
 
 

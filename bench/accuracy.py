@@ -6,20 +6,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .losses import LOSSES
-from .runner import Runner
-from .samples import MOST_CHECKED, Sample, chunk_of
+from .makers import LOSSES
+from .runner import Disagreement, Runner
+from .samples import CHUNK, MOST_CHECKED, Sample
 from .settings import Setting
 
 Truth = tuple[float, tuple[Tensor, ...]]
 FLOAT_EPS = torch.finfo(torch.float32).eps
 
 
-class Disagreement(Exception):
-    """A baseline does not compute what it should."""
-
-
-def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) -> Truth:
+def truth(sample: Sample, setting: Setting, pos_weight: float) -> Truth:
     """The formula for targets of 0 and 1 and finite logits, in float64, a chunk at a time.
 
     A chunk is of logits, or of the labels of a linear layer.
@@ -27,58 +23,40 @@ def truth(sample: Sample, setting: Setting, pos_weight: float, positives: bool) 
     Returns:
         The mean loss of all elements, and the gradients of the leaves' first ones.
     """
-    first, ready = sample.values[0], sample.ready
-    size = chunk_of(first.device.type)
-    if setting.features:
-        x, weight = first.double(), sample.values[1]
-        size = max(1, size // setting.rows)
-        parts, targets = weight.split(size), ready.split(size, 1)
+    positive, negative = LOSSES[setting.loss].terms
+    *inputs, last = sample.values
+    inputs = [value.double().requires_grad_() for value in inputs]
+    if inputs:
+        targets, size = sample.ready.t(), max(1, CHUNK // setting.rows)
     else:
-        parts, targets = first.flatten().split(size), ready.flatten().split(size)
-    total = torch.zeros((), dtype=torch.float64, device=first.device)
-    of_input, others, known = torch.zeros_like(first, dtype=torch.float64), [], 0
-    for part, target in zip(parts, targets, strict=True):
-        part = part.double()
-        logits = x @ part.t() if setting.features else part
-        loss, slopes = _of_logits(logits, target * positives, pos_weight, setting.loss)
-        total += loss
-        slopes /= setting.elements
-        if setting.features:
-            of_input += slopes @ part
-        if known < MOST_CHECKED:
-            others.append(slopes.t() @ x if setting.features else slopes)
-            known += part.numel()
-    gradients = (of_input, torch.cat(others)) if setting.features else (torch.cat(others),)
-    return float(total) / setting.elements, gradients
+        last, targets, size = last.flatten(), sample.ready.flatten(), CHUNK
+    total, known = torch.zeros((), dtype=torch.float64, device=last.device), []
+    for part, target in zip(last.split(size), targets.split(size), strict=True):
+        part = part.double().requires_grad_()
+        logits = part @ inputs[0].t() if inputs else part
+        of_positives, of_negatives = pos_weight * positive.value(logits), negative.value(logits)
+        loss = torch.where(target > 0, of_positives, of_negatives).sum() / setting.elements
+        loss.backward()
+        total += loss.detach()
+        if sum(map(torch.numel, known)) < MOST_CHECKED:
+            known.append(part.grad)
+    return float(total), (*(value.grad for value in inputs), torch.cat(known))
 
 
-def _of_logits(
-    logits: Tensor, targets: Tensor, pos_weight: float, loss: str
-) -> tuple[Tensor, Tensor]:
-    """The sum of the loss, and its gradient."""
-    (positive, negative), is_positive = LOSSES[loss].terms, targets > 0
-    value = torch.where(is_positive, pos_weight * positive.value(logits), negative.value(logits))
-    slope = torch.where(is_positive, pos_weight * positive.slope(logits), negative.slope(logits))
-    return value.sum(), slope
-
-
-def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> tuple[float, float | None]:
+def errors(runner: Runner, known: Callable[[float], Truth]) -> tuple[float, float | None]:
     """The relative errors of one call: of the loss, and the largest of the gradient's elements.
 
-    `known` is asked for the truth, by pos_weight and whether positives count. Raises
-    OverflowError for float16, Disagreement where errors are larger than roundings make them.
+    `known` is asked for the truth, by pos_weight. Raises OverflowError for float16, Disagreement
+    where errors are larger than roundings make them.
     """
     baseline, setting = runner.baseline, runner.samples.setting
-    right_loss, right_gradients = known(
-        setting.pos_weight if baseline.weighted else 1.0, baseline.positives
-    )
+    right_loss, right_gradients = known(setting.pos_weight if baseline.weighted else 1.0)
     sample = runner.prepare()
-    result = runner.run(sample)
-    assert result is not None
-    loss, grads = float(result.double()), [leaf.grad for leaf in sample.leaves]
+    result, grads = runner.run(sample), [leaf.grad for leaf in sample.leaves]
     sample.drop_gradients()
     if setting.dtype == "float16" and not all(map(_is_finite, (result, *grads))):
         raise OverflowError("it overflows float16")
+    loss = float(result.double())
     off_loss = abs(loss - right_loss) / (right_loss or 1)
     eps = torch.finfo(setting.torch_dtype).eps
     # The result is rounded to the dtype. Sums, of half precision in float32, are made one by one,
@@ -88,12 +66,11 @@ def errors(runner: Runner, known: Callable[[float, bool], Truth]) -> tuple[float
         raise Disagreement(f"the loss is {loss:.8g}, off by {off_loss:.2g} of {right_loss:.8g}")
     off_gradient, scale = None, baseline.scale(setting)
     for grad, wanted in zip(grads, right_gradients, strict=True):
-        if grad is None:
-            continue
-        off, excess = _off(grad, wanted, scale, setting)
-        if not excess <= 4 * (eps + sums * (setting.features > 0)):
-            raise Disagreement(f"the gradient is off by up to {excess:.2g} times what it should be")
-        off_gradient = max(off, off_gradient or 0.0)
+        if grad is not None:
+            off, excess = _off(grad, wanted, scale, setting)
+            if not excess <= 4 * (eps + sums * (setting.features > 0)):
+                raise Disagreement(f"the gradient is off by {excess:.2g} times what it should be")
+            off_gradient = max(off, off_gradient or 0.0)
     return off_loss, off_gradient
 
 
@@ -113,9 +90,8 @@ def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[f
     known = known.flatten()
     weight, largest = max(1.0, setting.pos_weight) / setting.elements, known.abs().max()
     worst, excess = torch.zeros(2, dtype=torch.float64, device=grad.device)
-    size = chunk_of(grad.device.type)
-    pairs = zip(grad.flatten()[: len(known)].split(size), known.split(size), strict=True)
-    for got, wanted in pairs:
+    got_parts = grad.flatten()[: len(known)].split(CHUNK)
+    for got, wanted in zip(got_parts, known.split(CHUNK), strict=True):
         off = (got.double() / scale).sub_(wanted).abs_()
         value = largest if setting.features else wanted.abs()
         is_difference = (wanted < 0) | LOSSES[setting.loss].cancels

@@ -1,17 +1,20 @@
 """The ways to compute a loss: the one table of them, for the benchmark and for its tests."""
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import makers
-from .losses import LOSSES
-from .makers import Maker, compiled, ours, usual
+from . import makers, names
+from .device import reason
+from .makers import LOSSES, Maker, compiled, ours, usual
 from .names import BCE, COPY, FORWARD, OURS, PRODUCTS, STEP
 from .samples import Sample
 from .settings import Setting
@@ -25,19 +28,18 @@ class Baseline:
     """One way to compute the loss, ours among them; or work that bounds the time of all."""
 
     key: str  # on the command line
-    title: str  # {usual} and {ours} stand for the names of the loss's functions
-    make: Maker = usual
+    title: str  # {usual} stands for the name of the usual way to write the loss
+    make: Maker = ours
     takes: str = "dense"  # the target: "dense", "sparse", "any" of both, "": no logits alone
     linear: str = ""  # the same of a linear layer and its loss; "": not of these
     is_own: bool = False
     is_loss: bool = True  # False: what is made takes a sample and computes no loss
-    loss: str = ""  # the only one that it computes; "": all
-    given: str = "target"  # which field of a sample it gets for one
+    losses: Sequence[str] = names.LOSSES  # that it computes
+    ready: bool = False  # it gets `ready` of a sample for a target
     prepare: str = ""  # what else its sample needs, see Runner.prepare
     matrices: int = 4  # as large as the logits, that a step makes and holds at its peak
     weighted: bool = True  # with pos_weight; else it computes another function, with pos_weight 1
-    positives: bool = True  # False: none, which is another function too
-    compiles: bool = False
+    needs: str = ""  # a package that may be missing
     only: str = ""  # the pass; "": both
     device: str = ""  # "cpu" or "cuda"; "": both
     quick: bool = True  # also in a quick run
@@ -47,32 +49,29 @@ class Baseline:
 
     @property
     def is_optional(self) -> bool:
-        return self.is_loss and self.key != OURS
+        return self.is_loss and self.key != OURS and bool(self.takes or self.linear)
 
-    def is_wanted(self, against: Sequence[str] | None, quick: bool) -> bool:
-        if against is not None:
-            return self.key in against or not self.is_optional
-        return self.quick or not quick
+    def is_wanted(self, options: Namespace) -> bool:
+        if options.against is None:
+            return options.loss in self.losses and (self.quick or not options.quick)
+        return options.loss in self.losses and (self.key in options.against or not self.is_optional)
 
     def name(self, loss: str) -> str:
-        known = LOSSES[loss]
-        return self.title.format(usual=known.usual_name, ours=known.ours_name)
+        return self.title.format(usual=LOSSES[loss].usual_name)
 
     def fits(self, setting: Setting, pass_: str, device: str) -> bool:
         """Whether it makes sense there."""
         takes = self.linear if setting.features else self.takes
         return (
             takes in ("sparse" if setting.is_sparse else "dense", "any")
-            and self.loss in ("", setting.loss)
+            and setting.loss in self.losses
             and self.only in ("", pass_)
             and self.device in ("", device)
+            # Within a call of many steps a loss scale cannot change.
+            and not (self.scale_before and setting.steps > 1)
             and not (self.key == "bce-float" and setting.target == "float")
             and not (self.key == "released" and setting.gradient_bytes < KEPT)
         )
-
-    def field(self, setting: Setting) -> str:
-        """Which field of a sample it gets: a dense target where it takes no sparse labels."""
-        return "ready" if setting.is_sparse and self.takes == "dense" else self.given
 
     def scale(self, setting: Setting) -> float:
         """The loss scale: the gradient of a mean of millions is below the smallest float16.
@@ -85,75 +84,70 @@ class Baseline:
 
     def work(self, pass_: str, setting: Setting, device: str) -> Callable[[Sample], Any]:
         """A step or a forward pass, which returns the loss."""
-        function, field = self.make(setting, device), self.field(setting)
-        scale = self.scale(setting)
+        function, scale = self.make(setting, device), self.scale(setting)
+        # What takes no sparse labels gets a dense target of a linear layer.
+        is_ready = self.ready or (setting.is_sparse and self.takes == "dense")
 
         def forward(sample: Sample) -> Tensor:
-            with torch.no_grad():
-                return function(*sample.leaves, getattr(sample, field))
+            return function(*sample.leaves, sample.ready if is_ready else sample.target)
 
         def step(sample: Sample) -> Tensor:
-            loss = function(*sample.leaves, getattr(sample, field))
+            loss = forward(sample)
             loss.backward(None if scale == 1 else torch.full_like(loss, scale))
             return loss.detach()
 
         if not self.is_loss:
             return function
-        return forward if pass_ == FORWARD else step
+        return torch.no_grad()(forward) if pass_ == FORWARD else step
 
 
-own = partial(Baseline, make=ours, takes="any", is_own=True, matrices=1)  # a variant of ours
-everywhere = partial(own, linear="any")
-of_step = partial(own, only=STEP)
-of_sparse = partial(own, takes="sparse", graph=True)
-scaled = partial(of_step, device="cuda", loss_scale=SCALE, graph=True)
-floor = partial(Baseline, is_loss=False, matrices=0, graph=True)  # a bound of all times
-of_bce = partial(Baseline, loss=BCE)
-compiles = partial(Baseline, compiles=True, matrices=1, graph=True)
+own = partial(Baseline, takes="any", is_own=True, matrices=1)  # a variant of ours
+own_step = partial(own, only=STEP)
+scaled = partial(own_step, device="cuda", loss_scale=SCALE, graph=True)
+bound = partial(Baseline, is_loss=False, matrices=0, graph=True)  # no loss is faster
+of_bce = partial(Baseline, losses=(BCE,))
+other = partial(Baseline, linear="any", graph=True)
+earlier = partial(Baseline, takes="")  # only earlier results have it
 in_place = partial(ours, inplace_backward=True)
 plain = partial(usual, weighted=False)
 mask = compiled(makers.masked, fullgraph=False)
+IN_TORCH, VISION = "ours, in plain PyTorch", "torchvision sigmoid_focal_loss"
 
 BASELINES = (
-    floor(COPY, "copy_ of the logits", makers.copy, "any"),
-    floor(PRODUCTS, "the products alone", makers.products, "", "any", prepare="outputs"),
-    everywhere(OURS, "ours", graph=True),
-    of_step("released", "ours, memory released", takes="dense", prepare="released", device="cpu"),
+    bound(COPY, "copy_ of the logits", makers.copy, "any"),
+    bound(PRODUCTS, "the products alone", makers.products, "", "any", prepare="outputs"),
+    own(OURS, "ours", linear="any", graph=True),
+    own_step("released", "ours, memory released", takes="dense", prepare="released", device="cpu"),
     scaled("scaled", "ours, loss scale 65536"),
     scaled("scaled-changing", "ours, loss scale that changes", scale_before=SCALE / 2),
-    of_step("inplace", "ours, inplace_backward", make=in_place, prepare="overwritable", matrices=0),
-    of_step("fused-step", "ours, fused_step", make=makers.fused_step, takes="", linear="any"),
-    everywhere(
-        "ours-compiled", "torch.compile(ours)", make=compiled(ours), compiles=True, graph=True
-    ),
-    everywhere(
-        "reference", "ours, in plain PyTorch", make=makers.reference, matrices=12, quick=False
-    ),
-    of_sparse("no-positives", "ours, no positives", given="nothing", positives=False),
-    of_sparse("dense", "ours, bool target", given="ready"),
-    Baseline("unfused", "F.linear, {ours}", makers.unfused, "", "any", matrices=1),
+    own_step("inplace", "ours, inplace_backward", in_place, prepare="overwritable", matrices=0),
+    own_step("fused-step", "ours, fused_step", makers.fused_step, takes="", linear="any"),
+    own("ours-compiled", "torch.compile(ours)", compiled(ours), linear="any", graph=True),
+    own("reference", IN_TORCH, makers.reference, linear="any", matrices=12, quick=False),
+    earlier("no-positives", "ours, no positives", is_own=True),
+    own("dense", "ours, bool target", takes="sparse", ready=True, graph=True),
+    Baseline("unfused", "F.linear, then ours", makers.unfused, "", "any", matrices=1),
     of_bce("masked", "masked multiply", makers.masked, linear="any"),
-    *(
-        Baseline(key, "{usual}", linear="any", loss=key, matrices=loss.matrices, graph=True)
-        for key, loss in LOSSES.items()
-    ),
-    of_bce("bce-float", "{usual}, float target", given="ready", graph=True),
+    *(other(key, "{usual}", usual, losses=(key,), matrices=LOSSES[key].matrices) for key in LOSSES),
+    of_bce("bce-float", "{usual}, float target", usual, ready=True, graph=True),
     of_bce("bce-plain", "{usual}, no pos_weight", plain, weighted=False, graph=True),
-    compiles("compile", "torch.compile({usual})", compiled(usual), linear="any"),
-    compiles(
-        "compile-plain",
-        "torch.compile(F..., no pos_weight)",
-        compiled(plain),
-        loss=BCE,
-        weighted=False,
-        quick=False,
-    ),
-    of_bce("compile-masked", "torch.compile(masked multiply)", mask, compiles=True, quick=False),
+    other("compile", "torch.compile({usual})", compiled(usual), matrices=1),
+    earlier("compile-plain", "torch.compile(F..., no pos_weight)"),
+    of_bce("compile-masked", "torch.compile(masked multiply)", mask, quick=False),
     Baseline("scatter", "zeros().scatter_, {usual}", makers.scatter, "sparse", "sparse"),
+    Baseline("torchvision", VISION, makers.torchvision, needs="torchvision", matrices=8),
+    of_bce("timm", "timm BinaryCrossEntropy", makers.timm, needs="timm"),
 )
 BY_KEY = {baseline.key: baseline for baseline in BASELINES}
 
 
-def fitting(setting: Setting, pass_: str, device: str) -> list[Baseline]:
-    """Those that make sense there, in the order of the table."""
-    return [baseline for baseline in BASELINES if baseline.fits(setting, pass_, device)]
+@cache
+def why_not(package: str) -> str | None:
+    """Why a package cannot be imported: "" where it is not installed; None where it can be."""
+    if package and find_spec(package) is None:
+        return ""
+    try:
+        import_module(package or "torch")
+    except Exception as error:  # such as a torchvision for another torch
+        return f"{package} does not import: {reason(error)}"
+    return None

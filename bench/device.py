@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import psutil
 import torch
@@ -16,19 +16,14 @@ from weighted_bce._extension import extension
 
 WARM_UPS = 2
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-T = TypeVar("T")
 
 
 class Refusal(Exception):
     """Why there are no numbers to rely on, and the exit code."""
 
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
-
 
 class Device:
-    """The CPU. Its memory is measured in other processes, by bench.peak."""
+    """The CPU. Its memory is measured in other processes, see timing.peak."""
 
     name = "cpu"
     is_gpu = False
@@ -100,7 +95,9 @@ class Cuda(Device):
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
 
-    def graph(self, prepare: Callable[[], T], work: Callable[[T], object]) -> Callable[[], None]:
+    def graph(
+        self, prepare: Callable[[], Any], work: Callable[[Any], object]
+    ) -> Callable[[], None]:
         """Captures the work on what `prepare` returns; the result replays it."""
         prepare()  # so that what it allocates at first use belongs to the usual stream
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -128,12 +125,11 @@ def find(name: str) -> Device:
     """The device of that name; raises Refusal where it cannot be used."""
     if name == CPU.name:
         return CPU
-    if not torch.cuda.is_available():
-        text = f"torch {torch.__version__} finds none; --device cpu needs none"
-        raise Refusal(f"no CUDA device for --device {name}: {text}", 2)
-    why_not = why_no_kernels(name)
+    why_not = f"torch {torch.__version__} finds none; --device cpu needs none"
+    if torch.cuda.is_available():
+        why_not = why_no_kernels(name)
     if why_not:
-        raise Refusal(f"no kernels for --device {name}: {why_not}", 2)
+        raise Refusal(f"--device {name}: {why_not}", 2)
     return Cuda()
 
 

@@ -1,24 +1,57 @@
-"""How the baselines are computed: each for a setting, on a device."""
+"""The losses, and how the baselines compute them: each for a setting, on a device."""
 
 import logging
 import warnings
 from collections.abc import Callable
-from functools import wraps
-from typing import Any
+from functools import partial, wraps
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weighted_bce import FusedSGD, SparseLabels, backend
+import weighted_bce as own
+from weighted_bce import FusedSGD, SparseLabels
+from weighted_bce._terms import Term, terms_of
 
-from .losses import LOSSES
+from .names import BCE, FOCAL
 from .samples import Sample
 from .settings import Setting
 
 # Takes logits, or the input and the weight of a linear layer, and a target.
 LossFunction = Callable[..., Tensor]
 Maker = Callable[..., Any]  # makes a LossFunction, for a setting and a device
+
+
+class Loss(NamedTuple):
+    """A loss, and the usual way to write it."""
+
+    kind: own.BCE | own.Focal
+    usual: Callable[..., Tensor]  # takes a target in the logits' dtype, and a pos_weight by name
+    usual_name: str
+    matrices: int  # as large as the logits, that a step of the usual way holds at its peak
+    cancels: bool = False  # the usual way takes differences, of numbers near 1
+
+    @property
+    def terms(self) -> tuple[Term, Term]:
+        """The positive and the negative term."""
+        return terms_of(self.kind._loss_id, self.kind._parameters)
+
+
+def focal(logits: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:
+    """The formula of torchvision.ops.sigmoid_focal_loss, with a pos_weight and without alpha."""
+    p, options = logits.sigmoid(), {"reduction": "none", "pos_weight": pos_weight}
+    matrix = F.binary_cross_entropy_with_logits(logits, target, **options)
+    right = p * target + (1 - p) * (1 - target)
+    return (matrix * (1 - right) ** own.Focal().gamma).mean()
+
+
+# A new loss is an entry here, and a name in names.LOSSES.
+LOSSES = {
+    BCE: Loss(own.BCE(), F.binary_cross_entropy_with_logits, "F.bce_with_logits", matrices=4),
+    FOCAL: Loss(own.Focal(), focal, "focal loss formula", matrices=12, cancels=True),
+}
 
 
 def copy(setting: Setting, device: str) -> Callable[[Sample], object]:
@@ -52,31 +85,29 @@ def after_linear(make: Maker) -> Maker:
     return made
 
 
-@after_linear
-def unfused(setting: Setting, device: str, **options: Any) -> LossFunction:
-    loss = LOSSES[setting.loss].ours
-    return lambda x, target: loss(x, target, pos_weight=setting.pos_weight, **options)
-
-
-def ours(setting: Setting, device: str, **options: Any) -> LossFunction:
-    if not setting.features:
-        return unfused(setting, device, **options)
-    loss = LOSSES[setting.loss].of_layer
+def ours(setting: Setting, device: str, layer: bool = True, **options: Any) -> LossFunction:
+    """Ours, which takes the input and the weight of a layer where the setting has one."""
+    bce, other = own.weighted_bce_with_logits, own.multilabel_loss_with_logits
+    if layer and setting.features:
+        bce, other = own.linear_weighted_bce_with_logits, own.linear_multilabel_loss_with_logits
+    loss = bce if setting.loss == BCE else partial(other, loss=LOSSES[setting.loss].kind)
     return lambda *given: loss(*given, pos_weight=setting.pos_weight, **options)
+
+
+unfused = after_linear(partial(ours, layer=False))
 
 
 def fused_step(setting: Setting, device: str) -> LossFunction:
     """The learning rate is 0, which costs the same: all steps see the same weight."""
 
     def loss(input: Tensor, weight: Tensor, target: Any) -> Tensor:
-        step = FusedSGD([weight], lr=0.0)
-        return ours(setting, device, fused_step=step)(input, weight, target)
+        return ours(setting, device, fused_step=FusedSGD([weight], lr=0.0))(input, weight, target)
 
     return loss
 
 
 def reference(setting: Setting, device: str) -> LossFunction:
-    return backend("reference")(ours(setting, device))
+    return own.backend("reference")(ours(setting, device))
 
 
 @after_linear
@@ -93,23 +124,41 @@ def masked(setting: Setting, device: str) -> LossFunction:
     return loss
 
 
+def _pos_weight(setting: Setting, device: str) -> Tensor:
+    return torch.tensor(setting.pos_weight, dtype=setting.torch_dtype, device=device)
+
+
 @after_linear
 def usual(setting: Setting, device: str, weighted: bool = True) -> LossFunction:
-    function, weight = LOSSES[setting.loss].usual, None
-    if weighted:
-        weight = torch.tensor(setting.pos_weight, dtype=setting.torch_dtype, device=device)
-    return lambda logits, target: function(logits, target.to(logits.dtype), weight)
+    function = LOSSES[setting.loss].usual
+    weight = _pos_weight(setting, device) if weighted else None
+    return lambda logits, target: function(logits, target.to(logits.dtype), pos_weight=weight)
 
 
 @after_linear
 def scatter(setting: Setting, device: str) -> LossFunction:
-    function = usual(setting._replace(features=0), device)
+    function, weight = LOSSES[setting.loss].usual, _pos_weight(setting, device)
 
     def loss(logits: Tensor, labels: SparseLabels) -> Tensor:
-        places = labels.col_indices.view(len(logits), -1)
-        return function(logits, torch.zeros_like(logits).scatter_(1, places, 1.0))
+        columns = labels.col_indices.view(len(logits), -1)
+        target = torch.zeros_like(logits).scatter_(1, columns, 1.0)
+        return function(logits, target, pos_weight=weight)
 
     return loss
+
+
+def torchvision(setting: Setting, device: str) -> LossFunction:
+    """Its focal loss weighs positives by alpha and negatives by 1 - alpha; gamma 0 makes it BCE."""
+    focal, total = import_module("torchvision.ops").sigmoid_focal_loss, 1 + setting.pos_weight
+    options = {"alpha": setting.pos_weight / total, "reduction": "mean"}
+    options["gamma"] = own.Focal().gamma if setting.loss == FOCAL else 0.0
+    return lambda logits, target: total * focal(logits, target.to(logits.dtype), **options)
+
+
+def timm(setting: Setting, device: str) -> LossFunction:
+    make, weight = import_module("timm.loss").BinaryCrossEntropy, _pos_weight(setting, device)
+    criterion = make(smoothing=0.0, pos_weight=weight)
+    return lambda logits, target: criterion(logits, target.to(logits.dtype))
 
 
 def compiled(make: Maker, fullgraph: bool = True) -> Maker:

@@ -11,9 +11,8 @@ LOSSES = BCE, FOCAL = "bce", "focal"
 # The keys of baselines.BASELINES that a run may do without, in that order.
 AGAINST = (
     *("released", "scaled", "scaled-changing", "inplace", "fused-step"),
-    *("ours-compiled", "reference", "no-positives", "dense", "unfused"),
-    *("masked", *LOSSES, "bce-float", "bce-plain"),
-    *("compile", "compile-plain", "compile-masked", "scatter"),
+    *("ours-compiled", "reference", "dense", "unfused", "masked", *LOSSES, "bce-float"),
+    *("bce-plain", "compile", "compile-masked", "scatter", "torchvision", "timm"),
 )
 
 

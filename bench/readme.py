@@ -3,7 +3,7 @@
 Run as: python -m bench.readme
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools.gpu.tables import markdown
@@ -28,8 +28,8 @@ PICTURES = {
 def written(text: str) -> str:
     """README with the figures of today's results."""
     before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
+    _, end, after = rest.partition(END)
+    if not end:
         raise ValueError(f"README.md must have {BEGIN} and then {END}")
     parts = [_of_machine(path.parent) for path in sorted(RESULTS.glob("*/results.json"))]
     return "\n\n".join([before + BEGIN, *parts, END]) + after
@@ -41,12 +41,17 @@ def _of_machine(folder: Path) -> str:
     parts = [f"`{records.facts['command']}` ([results]({link})): {facts}."]
     for is_layer in (False, True):
         parts += _of_groups([g for g in groups if (g[0].setting.features > 0) == is_layer])
-    parts.append(_faster(row for row in records.rows if row.loses))
-    parts += [
-        f"![{what}]({link}/{name}.svg)"
-        for name, what in PICTURES.items()
-        if (folder / f"{name}.svg").exists()
+    faster = [
+        f"{row.name} at {short_name(row)} ({ratio(row).removesuffix(FASTER)})"
+        for row in records.rows
+        if row.loses
     ]
+    if faster:
+        parts.append(f"Faster than ours in this run: {'; '.join(faster)}.")
+    else:
+        parts.append("Nothing that computes this loss was faster than ours in this run.")
+    pictures = {name: what for name, what in PICTURES.items() if (folder / f"{name}.svg").exists()}
+    parts += [f"![{what}]({link}/{name}.svg)" for name, what in pictures.items()]
     return "\n\n".join(parts)
 
 
@@ -60,39 +65,27 @@ def _of_groups(groups: list[list[Row]]) -> list[str]:
         setting = rows[0].setting
         usual = setting.density == main.density and setting.threads == main.threads
         if setting == main or setting.labels == most:
-            tables.append(_table(rows))
+            lines = table([row for row in rows if row.seconds is not None])
+            tables.append(_markdown(rows[0].title, lines))
         elif (setting.sizes == main.sizes and usual) or setting.elements < 2**10:
             others.append(rows)
     if others and not main.features:
-        (name, ours, *keys), *lines = overview(others, OVERVIEW)
+        (first, ours, *keys), *lines = overview(others, OVERVIEW)
         names = [BY_KEY[key].name(main.loss) for key in keys]
-        tables += ["Times of ours:", _markdown([[name, ours, *names], *lines])]
+        tables += ["Times of ours:", _markdown(first, [[first, ours, *names], *lines])]
     return tables
 
 
-def _table(rows: Sequence[Row]) -> str:
-    timed = [row for row in rows if row.seconds is not None]
-    (_, *head), *lines = table(timed)
-    return _markdown([[rows[0].title, *head], *lines])
-
-
-def _markdown(lines: list[list[str]]) -> str:
+def _markdown(title: str, lines: Sequence[Sequence[str]]) -> str:
     """A table; what is faster than ours stands out, and what has no value is empty."""
-    head, *others = [[_cell(cell) for cell in line] for line in lines]
-    return "\n".join(markdown(head, others))
+    (_, *head), *others = [[_cell(cell) for cell in line] for line in lines]
+    return "\n".join(markdown([title, *head], others))
 
 
 def _cell(text: str) -> str:
     if text.endswith(FASTER):
         return f"**{text.removesuffix(FASTER)}**"
     return "" if text == "-" else text.replace("copy_", "`copy_`")
-
-
-def _faster(rows: Iterable[Row]) -> str:
-    found = [f"{row.name} at {short_name(row)} ({ratio(row).removesuffix(FASTER)})" for row in rows]
-    if not found:
-        return "Nothing that computes this loss was faster than ours in this run."
-    return f"Faster than ours in this run: {'; '.join(found)}."
 
 
 if __name__ == "__main__":

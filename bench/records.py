@@ -1,14 +1,17 @@
-"""What was measured, as files: a row for each baseline of each group."""
+"""What was measured, as files: a row for each baseline of each group; and how two runs differ."""
 
 import csv
 import json
 import os
 import platform
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from tools.gpu.machine import of_git
 from weighted_bce import show_config
@@ -18,7 +21,11 @@ from .device import Device
 from .names import STEP
 from .settings import Setting
 
-DIGITS = 5
+# Fields of ours, which are worse where they grow, and differences of them that are nothing: those
+# of errors are the eps of the dtype. Of the others it is times ours, worse where it falls.
+OF_OURS = {"peak_gradients": 0.1, "beyond_bytes": 2.0**20, "loss_error": 0, "gradient_error": 0}
+OF_OTHERS = {"times_ours": 0}
+ERRORS = 2.0  # roundings, that much larger, are no longer the same
 
 
 @dataclass
@@ -75,8 +82,8 @@ class Row:
         return is_other and self.times_ours is not None and self.times_ours < 1
 
 
-RENAMED = {"pass_": "pass", "key": "baseline"}
 # The fields of a row but the setting, by what a file calls them.
+RENAMED = {"pass_": "pass", "key": "baseline"}
 FIELDS = {RENAMED.get(one.name, one.name): one.name for one in fields(Row)[1:]}
 
 
@@ -99,50 +106,71 @@ class Records(NamedTuple):
         new = folder / "results.new"
         new.write_text(f'{{"facts": {facts},\n"rows": [\n{text}\n]}}\n')
         new.replace(folder / "results.json")
+        names = [name for name in rows[0] if name != "rounds"]
         with (folder / "results.csv").open("w", newline="") as file:
-            names = [name for name in rows[0] if name != "rounds"]
-            table = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
+            table = csv.writer(file, lineterminator="\n")
+            table.writerows([names, *([row[name] for name in names] for row in rows)])
 
 
 def _flat(row: Row) -> dict[str, Any]:
     """The fields of the row and its setting. Numbers are cut to what they are good for."""
-    own = {name: _short(getattr(row, field)) for name, field in FIELDS.items()}
-    return row.setting._asdict() | own
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    return [_short(v) for v in value] if isinstance(value, list) else value
+    own = {name: getattr(row, field) for name, field in FIELDS.items()}
+    cut = json.loads(json.dumps(own), parse_float=lambda digits: float(f"{float(digits):.5g}"))
+    return row.setting._asdict() | cut
 
 
 def load(path: Path) -> Records:
-    """The records in results.json, or in the folder that holds it."""
-    found = json.loads((path / "results.json" if path.is_dir() else path).read_text())
-    return Records(found["facts"], [_row(row) for row in found["rows"]])
+    """The records in results.json, or in the folder that holds it.
+
+    Rows of earlier versions have fewer fields, and call the baseline a contender.
+    """
+    results, rows = json.loads((path / "results.json" if path.is_dir() else path).read_text()), []
+    for row in results["rows"]:
+        flat = {"baseline": row.get("contender"), **row}
+        setting = {name: flat[name] for name in Setting._fields if name in flat}
+        own = {field: flat[name] for name, field in FIELDS.items() if name in flat}
+        rows.append(Row(Setting(**setting), **own))
+    return Records(results["facts"], rows)
 
 
-def _row(flat: dict[str, Any]) -> Row:
-    """Rows of earlier versions have fewer fields, and call the baseline a contender."""
-    flat = {"baseline": flat.get("contender"), **flat}
-    setting = {name: flat[name] for name in Setting._fields if name in flat}
-    own = {field: flat[name] for name, field in FIELDS.items() if name in flat}
-    return Row(Setting(**setting), **own)
+class Change(NamedTuple):
+    """A field of a row of both runs, which is better or worse now."""
+
+    row: Row
+    field: str
+    before: float
+    now: float
+    is_worse: bool
+
+
+def changes(now: Records, before: Records, tolerance: float) -> tuple[int, list[Change]]:
+    """How many rows both have, and changes beyond the tolerance, a share such as 0.25.
+
+    Against the other baselines of the same round ours may have become slower; its memory and its
+    errors larger. What only one of the runs has is left out.
+    """
+    earlier, changed = {row.identity: row for row in before.rows}, []
+    pairs = [(row, earlier[row.identity]) for row in now.rows if row.identity in earlier]
+    for row, old in pairs:
+        is_own, eps = row.baseline.is_own, torch.finfo(row.setting.torch_dtype).eps
+        for name, nothing in (OF_OURS if is_own else OF_OTHERS).items():
+            was, value, is_error = getattr(old, name), getattr(row, name), name.endswith("error")
+            if was is not None and value is not None:
+                least = eps if is_error else nothing
+                growth = (value + least) / (was + least)
+                if max(growth, 1 / growth) > (ERRORS if is_error else 1 + tolerance):
+                    changed.append(Change(row, name, was, value, (growth > 1) == is_own))
+    return len(pairs), changed
 
 
 def facts(device: Device, command: str) -> dict[str, str]:
     """The command, the machine, and what weighted_bce's installation says of itself."""
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    processor = model[1] if model else platform.processor() or platform.machine()
+    own = {"command": command, "CPU": f"{processor}, {os.cpu_count()} cores"}
+    own |= {"system": platform.platform(terse=True)}
+    commit = of_git()
     lines = (line.partition(": ") for line in show_config().splitlines())
     known = {name: value for name, _, value in lines if value}
-    own = {"command": command, "CPU": _processor(), "system": platform.platform(terse=True)}
-    commit = of_git()
     return own | ({"commit": commit} if commit else {}) | device.facts() | known
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.processor() or platform.machine())}, {os.cpu_count()} cores"

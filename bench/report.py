@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .baselines import BASELINES
-from .compare import Change
 from .names import BCE, OURS
-from .records import Row
+from .records import Change, Row
 
 SHOWN = (
     *("GPU", "driver", "CUDA", "CUDA kernels", "CPU", "threads"),
@@ -29,7 +28,8 @@ peak: memory beyond the inputs, in gradients; on the CPU of steps from 2^20 to 2
 errors: relative, against float64; of the worst of the first 2^24 elements of the gradient.
 memory released: of the last step's gradient, which ours else takes; loss scale that changes:
 backward makes the gradient anew. The usual ways convert the target in each call, but for 'float
-target'; 'no pos_weight', 'no positives' compute less."""
+target'; 'no pos_weight' computes less. torchvision's loss has alpha = p / (1 + p) for a pos_weight
+p, and is multiplied by 1 + p; its gamma is 0 for bce."""
 LAYERS = """\
 Linear layer and loss: a step is from the input and the weight to their gradients. Others than ours
 hold the logits; of sparse labels they get a bool target, but for zeros().scatter_ and F.linear.
@@ -45,14 +45,10 @@ def number(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def _times(value: float) -> str:
-    return f"{number(value)}x"
-
-
 # The columns of a group's table, with their fields, and what is shown of one that is not None.
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("times copy_", "times_copy", _times),
-    ("times products", "times_products", _times),
+    ("times copy_", "times_copy", lambda value: f"{number(value)}x"),
+    ("times products", "times_products", lambda value: f"{number(value)}x"),
     ("GB/s", "gigabytes_per_second", number),
     ("% of copy_", "share_of_copy", "{:.0%}".format),
     ("peak, gradients", "peak_gradients", number),
@@ -68,11 +64,10 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     unit, scale = ("µs", 1e6) if fast else ("ms", 1e3)
     lines = [["", unit, "p20 to p80", "times ours", *(head for head, *_ in COLUMNS)]]
     for row in rows:
-        if row.seconds is None or row.p20 is None or row.p80 is None:
-            times = ["failed" if row.fits else "does not fit", "-"]
-        else:
-            low, high = number(scale * row.p20), number(scale * row.p80)
-            times = [number(scale * row.seconds), f"{low} to {high}"]
+        times = ["failed" if row.fits else "does not fit", "-"]
+        if row.seconds is not None:
+            low, middle, high = (number(scale * t) for t in (row.p20, row.seconds, row.p80))
+            times = [middle, f"{low} to {high}"]
         values = ((getattr(row, field), cell) for _, field, cell in COLUMNS)
         cells = ("-" if value is None else cell(value) for value, cell in values)
         lines.append([row.name, *times, ratio(row), *cells])
@@ -99,67 +94,55 @@ def ratio(row: Row) -> str:
     """Times ours, with a star where it is faster."""
     if row.times_ours is None:
         return "failed" if row.failed and row.fits else "-"
-    return _times(row.times_ours) + FASTER * row.loses
+    return f"{number(row.times_ours)}x{FASTER * row.loses}"
 
 
 def short_name(row: Row) -> str:
     """The name of its group."""
     setting = row.setting
     density = f"{setting.density:.1%}" if setting.density >= 0.001 else f"{setting.density:.0e}"
-    loss = "" if setting.loss == BCE else f"{setting.loss} "
-    return (
-        f"{loss}{'x'.join(map(str, setting.sizes))} {setting.dtype} {setting.target} {density} "
-        f"{setting.threads}t {row.pass_}{' graph' * row.graphs}"
-    )
+    words = ["x".join(map(str, setting.sizes)), setting.dtype, setting.target, density]
+    words += [f"{setting.threads}t", row.pass_, *["graph"] * row.graphs]
+    return " ".join(words if setting.loss == BCE else [setting.loss, *words])
 
 
 def shown_facts(known: dict[str, str]) -> str:
     return ", ".join(f"{name} {known[name]}" for name in SHOWN if name in known)
 
 
-def show_head(console: Console, known: dict[str, str], rounds: int) -> None:
-    text = shown_facts(known)
-    console.print(f"{text}\nMedians of up to {rounds} rounds.", highlight=False, soft_wrap=True)
-
-
-def show_title(console: Console, title: str) -> None:
-    console.print(f"\n{title}", style="bold", highlight=False)
-
-
 def show_group(console: Console, rows: Sequence[Row]) -> None:
     _show(console, table(rows))
     for row in rows:
         if row.failed is not None:
-            text = f"{row.name} {'failed' if row.fits else 'does not fit'}: {row.failed}"
-            console.print(text, highlight=False, markup=False)
+            why = "failed" if row.fits else "does not fit"
+            console.print(f"{row.name} {why}: {row.failed}", markup=False)
 
 
 def show_summary(console: Console, groups: Sequence[list[Row]]) -> None:
     """The times of all groups, and what the words in the tables mean."""
     keys = [baseline.key for baseline in BASELINES if not baseline.is_own]
-    show_title(console, "Times of ours")
-    _show(console, overview(groups, keys))
+    _show(console, overview(groups, keys), "Times of ours")
     with_layers = any(rows[0].setting.features for rows in groups)
-    for text in (CAPTION, LAYERS)[: 1 + with_layers]:
-        console.print(text, style="dim", highlight=False)
+    console.print(CAPTION + f"\n{LAYERS}" * with_layers, style="dim")
 
 
-def show_changes(console: Console, changes: Iterable[Change], tolerance: float) -> None:
+def show_changes(console: Console, changes: Sequence[Change], tolerance: float) -> None:
     lines = [["", "baseline", "what", "before", "now", "is"]]
     for row, field, before, now, is_worse in changes:
         judgement = "worse" if is_worse else "better"
         values = f"{before:.3g}", f"{now:.3g}"
         lines.append([short_name(row), row.name, field.replace("_", " "), *values, judgement])
-    if len(lines) > 1:
-        show_title(console, f"Changed by more than {tolerance:.0%}")
-        _show(console, lines)
+    if changes:
+        _show(console, lines, f"Changed by more than {tolerance:.0%}")
 
 
-def _show(console: Console, lines: list[list[str]]) -> None:
+def _show(console: Console, lines: list[list[str]], title: str = "") -> None:
+    if title:
+        console.print(f"\n{title}", style="bold")
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for place, name in enumerate(lines[0]):
+    for column, name in enumerate(lines[0]):
         narrow = name.replace(" ", "\n", 1).replace("-", "-\n")  # as narrow as the cells
-        shown.add_column(narrow, justify="right" if place else "left", no_wrap=True)
+        shown.add_column(narrow, justify="right" if column else "left", no_wrap=True)
     for line in lines[1:]:
         shown.add_row(*(f"[bold red]{c}[/]" if c.endswith(FASTER) else c for c in line))
     console.print(shown)

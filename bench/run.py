@@ -2,20 +2,20 @@
 
 import shlex
 from argparse import Namespace
-from pathlib import Path
+from itertools import takewhile
 
 import torch
 from rich.console import Console
 
+from tools.command import progress_on
 from tools.gpu.device import is_lost
 
-from . import report
-from .baselines import BY_KEY, fitting
-from .compare import changes
+from . import baselines, report
+from .baselines import Baseline
 from .device import Device, Refusal, find
 from .names import OURS, PASSES, STEP
-from .records import Records, facts, load
-from .runner import Runner, as_graphs, runners_of
+from .records import Records, Row, changes, facts, load
+from .runner import Runner
 from .samples import Samples
 from .settings import Grid, Setting, few, grids
 from .timing import measure
@@ -30,16 +30,22 @@ MOST_ELEMENTS_OF_GRAPH = 2**26
 
 def run(options: Namespace) -> None:
     """Raises Refusal where there are no numbers to rely on, and shows those that there are."""
-    device, console = find(options.device), Console()
+    device, console = find(options.device), Console(highlight=False)
     if not console.is_terminal:
-        console = Console(width=WIDTH)
-    before = _earlier(options.check) if options.check else None  # --out may write over it
+        console.width = WIDTH
+    before = None
+    if options.check:  # read first: --out may write over it
+        try:
+            before = load(options.check)
+        except (ValueError, TypeError, LookupError, AttributeError):
+            text = f"--check {options.check} holds no results of this benchmark"
+            raise Refusal(text, 2) from None
     command = shlex.join(["python", "-m", "bench", *options.arguments])
     records, torch_threads = Records(facts(device, command), []), torch.get_num_threads()
-    report.show_head(console, records.facts, options.rounds)
+    console.print(report.shown_facts(records.facts), soft_wrap=True)
+    console.print(f"Medians of up to {options.rounds} rounds.")
     try:
-        for setting, passes in tasks_of(options, device).items():
-            _measure(setting, passes, device, options, records, console)
+        _measure(options, device, records, console)
     finally:
         torch.set_num_threads(torch_threads)
         if records.rows:
@@ -48,7 +54,7 @@ def run(options: Namespace) -> None:
             from .pictures import draw  # takes a second to import
 
             draw(options.out)
-            console.print(f"Results and pictures: {options.out}", highlight=False)
+            console.print(f"Results and pictures: {options.out}")
     if any(row.disagrees or (row.key == OURS and row.failed and row.fits) for row in records.rows):
         raise Refusal("ours failed, or there are baselines that compute something else", 1)
     if all(row.seconds is None for row in records.rows):
@@ -57,66 +63,73 @@ def run(options: Namespace) -> None:
         _compare(options, before, records, console)
 
 
-def _measure(
-    setting: Setting,
-    passes: list[str],
-    device: Device,
-    options: Namespace,
-    records: Records,
-    console: Console,
-) -> None:
-    """Adds the rows of a setting. Its samples take memory once those of the last one are gone."""
-    torch.set_num_threads(setting.threads)
-    samples = Samples(setting, device)
-    with_graphs = device.is_gpu and not setting.features
-    for pass_ in passes:
-        wanted = [
-            baseline
-            for baseline in fitting(setting, pass_, device.name)
-            if baseline.is_wanted(options.against, options.quick)
-        ]
-        groups = [runners_of(pass_, wanted, samples)]
-        if with_graphs and setting.elements <= MOST_ELEMENTS_OF_GRAPH:
-            groups.append(as_graphs(groups[0]))
-        for runners in groups:
-            rows = [runner.row for runner in runners]
-            report.show_title(console, rows[0].title)
-            measure(runners, options.rounds, options.seconds)
-            records.rows.extend(rows)
-            if options.out is not None:
-                records.save(options.out)
-            report.show_group(console, rows)
-            if is_lost():
-                raise Refusal("the device has failed: nothing more is measured", 1)
+def _measure(options: Namespace, device: Device, records: Records, console: Console) -> None:
+    """Adds the rows of all groups. A bar, on a terminal, says what is measured.
+
+    It moves when a baseline begins its untimed step, not by itself: that would take time of one.
+    Samples take memory once those of the last setting are gone.
+    """
+    tasks, usable = tasks_of(options, device), _usable(options, console)
+    with progress_on(console, auto_refresh=False, transient=True) as progress:
+        bar = progress.add_task("", total=sum(map(len, tasks.values())))
+
+        def tell(row: Row) -> None:
+            text = f"{report.short_name(row)}: {row.name}"
+            progress.update(bar, description=text, refresh=True)
+
+        for setting, passes in tasks.items():
+            torch.set_num_threads(setting.threads)
+            samples = Samples(setting, device)
+            for pass_ in passes:
+                fitting = [one for one in usable if one.fits(setting, pass_, device.name)]
+                groups = [[Runner(baseline, pass_, samples, tell) for baseline in fitting]]
+                is_short = not setting.features and setting.elements <= MOST_ELEMENTS_OF_GRAPH
+                if device.is_gpu and is_short:
+                    groups.append([one.as_graph() for one in groups[0] if one.baseline.graph])
+                for runners in groups:
+                    rows = [runner.row for runner in runners]
+                    console.print(f"\n{rows[0].title}", style="bold")
+                    measure(runners, options.rounds, options.seconds)
+                    records.rows.extend(rows)
+                    if options.out is not None:
+                        records.save(options.out)
+                    report.show_group(console, rows)
+                    if is_lost():
+                        raise Refusal("the device has failed: nothing more is measured", 1)
+                progress.advance(bar)
 
 
-def _earlier(path: Path) -> Records:
-    try:
-        return load(path)
-    except (ValueError, TypeError, LookupError, AttributeError):
-        raise Refusal(f"--check {path} holds no results of this benchmark", 2) from None
+def _usable(options: Namespace, console: Console) -> list[Baseline]:
+    """The baselines that are asked for and whose packages can be imported."""
+    usable = []
+    for baseline in filter(lambda one: one.is_wanted(options), baselines.BASELINES):
+        why_not = baselines.why_not(baseline.needs)
+        if why_not is None:
+            usable.append(baseline)
+        elif why_not:
+            console.print(f"{baseline.name(options.loss)} is left out: {why_not}", markup=False)
+    return usable
 
 
 def _compare(options: Namespace, before: Records, now: Records, console: Console) -> None:
     """Shows what has changed since an earlier run; raises Refusal where something is worse."""
     path, tolerance = options.check, options.tolerance
-    shared, found = changes(now, before, tolerance)
+    shared, changed = changes(now, before, tolerance)
     if not shared:
         raise Refusal(f"--check {path} has nothing that this run has measured", 2)
-    report.show_changes(console, found, tolerance)
-    worse = len({change.row.identity for change in found if change.is_worse})
+    report.show_changes(console, changed, tolerance)
+    worse = len({change.row.identity for change in changed if change.is_worse})
     if worse:
         raise Refusal(f"{worse} of {shared} rows are worse than in {path}", 1)
-    text = f"None of {shared} rows is worse than in {path}, by more than {tolerance:.0%}."
-    console.print(text, highlight=False)
+    console.print(f"None of {shared} rows is worse than in {path}, by more than {tolerance:.0%}.")
 
 
 def tasks_of(options: Namespace, device: Device) -> dict[Setting, list[str]]:
     """The passes of each setting, none of which comes twice."""
     tasks: dict[Setting, list[str]] = {}
+    equal = {name: vars(options)[name] for name in ("pos_weight", "seed", "loss")}
     for grid in _grids(options):
         wanted = [p for p in grid.passes if p in (options.passes or grid.passes)]
-        equal = {name: vars(options)[name] for name in ("pos_weight", "seed", "loss")}
         for setting in grid.settings(**equal) if wanted else ():
             if not setting.rows:
                 setting = with_most_rows(setting, device)
@@ -127,15 +140,10 @@ def tasks_of(options: Namespace, device: Device) -> dict[Setting, list[str]]:
 
 def with_most_rows(setting: Setting, device: Device) -> Setting:
     """The setting gets as many rows, a power of two, as ours has memory for."""
-    free, rows = SHARE * device.free_bytes(), 1
-
-    def fits(rows: int) -> bool:
-        samples = Samples(setting._replace(rows=rows), device)
-        return Runner(BY_KEY[OURS], STEP, samples).memory <= free
-
-    while fits(2 * rows):
-        rows *= 2
-    return setting._replace(rows=rows)
+    free, ours = SHARE * device.free_bytes(), baselines.BY_KEY[OURS]
+    sizes = [setting._replace(rows=2**n) for n in range(48)]
+    fitting = takewhile(lambda s: Runner(ours, STEP, Samples(s, device)).memory <= free, sizes)
+    return [sizes[0], *fitting][-1]
 
 
 def _grids(options: Namespace) -> list[Grid]:

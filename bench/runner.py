@@ -1,49 +1,62 @@
 """A baseline at work on samples: a call, which is timed, and what comes before it."""
 
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tools.gpu.device import is_lost
 from weighted_bce import empty_cache
 
 from .baselines import Baseline
-from .device import Cuda
-from .names import FORWARD, STEP
+from .device import out_of_memory, reason
+from .names import FORWARD, OURS, STEP
 from .records import Row
-from .samples import MOST_CHECKED, Sample, Samples, chunk_of
-from .settings import Setting
+from .samples import CHUNK, MOST_CHECKED, Sample, Samples
 
-# A call is as many steps as make so many elements, so that the clock is no part of it.
-ELEMENTS, MOST_STEPS = 2**17, 500
+Tell = Callable[[Row], object]
 
 
-def steps_of(setting: Setting) -> int:
-    return max(1, min(MOST_STEPS, ELEMENTS // setting.elements))
+class Disagreement(Exception):
+    """A baseline does not compute what it should."""
 
 
 class Runner:
     """A baseline on samples. `prepare`, which is not timed, gives the sample of a `run`."""
 
-    def __init__(self, baseline: Baseline, pass_: str, samples: Samples) -> None:
+    def __init__(
+        self, baseline: Baseline, pass_: str, samples: Samples, tell: Tell = lambda row: None
+    ) -> None:
         setting, device = samples.setting, samples.device
-        self.baseline, self.pass_, self.samples = baseline, pass_, samples
+        self.baseline, self.pass_, self.samples, self.tell = baseline, pass_, samples, tell
         self.key, self.row = baseline.key, Row(setting, pass_, False, baseline.key)
         self.step = self.step_before = baseline.work(pass_, setting, device.name)
         # A second step would find no logits, or the loss scale of the first.
         is_single = baseline.prepare == "overwritable" or baseline.scale_before
-        self.steps = 1 if is_single else steps_of(setting)
+        self.steps = self.repeats = 1 if is_single else setting.steps
         if baseline.scale_before:
             before = replace(baseline, loss_scale=baseline.scale_before)
             self.step_before = before.work(pass_, setting, device.name)
+
+    def as_graph(self) -> "Runner":
+        """The same as a CUDA graph; its step is made once: some are slow to compile."""
+        made = copy(self)
+        made.row = Row(self.samples.setting, self.pass_, True, self.key)
+        made.step = made.step_before = Graph(self.step, self.samples)
+        made.steps, made.repeats = self.samples.count, 1
+        return made
 
     def prepare(self) -> Sample:
         """A sample, after what a training loop leaves or a measurement needs."""
         samples, way = self.samples, self.baseline.prepare
         if way == "overwritable":  # a copy, made before others that drive it out of the cache
             sample = samples.take()
-            for one in (sample, *(other for other in samples.all() if other is not sample)):
+            for one in (sample, *(other for other in samples.all if other is not sample)):
                 one.outputs[0].copy_(one.values[0])
             return sample._replace(leaves=(sample.outputs[0].detach().requires_grad_(),))
         if way == "outputs":
@@ -62,11 +75,38 @@ class Runner:
 
     def run(self, sample: Sample) -> Tensor | None:
         """A call: the steps; returns the last one's loss."""
-        for _ in range(self.steps - 1):
+        for _ in range(self.repeats - 1):
             self.step(sample)
             sample.drop_gradients()
-        loss: Tensor | None = self.step(sample)
-        return loss
+        return self.step(sample)
+
+    def seconds(self) -> float:
+        """The time of a step."""
+        sample = self.prepare()
+        return self.samples.device.seconds(partial(self.run, sample)) / self.steps
+
+    def peak(self) -> tuple[int, int]:
+        """The rise of a GPU's memory in a step, and how many bytes of it are gradients."""
+        sample = self.prepare()
+        return self.samples.device.rise_of_peak(partial(self.run, sample)), sample.gradients_bytes
+
+    def attempt(self, work: Callable[..., Any], *given: Any) -> Any:
+        """What the work returns; or None, and the row tells why it failed.
+
+        An allocation also fails on a device where nothing works any more.
+        """
+        row = self.row
+        self.tell(row)
+        try:
+            return work(*given)
+        except Exception as error:
+            row.failed = reason(error)
+            row.disagrees = isinstance(error, Disagreement)
+            row.fits = not (out_of_memory(error) and not is_lost())
+            if row.key == OURS and row.fits:
+                traceback.print_exc()
+        self.samples.device.release()  # after the error is gone, which holds what it interrupted
+        return None
 
     @property
     def moved_bytes(self) -> int:
@@ -75,10 +115,9 @@ class Runner:
         if setting.features:
             return 0
         if not self.baseline.is_loss:
-            return 2 * setting.gradient_bytes
-        ready = setting.elements if setting.is_sparse else setting.gradient_bytes
-        target = {"target": setting.target_bytes, "ready": ready, "nothing": 0}
-        return (1 + is_step) * setting.gradient_bytes + target[self.baseline.given]
+            return 2 * setting.logits_bytes
+        target = setting.ready_bytes if self.baseline.ready else setting.target_bytes
+        return (1 + is_step) * setting.logits_bytes + target
 
     @property
     def memory(self) -> int:
@@ -90,52 +129,31 @@ class Runner:
         if setting.features:  # ours holds a chunk of the logits at a time
             matrices = 0 if self.baseline.is_own else matrices + 1
         makes_gradient = self.pass_ == STEP and (self.baseline.is_loss or setting.features > 0)
-        gradient = makes_gradient * setting.gradient_bytes
-        chunk = chunk_of(self.samples.device.name)
-        check = 24 * min(setting.elements, MOST_CHECKED) + 96 * min(setting.elements, chunk)
-        return self.samples.bytes + matrices * setting.logits_bytes + gradient + check
+        step = matrices * setting.logits_bytes + makes_gradient * setting.gradient_bytes
+        check = 24 * min(setting.elements, MOST_CHECKED) + 256 * min(setting.elements, CHUNK)
+        return self.samples.count * setting.sample_bytes + step + check
 
 
-class GraphRunner(Runner):
-    """One CUDA graph holds a step on each sample; it is captured at first use.
+class Graph:
+    """A step on each sample, as one CUDA graph that is captured at first use.
 
     It leaves out the gaps between the launches of small kernels. There are few hundred samples at
     most: capturing more steps would take seconds.
     """
 
-    def __init__(self, eager: Runner) -> None:
-        vars(self).update(vars(eager))  # its step is made once: some are slow to compile
-        self.steps = self.samples.count
-        self.row = Row(self.samples.setting, self.pass_, True, self.key)
+    def __init__(self, step: Callable[[Sample], Any], samples: Samples) -> None:
+        self._step, self._samples = step, samples
         self._replay: Callable[[], None] | None = None
         self._results: list[tuple[Tensor | None, Tensor | None]] = []
 
     def _work(self, samples: list[Sample]) -> None:
         """The gradients are kept, so that each has its own memory in the graph."""
-        self._results = [(self.step(sample), sample.leaves[0].grad) for sample in samples]
+        self._results = [(self._step(sample), sample.leaves[0].grad) for sample in samples]
 
-    def prepare(self) -> Sample:
-        """A replay comes first: a step more, after which ours knows the loss scale."""
-        device = self.samples.device
+    def __call__(self, sample: Sample) -> Tensor | None:
+        """Replays all steps; the sample gets the gradient, which is equal for all."""
         if self._replay is None:
-            assert isinstance(device, Cuda)
-            self._replay = device.graph(self.samples.all, self._work)
-        self._replay()
-        return self.samples.take()
-
-    def run(self, sample: Sample) -> Tensor | None:
-        assert self._replay is not None
+            self._replay = self._samples.device.graph(self._samples.without_gradients, self._work)
         self._replay()
         loss, sample.leaves[0].grad = self._results[0]
         return loss
-
-
-def runners_of(pass_: str, baselines: Iterable[Baseline], samples: Samples) -> list[Runner]:
-    """The baselines at work; where a call is many steps, a loss scale cannot change within it."""
-    chosen = [b for b in baselines if steps_of(samples.setting) == 1 or not b.scale_before]
-    return [Runner(b, pass_, samples) for b in chosen]
-
-
-def as_graphs(runners: Iterable[Runner]) -> list[Runner]:
-    """Those that can be captured, as CUDA graphs."""
-    return [GraphRunner(runner) for runner in runners if runner.baseline.graph]

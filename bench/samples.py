@@ -1,5 +1,6 @@
 """What the baselines work on."""
 
+from copy import deepcopy
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,13 +14,8 @@ from .device import CPU, Device
 from .settings import Setting
 
 MOST = 256
-# Elements that are compared with float64 at once: in the cache of a CPU; enough to keep a GPU busy.
-CHUNK, GPU_CHUNK = 2**16, 2**22
+CHUNK = 2**20  # elements that are compared with float64 at once
 MOST_CHECKED = 2**24  # elements of the gradient that are compared, the first ones
-
-
-def chunk_of(device: str) -> int:
-    return CHUNK if device == "cpu" else GPU_CHUNK
 
 
 class Sample(NamedTuple):
@@ -28,7 +24,6 @@ class Sample(NamedTuple):
     leaves: tuple[Tensor, ...]  # the logits, or the input and the weight of a linear layer
     target: Tensor | SparseLabels
     ready: Tensor  # the target in the dtype of the logits, or sparse labels as a bool target
-    nothing: SparseLabels | None = None  # as many rows without labels, where labels are sparse
     outputs: tuple[Tensor, ...] = ()  # of work that computes no loss; of logits, as large as they
 
     @property
@@ -55,32 +50,23 @@ class Samples:
         self.setting, self.device = setting, device
         step = setting.gradient_bytes + setting.target_bytes
         self.count = min(MOST, 1 + 2 * device.cache_bytes() // step)
-        self._made: list[Sample] = []
         self._uses = 0
-
-    @property
-    def bytes(self) -> int:
-        """What all samples take."""
-        setting = self.setting
-        outputs = 0 if setting.features else setting.gradient_bytes
-        ready = 0 if setting.target == "float" else outputs
-        if setting.is_sparse:
-            ready = setting.elements
-        return self.count * (setting.gradient_bytes + outputs + ready + setting.target_bytes)
 
     @cached_property
     def free_bytes(self) -> int:
         """What was free before they were made."""
         return self.device.free_bytes()
 
+    @cached_property
     def all(self) -> list[Sample]:
-        """All samples, without gradients."""
-        if not self._made:
-            self._made = [make(self.setting, self.device.name) for _ in range(self.count)]
-            self.device.release()
-        for sample in self._made:
+        first = make(self.setting, self.device.name)
+        self.device.release()
+        return [first, *(deepcopy(first) for _ in range(self.count - 1))]
+
+    def without_gradients(self) -> list[Sample]:
+        for sample in self.all:
             sample.drop_gradients()
-        return self._made
+        return self.all
 
     def take(self) -> Sample:
         """The sample that was used longest ago.
@@ -88,10 +74,9 @@ class Samples:
         It loses its gradient only now, so that gradients, too, take turns in memory. Those of a
         linear layer can be large: all are dropped.
         """
-        made = self._made or self.all()
-        sample = made[self._uses % len(made)]
+        sample = self.all[self._uses % self.count]
         self._uses += 1
-        for one in made if self.setting.features else (sample,):
+        for one in self.all if self.setting.features else (sample,):
             one.drop_gradients()
         return sample
 
@@ -104,7 +89,6 @@ def make(setting: Setting, device: str = "cpu") -> Sample:
         values = torch.randn(sizes, **options).mul_(scale)
         return values.to(setting.torch_dtype).requires_grad_()
 
-    leaves: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
     if setting.features:
         weight = normal(setting.labels, setting.features, scale=setting.features**-0.5)
@@ -114,9 +98,8 @@ def make(setting: Setting, device: str = "cpu") -> Sample:
         outputs = (torch.empty_like(leaves[0], requires_grad=False),)
     if setting.is_sparse:
         labels = made_up_labels(setting.rows, setting.labels, setting.positives_per_row, generator)
-        nothing = SparseLabels(torch.zeros_like(labels.crow_indices), labels.col_indices[:0])
-        return Sample(leaves, labels, labels.to_dense(setting.labels), nothing, outputs)
+        return Sample(leaves, labels, labels.to_dense(setting.labels), outputs)
     target = torch.rand(setting.rows, setting.labels, **options) < setting.density
     target = target.to(setting.target_dtype)
     ready = target if setting.features else target.to(setting.torch_dtype)
-    return Sample(leaves, target, ready, outputs=outputs)
+    return Sample(leaves, target, ready, outputs)

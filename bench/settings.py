@@ -8,6 +8,7 @@ import torch
 
 from .names import BCE, DTYPES, LABELS, PASSES, SPARSE, STEP, in_rows
 
+ELEMENTS, MOST_STEPS = 2**17, 500  # of a timed call
 Shape = tuple[int, ...]  # rows and labels; or rows, features and labels
 
 
@@ -31,15 +32,12 @@ class Setting(NamedTuple):
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of the logits."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return getattr(torch, self.dtype)
 
     @property
     def target_dtype(self) -> torch.dtype:
         """The dtype of a dense target."""
-        name = self.dtype if self.target == "float" else self.target
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
+        return getattr(torch, self.dtype if self.target == "float" else self.target)
 
     @property
     def is_sparse(self) -> bool:
@@ -52,6 +50,11 @@ class Setting(NamedTuple):
     @property
     def elements(self) -> int:
         return self.rows * self.labels
+
+    @property
+    def steps(self) -> int:
+        """How many steps a timed call is: so many that the clock is no part of it."""
+        return max(1, min(MOST_STEPS, ELEMENTS // self.elements))
 
     @property
     def sizes(self) -> Shape:
@@ -73,17 +76,28 @@ class Setting(NamedTuple):
             return 8 * (self.rows * self.positives_per_row + self.rows + 1)
         return self.elements * self.target_dtype.itemsize
 
+    @property
+    def ready_bytes(self) -> int:
+        """The bytes of a bool target of sparse labels, or of one in the dtype of the logits."""
+        return self.elements if self.is_sparse else self.logits_bytes
+
+    @property
+    def sample_bytes(self) -> int:
+        """The bytes of a sample: its leaves, both targets where they differ, and its outputs."""
+        is_twice = self.is_sparse or not (self.features or self.target == "float")
+        outputs = 0 if self.features else self.logits_bytes
+        return self.gradient_bytes + self.target_bytes + is_twice * self.ready_bytes + outputs
+
     def __str__(self) -> str:
         sizes = " x ".join(f"{size:,}" for size in self.sizes)
+        what = "linear layer and loss" if self.features else "logits"
         target = f"{self.target} target with {100 * self.density:.3g}% positives"
         if self.is_sparse:
             target = f"sparse labels, {self.positives_per_row} in each row"
-        what = "linear layer and loss" if self.features else "logits"
         loss = "" if self.loss == BCE else f"{self.loss} loss, "
-        return (
-            f"{sizes} {self.dtype} {what}, {target}, {loss}pos_weight {self.pos_weight:g}, "
-            f"{self.threads} thread{'s' * (self.threads > 1)}"
-        )
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        how = f"{loss}pos_weight {self.pos_weight:g}, {threads}"
+        return f"{sizes} {self.dtype} {what}, {target}, {how}"
 
 
 class Grid(NamedTuple):
@@ -114,18 +128,14 @@ def few(shape: Shape, dtype: str = "float32", passes: Sequence[str] = (STEP,)) -
     return Grid([shape], (dtype,), (SPARSE,), (min(1.0, 5 / shape[-1]),), passes=passes)
 
 
-def _sizes(*exponents: int) -> list[Shape]:
-    return [in_rows(2**n) for n in exponents]
-
-
 def grids(device: str, quick: bool) -> list[Grid]:
     """What is measured where nothing else is asked for. README's main tables are of the first."""
     if device == "cuda":
         layers = [few((1024, 768, labels), "bfloat16") for labels in MANY_LABELS[2:]]
         if quick:  # torch.compile takes most of the time
-            steps = Grid(_sizes(28, 24, 20), passes=(STEP,))
-            return [steps, Grid(_sizes(28)), few((1024, 131073)), SMALL, layers[0]]
-        sizes = Grid(_sizes(28, *range(20, 31, 2), 31), DTYPES[:3])
+            steps = Grid([in_rows(2**n) for n in (28, 24, 20)], passes=(STEP,))
+            return [steps, Grid([in_rows(2**28)]), few((1024, 131073)), SMALL, layers[0]]
+        sizes = Grid([in_rows(2**n) for n in (28, *range(20, 31, 2), 31)], DTYPES[:3])
         return [sizes, few((1024, 670091), "bfloat16"), SMALL, *layers]
     if quick:
         return [Grid([MAIN]), few((128, 131073)), SMALL, few((64, 128, 32768))]
@@ -137,7 +147,7 @@ def grids(device: str, quick: bool) -> list[Grid]:
         few((512, 131073)),
         few((64, 2812281)),
         SMALL,
-        Grid(_sizes(*range(10, 29, 2))),
+        Grid([in_rows(2**n) for n in range(10, 29, 2)]),
         Grid([(elements // 10**n, 10**n) for n in range(2, 7)], passes=(STEP,)),
         *(few((elements // 10**n, 10**n)) for n in range(3, 7)),
         Grid([MAIN], densities=(0, 0.001, 0.005, 0.02, 0.1, 0.5), passes=(STEP,)),

@@ -2,45 +2,63 @@
 
 import gc
 import math
+import os
 import statistics
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from functools import cache, partial
-from typing import TypeVar
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkServerContext
+from operator import truediv
 
 import torch
 
-from tools.gpu.device import is_lost
+from tools.measuring import rise_of_peak
+from weighted_bce import empty_cache
 
-from .accuracy import Disagreement, Truth, errors, truth
-from .device import Cuda, out_of_memory, reason
+from .accuracy import Truth, errors, truth
+from .baselines import BY_KEY
 from .names import COPY, OURS, PRODUCTS, STEP
-from .peak import peak
 from .runner import Runner
+from .samples import make
+from .settings import Setting
 
 FEWEST_ROUNDS = 5
+WARM_UPS = 2
 # Elements of logits whose peak is measured on the CPU: fewer say nothing, more take long.
 PEAKS = range(2**20, 2**27)
-T = TypeVar("T")
+SHOWN = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)  # quantiles of the rounds
 
 
 def measure(runners: Sequence[Runner], rounds: int, seconds: float = math.inf) -> None:
     """Fills the rows, in rounds in which all take turns: noise of the machine meets all.
 
-    Args:
-        runners: baselines on the same samples, all as CUDA graphs or none.
-        rounds: how many at most.
-        seconds: after which they end, where there are some.
+    The baselines work on the same samples, all as CUDA graphs or none. There are so many rounds at
+    most; they end after so many seconds, where there are some.
     """
     check(runners)
-    _time(runners, rounds, seconds)
-    for runner in runners:
-        if runner.row.failed is None and not runner.row.graphs:  # these allocate when captured
+    end = time.perf_counter() + seconds
+    gc.collect()
+    for number in range(1 + rounds):
+        if number > FEWEST_ROUNDS and time.perf_counter() > end:
+            break
+        for runner in _working(runners):
+            spent = runner.attempt(runner.seconds)
+            if spent is not None and number > 0:  # the first round warms up
+                runner.row.rounds.append(spent)
+    for runner in _working(runners):
+        if not runner.row.graphs:  # these allocate when they are captured
             _add_peak(runner)
-    timed = {runner.key: runner for runner in runners if runner.row.failed is None}
+    timed = {runner.key: runner for runner in _working(runners)}
     for runner in timed.values():
         _add_times(runner, timed)
+
+
+def _working(runners: Sequence[Runner]) -> list[Runner]:
+    """Those that have not failed."""
+    return [runner for runner in runners if runner.row.failed is None]
 
 
 def check(runners: Sequence[Runner]) -> None:
@@ -52,8 +70,8 @@ def check(runners: Sequence[Runner]) -> None:
     free = samples.free_bytes
 
     @cache
-    def known(pos_weight: float, positives: bool) -> Truth:
-        return truth(samples.take(), samples.setting, pos_weight, positives)
+    def known(pos_weight: float) -> Truth:
+        return truth(samples.take(), samples.setting, pos_weight)
 
     for runner in runners:
         row, needed = runner.row, runner.memory
@@ -62,79 +80,35 @@ def check(runners: Sequence[Runner]) -> None:
             needs = f"it needs some {needed / 2**30:.1f} GiB"
             row.failed = f"{needs}, {free / 2**30:.1f} GiB are free"
         elif runner.baseline.is_loss:
-            found = _attempt(runner, partial(errors, runner, known))
-            if found is not None:
-                row.loss_error, row.gradient_error = found
-
-
-def _attempt(runner: Runner, work: Callable[[], T]) -> T | None:
-    """What the work returns; or None, and the row tells why it failed.
-
-    An allocation also fails on a device where nothing works any more.
-    """
-    row = runner.row
-    try:
-        return work()
-    except Exception as error:
-        row.failed = reason(error)
-        row.disagrees = isinstance(error, Disagreement)
-        row.fits = not (out_of_memory(error) and not is_lost())
-        if row.key == OURS and row.fits:
-            traceback.print_exc()
-    runner.samples.device.release()  # after the error is gone, which holds what it interrupted
-    return None
-
-
-def _time(runners: Sequence[Runner], rounds: int, seconds: float) -> None:
-    """Adds the seconds of a step in each round."""
-    end = time.perf_counter() + seconds
-    gc.collect()
-    for number in range(1 + rounds):
-        if number > FEWEST_ROUNDS and time.perf_counter() > end:
-            break
-        for runner in runners:
-            if runner.row.failed is None:
-                spent = _attempt(runner, partial(_timed, runner))
-                if spent is not None and number > 0:  # the first round warms up
-                    runner.row.rounds.append(spent)
-
-
-def _timed(runner: Runner) -> float:
-    sample = runner.prepare()
-    return runner.samples.device.seconds(partial(runner.run, sample)) / runner.steps
+            off = runner.attempt(errors, runner, known)
+            row.loss_error, row.gradient_error = off or (None, None)
 
 
 def _add_peak(runner: Runner) -> None:
     """On the CPU steps are measured, in other processes; on a GPU all that was timed."""
-    row, setting = runner.row, runner.row.setting
+    row, setting, measured = runner.row, runner.row.setting, None
     is_measured = setting.features or setting.elements in PEAKS
-    found = None
     if runner.samples.device.is_gpu:
-        found = _attempt(runner, partial(_peak_on_gpu, runner))
+        measured = runner.attempt(runner.peak)
         if not row.fits:  # memory may have become too fragmented
             row.failed, row.fits = None, True
     elif row.pass_ == STEP and runner.baseline.is_loss and is_measured:
-        found = peak(runner.key, setting)
-    if found is None:
+        measured = runner.attempt(peak, runner.key, setting)
+    if measured is None:
         return
-    row.peak_bytes, gradients = found
+    row.peak_bytes, gradients = measured
     if setting.features:
         row.beyond_bytes = max(0, row.peak_bytes - gradients)
     else:
         row.peak_gradients = row.peak_bytes / setting.gradient_bytes
 
 
-def _peak_on_gpu(runner: Runner) -> tuple[int, int]:
-    device, sample = runner.samples.device, runner.prepare()
-    assert isinstance(device, Cuda)
-    return device.rise_of_peak(partial(runner.run, sample)), sample.gradients_bytes
-
-
 def _add_times(runner: Runner, timed: dict[str, Runner]) -> None:
     row, moved = runner.row, runner.moved_bytes
-    row.p20, row.seconds, row.p80 = quantiles(row.rounds)
+    rounds = torch.tensor(row.rounds, dtype=torch.float64)
+    row.p20, row.seconds, row.p80 = rounds.quantile(SHOWN).tolist()
     row.times_copy, row.times_products, row.times_ours = (
-        median_ratio(row.rounds, timed[key].row.rounds) if key in timed else None
+        statistics.median(map(truediv, row.rounds, timed[key].row.rounds)) if key in timed else None
         for key in (COPY, PRODUCTS, OURS)
     )
     if moved:
@@ -143,11 +117,39 @@ def _add_times(runner: Runner, timed: dict[str, Runner]) -> None:
         row.share_of_copy = moved / timed[COPY].moved_bytes / row.times_copy
 
 
-def quantiles(times: Sequence[float]) -> list[float]:
-    """The 20th percentile, the median and the 80th percentile."""
-    wanted = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    return torch.tensor(times, dtype=torch.float64).quantile(wanted).tolist()
+def peak(key: str, setting: Setting) -> tuple[int, int] | None:
+    """How far a step on the CPU raises the resident set of a fresh process, as the system counts.
+
+    The high-water mark of the resident set is reset just before a step, and what it rises above the
+    resident set of that moment is what the step needs beyond its inputs, whoever allocates it; the
+    gradient is part of it. Steps at full size come first, so that code, threads, pools and compiled
+    kernels are already in memory, and everything these leave is returned to the system: blocks of
+    64 KiB or more are mapped and unmapped one by one in that process, and ours gives back what it
+    keeps.
+
+    Returns:
+        Bytes beyond the sample, and how many of them are gradients; None where they are not known.
+    """
+    with ProcessPoolExecutor(1, mp_context=_context()) as pool:
+        measured = pool.submit(_peak_here, key, setting)
+        return None if measured.exception() else measured.result()
 
 
-def median_ratio(times: Sequence[float], to: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(times, to, strict=True))
+@cache
+def _context() -> ForkServerContext:
+    """Processes come from one that has torch in memory, but has not run it yet."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # read when a process starts
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
+    del os.environ["MALLOC_MMAP_THRESHOLD_"]
+    return context
+
+
+def _peak_here(key: str, setting: Setting) -> tuple[int, int]:
+    torch.set_num_threads(setting.threads)
+    run, sample = BY_KEY[key].work(STEP, setting, "cpu"), make(setting)
+    for _ in range(WARM_UPS):
+        run(deepcopy(sample))  # a step may overwrite the logits
+    empty_cache()
+    return rise_of_peak(partial(run, sample)), sample.gradients_bytes

@@ -5,12 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from bench import runner, timing
-from bench.baselines import BY_KEY, Baseline
+from bench import timing
+from bench.baselines import BASELINES, BY_KEY, Baseline
 from bench.device import CPU, Cuda, Device
 from bench.names import OURS, STEP
 from bench.records import Row
@@ -59,6 +55,11 @@ class Pretended(Cuda):
         return {"GPU": "a pretended one", "driver": "0.0"}
 
 
+def fitting(setting: Setting, pass_: str = STEP) -> list[str]:
+    """The baselines that make sense there on a CPU, but for those of packages."""
+    return [b.key for b in BASELINES if b.fits(setting, pass_, "cpu") and not b.needs]
+
+
 def with_make(key: str, make: Callable[..., Any]) -> Baseline:
     """A baseline, which computes something else."""
     return replace(BY_KEY[key], make=make)
@@ -71,12 +72,12 @@ def group(
     device: Device = CPU,
 ) -> list[Runner]:
     chosen = [BY_KEY[one] if isinstance(one, str) else one for one in keys]
-    chosen = [one for one in chosen if one.only in ("", pass_)]
-    return runner.runners_of(pass_, chosen, Samples(setting, device))
+    samples = Samples(setting, device)
+    return [Runner(one, pass_, samples) for one in chosen if one.only in ("", pass_)]
 
 
-def rows(group: Sequence[Runner]) -> dict[str, Row]:
-    return {one.key: one.row for one in group}
+def as_graphs(group: Sequence[Runner]) -> list[Runner]:
+    return [one.as_graph() for one in group if one.baseline.graph]
 
 
 def checked(group: Sequence[Runner]) -> dict[str, Row]:
@@ -87,18 +88,4 @@ def checked(group: Sequence[Runner]) -> dict[str, Row]:
 
 def measured(group: Sequence[Runner], rounds: int = 1, *more: Any) -> dict[str, Row]:
     timing.measure(group, rounds, *more)
-    return rows(group)
-
-
-def truth(setting: Setting, pos_weight: float = 7.0) -> tuple[Tensor, ...]:
-    """The mean loss and the gradients of the leaves, as PyTorch has them in float64."""
-    sample = Samples(setting).take()
-    leaves, y = [v.double().requires_grad_() for v in sample.values], sample.ready.double()
-    logits = F.linear(*leaves) if setting.features else leaves[0]
-    loss = F.binary_cross_entropy_with_logits(
-        logits, y, pos_weight=torch.tensor(pos_weight).double(), reduction="none"
-    )
-    if setting.loss == "focal":
-        loss = loss * torch.where(y > 0, torch.sigmoid(-logits), logits.sigmoid()) ** 2
-    mean = loss.mean()
-    return mean.detach(), *torch.autograd.grad(mean, leaves)
+    return {one.key: one.row for one in group}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,9 +23,9 @@ import psutil
 from bench import __main__, names, run
 from bench.baselines import BASELINES, BY_KEY
 from bench.device import CPU
-from bench.losses import LOSSES
+from bench.makers import LOSSES
 from bench.names import AGAINST, COPY, FORWARD, OURS, PRODUCTS, STEP
-from bench.settings import grids
+from bench.settings import Setting, grids
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("--quick", "--shapes", "8x50", "--passes", "step", "--rounds", "1")
@@ -42,17 +43,15 @@ def bench(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_run_and_its_check(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_and_its_check(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is a process of its own, the checks are calls in this one."""
     kinds = ("--shapes", "64x1000,4x8x200", "--targets", "bool,sparse", "--dtypes", "float16")
     against = ("--against", ",".join([*DENSE, "fused-step", "unfused", "scatter"]))
-    given = ("--quick", *kinds, *against, "--rounds", "2", "--out", str(tmp_path))
-    ran = bench(*given)
+    ran = bench("--quick", *kinds, *against, "--rounds", "2", "--out", str(tmp_path))
     assert (ran.returncode, ran.stderr) == (0, "")
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert {"command", "CPU", "torch", "weighted_bce", "threads"} <= set(found["facts"])
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows = results["rows"]
+    assert {"command", "CPU", "torch", "weighted_bce", "threads"} <= set(results["facts"])
     layer = [PRODUCTS, OURS, "fused-step", "unfused", "masked", "bce"]
     groups = [
         (0, "bool", [COPY, OURS, *DENSE]),
@@ -60,59 +59,46 @@ def test_a_run_and_its_check(
         (8, "bool", layer),
         (8, "sparse", [*layer, "scatter"]),
     ]
-    expected = [
+    assert [(row["features"], row["target"], row["pass"], row["baseline"]) for row in rows] == [
         (features, target, pass_, key)
         for features, target, keys in groups
         for pass_ in (STEP, FORWARD)
         for key in keys
         if BY_KEY[key].only in ("", pass_)
     ]
-    what = ("features", "target", "pass", "baseline")
-    assert [tuple(row[k] for k in what) for row in found["rows"]] == expected
-    for row in found["rows"]:
+    for row in rows:
         is_step, is_loss = row["pass"] == STEP, row["baseline"] not in (COPY, PRODUCTS)
         is_layer = row["features"] > 0
         assert BY_KEY[row["baseline"]].name("bce") in ran.stdout
         assert (row["failed"], row["loss"], len(row["rounds"])) == (None, "bce", 2)
         assert 0 < row["p20"] <= row["seconds"] <= row["p80"]
-        has = {
-            "times_ours": True,
-            "times_copy": not is_layer,
-            "times_products": is_layer,
-            "gigabytes_per_second": not is_layer,
-            "share_of_copy": not is_layer,
-            "loss_error": is_loss,
-            "gradient_error": is_loss and is_step,
-            "beyond_bytes": is_layer and is_loss and is_step,
-            "peak_gradients": False,
-        }
+        has = dict.fromkeys(("times_copy", "gigabytes_per_second", "share_of_copy"), not is_layer)
+        has |= {"times_ours": True, "times_products": is_layer, "peak_gradients": False}
+        has |= {"loss_error": is_loss, "gradient_error": is_loss and is_step}
+        has |= {"beyond_bytes": is_layer and is_loss and is_step}
         assert {name: row[name] is not None for name in has} == has
     assert "4x8x200 float16 sparse 2.5% 1t step" in ran.stdout
     assert "Linear layer and loss: a step is" in ran.stdout
-    lines = (tmp_path / "results.csv").read_text().splitlines()
-    assert len(lines) == 1 + len(expected)
-    assert lines[0].startswith("rows,labels,dtype,target,density,pos_weight,threads,seed,")
-    for name in ("time", "error"):
-        for kind in ("svg", "png"):
-            assert (tmp_path / f"{name}.{kind}").stat().st_size > 1000
+    head, *lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(lines) == len(rows)
+    assert head.startswith("rows,labels,dtype,target,density,pos_weight,threads,seed,")
+    for name in ("time.svg", "time.png", "error.svg", "error.png"):
+        assert (tmp_path / name).stat().st_size > 1000
 
-    for row in found["rows"]:
-        row["times_ours"] /= 1000  # ours was slower
-    (tmp_path / "results.json").write_text(json.dumps(found))
     again = ("--quick", "--shapes", "64x1000", "--dtypes", "float16", "--passes", "step")
     again += ("--against", "bce", "--rounds", "2", "--check", str(tmp_path))
     monkeypatch.setattr("bench.samples.MOST", 3)
     torch.set_num_threads(1)
-    assert __main__.main(again) == 0  # which leaves the earlier results as they are
-    assert "better" in capsys.readouterr().out
-    for row in found["rows"]:
-        row["times_ours"] *= 1e6
-    (tmp_path / "results.json").write_text(json.dumps(found))
-    for more in ((), ("--out", str(tmp_path))):  # over the earlier, read first
-        assert __main__.main([*again, *more]) == 1
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert "2 of 3 rows are worse" in error
+    # Ours was slower; it was faster; and that run is written over, which is read first.
+    for factor, code, more in ((1e-3, 0, ()), (1e6, 1, ()), (1, 1, ("--out", str(tmp_path)))):
+        for row in rows:
+            row["times_ours"] *= factor
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        assert __main__.main([*again, *more]) == code
+        printed = capsys.readouterr()
+        assert ("better" in printed.out) == (code == 0)
+        assert printed.err.count("\n") == code
+        assert ("2 of 3 rows are worse" in printed.err) == (code == 1)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"facts": {}, "rows": [{"rows": 3}]}', "[1]"])
@@ -146,20 +132,15 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*command, "--out", str(tmp_path)], cwd=ROOT, stdout=-1, stderr=-1, text=True
     ) as child:
-        found = tmp_path / "results.json"
-        until = time.monotonic() + 120
-        while not (found.exists() and found.stat().st_size) and time.monotonic() < until:
+        results, until = tmp_path / "results.json", time.monotonic() + 120
+        while not results.exists() and time.monotonic() < until:
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
-    assert child.returncode == 130
-    assert err == "python -m bench: interrupted\n"
+    assert (child.returncode, err) == (130, "python -m bench: interrupted\n")
     assert "Times of ours" in out
-    assert [row["baseline"] for row in json.loads(found.read_text())["rows"]] == [
-        COPY,
-        OURS,
-        "bce",
-    ]
+    rows = json.loads(results.read_text())["rows"]
+    assert [row["baseline"] for row in rows] == [COPY, OURS, "bce"]
     assert (tmp_path / "time.svg").exists()
 
 
@@ -192,10 +173,7 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments(
-    arguments: tuple[str, ...],
-    words: tuple[str, ...],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...], words: tuple[str, ...], capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     try:
@@ -203,15 +181,13 @@ def test_bad_arguments(
     except SystemExit as end:
         code = int(str(end.code))
     printed = capsys.readouterr()
-    assert code == 2
-    assert printed.out == ""
+    assert (code, printed.out, printed.err.count("\n")) == (2, "", 1)
     assert printed.err.startswith("python -m bench: ")
-    assert printed.err.count("\n") == 1
     assert all(word in printed.err for word in words)
 
 
-def options(*arguments: str) -> Any:
-    return __main__.parser().parse_args(["--quick", *arguments])
+def tasks(*arguments: str) -> dict[Setting, list[str]]:
+    return run.tasks_of(__main__.parser().parse_args(["--quick", *arguments]), CPU)
 
 
 @pytest.mark.parametrize(
@@ -227,14 +203,13 @@ def options(*arguments: str) -> Any:
     ],
 )
 def test_sizes(arguments: tuple[str, ...], shapes: list[tuple[int, ...]]) -> None:
-    assert [setting.sizes for setting in run.tasks_of(options(*arguments), CPU)] == shapes
+    assert [setting.sizes for setting in tasks(*arguments)] == shapes
 
 
 def test_all_combinations_of_what_is_asked_for() -> None:
     given = ("--shapes", "4x8,8x4", "--targets", "bool,sparse", "--density", "0,0.5")
-    tasks = run.tasks_of(options(*given, "--threads", "1,2", "--seed", "3"), CPU)
-    assert len(tasks) == 16
-    assert {setting.seed for setting in tasks} == {3}
+    all_of_them = tasks(*given, "--threads", "1,2", "--seed", "3")
+    assert (len(all_of_them), {setting.seed for setting in all_of_them}) == (16, {3})
 
 
 @pytest.mark.parametrize(
@@ -242,23 +217,20 @@ def test_all_combinations_of_what_is_asked_for() -> None:
     [((), "sparse", 5), (("--targets", "bool"), "bool", 5), (("--density", "0.5"), "sparse", 50)],
 )
 def test_labels_of_layers(arguments: tuple[str, ...], target: str, positives: int) -> None:
-    ((setting, passes),) = run.tasks_of(options("--shapes", "4x8x100", *arguments), CPU).items()
+    ((setting, passes),) = tasks("--shapes", "4x8x100", *arguments).items()
     assert passes == [STEP, FORWARD]
     assert (setting.target, setting.positives_per_row) == (target, positives)
 
 
-def test_the_full_grids_follow_every_axis() -> None:
-    on_cpu = [s for grid in grids("cpu", quick=False) for s in grid.settings()]
-    assert {s.elements for s in on_cpu} >= {2**n for n in range(10, 29, 2)}
-    assert {s.labels for s in on_cpu} >= {10**n for n in range(2, 7)}
-    assert {s.density for s in on_cpu} >= {0, 0.5}
-    assert {s.threads for s in on_cpu} == set(range(1, torch.get_num_threads() + 1))
-    on_cuda = [s for grid in grids("cuda", quick=False) for s in grid.settings()]
-    assert max(s.elements for s in on_cuda if not s.features) == 2**31
-    for settings, fewest in ((on_cpu, 5), (on_cuda, 3)):
-        layers = [s for s in settings if s.features]
-        assert all(s.is_sparse and s.positives_per_row == 5 for s in layers)
-        assert len({s.labels for s in layers}) >= fewest
+@pytest.mark.parametrize(("device", "labels", "most"), [("cpu", 5, 2**28), ("cuda", 3, 2**31)])
+def test_the_full_grids(device: str, labels: int, most: int) -> None:
+    """A test of the pictures holds which values an axis has on a CPU."""
+    settings = [s for grid in grids(device, quick=False) for s in grid.settings()]
+    layers = [s for s in settings if s.features]
+    assert max(s.elements for s in settings if not s.features) == most
+    assert {s.threads for s in settings} >= {torch.get_num_threads()}
+    assert all(s.is_sparse and s.positives_per_row == 5 for s in layers)
+    assert len({s.labels for s in layers}) >= labels
 
 
 def test_the_names_on_the_command_line() -> None:
@@ -270,8 +242,25 @@ def test_the_names_on_the_command_line() -> None:
 def test_a_wrong_baseline_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", lambda x, *_, **__: x.sum())
-    assert __main__.main([*SHORT, "--against", "bce"]) == 1
+    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", lambda x, *_, **__: 2 * x)
+    assert __main__.main([*SHORT, "--against", "masked"]) == 1
     printed = capsys.readouterr()
-    assert "F.bce_with_logits failed: the loss is" in printed.out
+    assert "masked multiply failed: the loss is" in printed.out
     assert "something else" in printed.err
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """It says what is measured, and leaves each line of the tables alone."""
+    tables = []
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.delenv("FORCE_COLOR", raising=False)
+        monkeypatch.setenv(name, "1")
+        assert __main__.main([*SHORT, "--against", "bce"]) == 0
+        printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+        is_terminal = name == "FORCE_COLOR"
+        for bar in ("8x50 float32 bool 0.5% 1t step: F.bce_with_logits", " 0/1 "):
+            assert (bar in printed) == is_terminal
+        lines = re.split(r"[\r\n]+", printed)
+        tables.append([re.sub(r"[\d.*]+", "", line).split() for line in lines if " to " in line])
+    assert tables[0] == tables[1] != []

@@ -79,9 +79,10 @@ positive = checked(int, lambda n: n > 0, "a whole number above 0")
 seed = checked(int, lambda n: 0 <= n < 2**32, "a whole number below 2**32")
 
 
-def progress_on(console: "Console") -> "Progress":
+def progress_on(console: "Console", **options: bool) -> "Progress":
+    """A bar, on a terminal; the options are those of rich.progress.Progress."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    return Progress(*columns, console=console, disable=not console.is_terminal, **options)

@@ -7,6 +7,8 @@ import pkgutil
 import subprocess
 import sys
 from functools import partial
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,16 @@ from weighted_bce import (
 from weighted_bce._extension import extension
 from weighted_bce._kernels import why_not_on_cuda
 
-from .truth import REDUCTIONS, TARGET_DTYPES, labels, logits, outcome
+from .truth import (
+    REDUCTIONS,
+    TARGET_DTYPES,
+    as_given,
+    labels,
+    logits,
+    options_of,
+    outcome,
+    positives_of,
+)
 
 
 def masked_multiply(x: Tensor, y: Tensor, weight: float) -> Tensor:
@@ -48,9 +59,9 @@ def test_weight_bce_is_the_masked_multiply(device: str, target_dtype: torch.dtyp
         "none": lambda loss: loss,
         (lambda loss: loss.square().mean()): lambda loss: loss.square().mean(),
     }
-    for reduction, same in reductions.items():
+    for target, (reduction, same) in product((y, positives_of(y.bool())), reductions.items()):
         ours = WeightBCEWithLogitsLoss(7.0, reduction)  # type: ignore[arg-type]
-        actual = outcome(partial(ours, target=y), x)
+        actual = outcome(partial(ours, target=target), x)
         expected = outcome(lambda x, f=same: f(masked_multiply(x, y, 7.0)), x)
         torch.testing.assert_close(actual, expected)
 
@@ -75,16 +86,18 @@ def test_drop_in_for_torch(device: str) -> None:
                 torch.testing.assert_close(WeightedBCEWithLogitsLoss(**args)(x, y), expected)
 
 
-def test_options_reach_the_function(device: str) -> None:
+def test_options_reach_the_function(device: str, sparse: torch.dtype | None) -> None:
     x, y = logits(9, 13, device=device) / 8, labels(9, 13, dtype=torch.int64, device=device)
-    y[0] = -1
-    for reduction in REDUCTIONS:
-        options = {"label_smoothing": 0.1, "ignore_index": -1}
-        expected = weighted_bce_with_logits(x, y, None, 3.0, reduction, **options)  # type: ignore[arg-type]
-        module = WeightedBCEWithLogitsLoss(None, 3.0, reduction, **options)  # type: ignore[arg-type]
-        assert torch.equal(module(x, y), expected)
-        of_p = WeightedBCELoss(None, 3.0, reduction, **options)  # type: ignore[arg-type]
-        torch.testing.assert_close(of_p(x.sigmoid(), y), expected, rtol=1e-3, atol=1e-5)
+    if sparse is None:
+        y[0] = -1
+    target = as_given(y, sparse)
+    options = {"label_smoothing": 0.1, "ignore_index": -1 if sparse is None else 0}
+    for reduction in (*REDUCTIONS, torch.amax):
+        given: Any = (None, 3.0, reduction)
+        expected = weighted_bce_with_logits(x, target, *given, **options)
+        assert torch.equal(WeightedBCEWithLogitsLoss(*given, **options)(x, target), expected)
+        of_p = WeightedBCELoss(*given, **options)(x.sigmoid(), target)
+        torch.testing.assert_close(of_p, expected, rtol=1e-3, atol=1e-5)
     hidden = x.clone().requires_grad_() * 1.0
     WeightedBCEWithLogitsLoss(inplace_backward=True)(hidden, y.clamp(min=0)).backward()
     assert not torch.equal(hidden, x) or device != "cpu"
@@ -116,17 +129,17 @@ def test_probabilities(device: str, reduction: str) -> None:
         torch.testing.assert_close(grad[~exact], expected_grad[~exact], rtol=1e-4, atol=1e-5)
 
 
-def test_probabilities_and_logits_agree(device: str) -> None:
+def test_probabilities_and_logits_agree(device: str, sparse: torch.dtype | None) -> None:
     x, y = torch.randn(9, 13, dtype=torch.float64, device=device), labels(9, 13, device=device)
+    target = as_given(y, sparse)
+    for reduction, options in product(REDUCTIONS, options_of(9, 13, device)):
+        given = partial(weighted_bce, target=target, reduction=reduction, **options)
+        of_logits = partial(weighted_bce_with_logits, target=y, reduction=reduction, **options)
+        actual = outcome(lambda x, f=given: f(x.sigmoid()), x)
+        torch.testing.assert_close(actual, outcome(of_logits, x))
     w, p = torch.rand(9, 1, device=device).double(), torch.rand(13, device=device).double() * 5
-    for reduction in REDUCTIONS:
-        for options in ({}, {"label_smoothing": 0.2}, {"ignore_index": 0}):
-            torch.testing.assert_close(
-                weighted_bce(x.sigmoid(), y, w, p, reduction, **options),  # type: ignore[arg-type]
-                weighted_bce_with_logits(x, y, w, p, reduction, **options),  # type: ignore[arg-type]
-            )
     leaf = x.sigmoid().requires_grad_()
-    assert torch.autograd.gradcheck(lambda q: weighted_bce(q, y, w, p), leaf)
+    assert torch.autograd.gradcheck(lambda q: weighted_bce(q, target, w, p), leaf)
 
 
 @pytest.mark.skipif(extension is None or not extension.cuda_archs, reason="built without CUDA")
@@ -176,8 +189,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(package.__path__, "weighted_bce
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"weighted_bce._C"}))
 def test_docstring_examples(name: str) -> None:
-    found = doctest.testmod(importlib.import_module(name))
-    assert found.failed == 0
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 WITHOUT_EXTENSION = """

@@ -120,7 +120,7 @@ def forms(device: str, dtype: torch.dtype) -> Iterator[Case]:
         yield Case(x, torch.where(ignored, -1, hard.long()), ignore_index=-1)
         yield Case(x.t(), hard.t())
         for k, options in enumerate(options_of(*shape, device)):
-            for sparse in (None, (torch.int32, torch.int64)[k % 2]):
+            for sparse in (None, (torch.int64, torch.int32)[k % 2]):
                 yield Case(x, hard, sparse=sparse, **options)
 
 

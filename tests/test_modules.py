@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 import weighted_bce as package
 from weighted_bce import (
+    BCE,
+    Focal,
+    MultilabelLoss,
     WeightBCEWithLogitsLoss,
     WeightedBCELoss,
     WeightedBCEWithLogitsLoss,
@@ -91,11 +94,14 @@ def test_options_reach_the_function(device: str, sparse: torch.dtype | None) -> 
         given: Any = (None, 3.0, reduction)
         expected = weighted_bce_with_logits(x, target, *given, **options)
         assert torch.equal(WeightedBCEWithLogitsLoss(*given, **options)(x, target), expected)
+        assert torch.equal(MultilabelLoss(BCE(), *given, **options)(x, target), expected)
         of_p = WeightedBCELoss(*given, **options)(x.sigmoid(), target)
         torch.testing.assert_close(of_p, expected, rtol=1e-3, atol=1e-5)
-    hidden = x.clone().requires_grad_() * 1.0
-    WeightedBCEWithLogitsLoss(inplace_backward=True)(hidden, y.clamp(min=0)).backward()
-    assert not torch.equal(hidden, x) or device != "cpu"
+    for module in (WeightedBCEWithLogitsLoss, partial(MultilabelLoss, Focal())):
+        hidden = x.clone().requires_grad_() * 1.0
+        loss = module(pos_weight=3.0, inplace_backward=True)(hidden, target)
+        (grad,) = torch.autograd.grad(loss, hidden)
+        assert torch.equal(hidden, grad) or device != "cpu"
 
 
 def test_repr() -> None:

@@ -16,7 +16,7 @@ from weighted_bce._extension import extension
 from . import test_accuracy, test_edges, test_formula
 from .scripts import run_python
 from .tolerances import ulps_off
-from .truth import INPUT_DTYPES, Case, check, labels, logits, outcome
+from .truth import INPUT_DTYPES, Case, labels, logits, outcome
 
 LEVELS = dict(extension.simd_levels()) if extension is not None else {}
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
@@ -37,6 +37,7 @@ HALVES = (torch.float16, torch.bfloat16)
 TESTS: list[tuple[Callable[..., None], list[Any]]] = [
     (test_formula.test_samples, ["fused"]),
     *((test_formula.test_every_target_dtype_and_reduction, ["fused", t]) for t in INPUT_DTYPES),
+    *((test_formula.test_every_size, ["fused", n]) for n in (1, 3, 9, 17, 65, 385, 769, 32769)),
     *((test_accuracy.test_every_half_is_rounded_once, [t, "fused"]) for t in HALVES),
     (test_accuracy.test_gradient_within_4_ulp, [torch.float32, None, torch.bool]),
     (test_accuracy.test_scaled_gradient_within_4_ulp, [65536.0]),
@@ -55,17 +56,6 @@ def test_every_isa(level: str, test: Callable[..., None], arguments: list[Any]) 
 @pytest.mark.exhaustive
 def test_mean_of_ten_million_logits(level: str) -> None:
     test_accuracy.test_mean_of_ten_million_logits_within_1_ulp("cpu", "bool", 7.0)
-
-
-@pytest.mark.parametrize("dtype", INPUT_DTYPES)
-def test_every_size(level: str, dtype: torch.dtype) -> None:
-    """Sizes around the vectors, blocks and chunks of all levels."""
-    for n in (1, 3, 4, 5, 17, 127, 128, 129, 257, 513, 32769, 70001):
-        x = logits(n, dtype=dtype)
-        for y in (labels(n), labels(n, dtype=torch.float32), labels(n, dtype=torch.int64)):
-            for reduction in ("none", "mean"):
-                check(Case(x, y, None, 7.0, reduction))
-                check(Case(x, y.to(x.dtype), x.abs() / 8, x.abs() / 8, reduction, 0.1, 0))
 
 
 def test_levels_agree_closely() -> None:

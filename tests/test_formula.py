@@ -120,7 +120,7 @@ def test_every_size(device: str, chosen: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 15, 16, 17, 127, 511, 512, 32767, 32768, 40000])
-def test_single_positive_is_found(device: str, position: int) -> None:
+def test_a_single_positive_counts(device: str, position: int) -> None:
     """The kernels look for positives before they take the short path for negatives."""
     y = torch.zeros(40001, device=device)
     y[position] = 1

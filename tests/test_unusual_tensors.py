@@ -219,7 +219,7 @@ def test_ops_do_not_drop_a_gradient_silently(kernel_device: str, position: int) 
 
 
 def test_tensors_without_memory_are_an_error(kernel_device: str) -> None:
-    """torch's zeros that are made only when somebody looks."""
+    """torch's zeros that are made only when they are read."""
     x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
     zeros = torch._efficientzerotensor((6, 9), device=kernel_device)
     for args in ((zeros, y), (x, zeros), (x, y, zeros), (x, y, None, zeros)):

@@ -78,12 +78,11 @@ class Case:
         return as_given(self.target, self.sparse)
 
     def __call__(self, input: Tensor | None = None, **options: Any) -> Tensor:
-        x = self.input if input is None else input
         function: Callable[..., Tensor] = weighted_bce_with_logits
         if self.loss != PLAIN:
             function = partial(multilabel_loss_with_logits, loss=self.loss)
         return function(
-            x,
+            self.input if input is None else input,
             self.given,
             weight=self.weight,
             pos_weight=self.pos_weight,

@@ -95,7 +95,7 @@ def test_ignored_elements_may_hold_anything(
 
 
 def cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
-    """Nothing at all, nothing that counts, no dimension, and nothing but zeros."""
+    """Nothing at all, nothing that counts, no dimension, large integers, nothing but zeros."""
     for shape in ((0,), (0, 5), (5, 0), (2, 0, 3)):
         nothing = torch.zeros(shape, dtype=dtype, device=device)
         for ignored in (None, -1):
@@ -109,6 +109,15 @@ def cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
         x, y = x.to(dtype), y.to(target_dtype)
         yield Case(x, y, None, 3.0)
         yield Case(x, y, x, x, "mean", 0.1, 0)
+    # An ignore_index is compared in the target's dtype: large integers are not truncated.
+    x = torch.tensor([1.0, 2.0, 3.0], dtype=dtype, device=device)
+    for target_dtype, ignored in (
+        (torch.int64, -(2**40)),
+        (torch.int32, -(2**31)),
+        (torch.uint32, 2**32 - 1),
+    ):
+        y = torch.tensor([0, 1, ignored], device=device).to(target_dtype)
+        yield Case(x, y, ignore_index=ignored)
     # The logits of an untrained layer: each 1 + exp(-|x|) is 2, and no product of them overflows.
     x = torch.zeros(40_000, dtype=dtype, device=device)
     yield Case(x, torch.zeros_like(x, dtype=torch.bool))
@@ -136,18 +145,6 @@ def test_half_gradient_survives_a_loss_scale(device: str) -> None:
     for gradient in (backward, backward, torch.func.grad(scaled)):  # expected the second time
         low, high = gradient(x).aminmax()
         assert low == high == 0.5 * 65536 / n
-
-
-@pytest.mark.parametrize(
-    ("dtype", "ignored"),
-    [(torch.int64, -(2**40)), (torch.int32, -(2**31)), (torch.uint32, 2**32 - 1)],
-)
-def test_large_integers_are_not_truncated(
-    device: str, chosen: str, dtype: torch.dtype, ignored: int
-) -> None:
-    """An ignore_index is compared in the target's dtype."""
-    y = torch.tensor([0, 1, ignored], device=device).to(dtype)
-    check(Case(torch.tensor([1.0, 2.0, 3.0], device=device), y, ignore_index=ignored))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,44 @@
-"""Sparse labels of 3 rows and 5 labels whose values are wrong, and what says so."""
+"""Sparse labels, right and wrong ones, and what tells them apart."""
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from weighted_bce import SparseLabels
+from weighted_bce.sparse import check_form, check_indices
 
+ROWS = [[3, 1], [], [39, 0, 2, 3], [], [0]]
+
+
+def expected(rows: list[list[int]]) -> tuple[list[int], list[int]]:
+    """The indices of some rows, by Python alone."""
+    crow, col = [0], []
+    for row in rows:
+        col += sorted(set(row))
+        crow.append(len(col))
+    return crow, col
+
+
+def assert_labels(
+    labels: SparseLabels, rows: list[list[int]], dtype: torch.dtype = torch.int64
+) -> None:
+    check_form(labels)
+    check_indices(labels)
+    assert type(labels) is SparseLabels
+    assert (labels.crow_indices.dtype, labels.col_indices.dtype) == (dtype, dtype)
+    assert (labels.crow_indices.tolist(), labels.col_indices.tolist()) == expected(rows)
+    assert labels.num_rows == len(rows)
+
+
+def dense_of(rows: list[list[int]], num_labels: int = 40) -> Tensor:
+    dense = torch.zeros(len(rows), num_labels, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        dense[i, row] = True
+    return dense
+
+
+# Of 3 rows and 5 labels.
 CROW, COL = [0, 2, 2, 5], [1, 3, 0, 2, 4]
 BELOW = "col_indices must be below 5, the number of labels"
 ASCEND = "col_indices must ascend within a row, without duplicates"

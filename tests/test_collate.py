@@ -1,7 +1,6 @@
 """Batches of a DataLoader with sparse labels, made in its workers too."""
 
 from collections.abc import Callable
-from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from weighted_bce import SparseLabels, collate
+
+from .sparse_values import assert_labels
 
 ROWS = [[i % 7, (3 * i + 1) % 11, i % 7] if i % 4 else [] for i in range(37)]
 KINDS: dict[str, Callable[[list[int]], Any]] = {
@@ -45,13 +46,6 @@ class Samples(Dataset[Any]):
         return torch.full((3,), float(i)), {"i": i}, positives
 
 
-def check(labels: SparseLabels, rows: list[list[int]]) -> None:
-    assert type(labels) is SparseLabels
-    wanted = [sorted(set(row)) for row in rows]
-    assert labels.crow_indices.tolist() == [0, *accumulate(map(len, wanted))]
-    assert labels.col_indices.tolist() == list(chain(*wanted))
-
-
 def read(form: str, kind: str, **options: Any) -> None:
     """Reads all samples, twice, by a loader with these options."""
     loader = DataLoader(Samples(kind, form), batch_size=10, collate_fn=collate, **options)
@@ -59,7 +53,7 @@ def read(form: str, kind: str, **options: Any) -> None:
         for first, batch in zip(range(0, 40, 10), loader, strict=True):
             rows = ROWS[first : first + 10]
             numbers = list(range(first, first + len(rows)))
-            check(batch if form == "alone" else batch[-1], rows)
+            assert_labels(batch if form == "alone" else batch[-1], rows)
             if form == "tuple":
                 assert type(batch) is tuple
                 assert batch[0].tolist() == [[i] * 3 for i in numbers]
@@ -86,14 +80,9 @@ def test_without_workers(kind: str, form: str) -> None:
     ],
 )
 def test_workers(start: str, persistent: bool, kind: str, form: str) -> None:
-    read(
-        form,
-        kind,
-        num_workers=2,
-        persistent_workers=persistent,
-        multiprocessing_context=start,
-        pin_memory=torch.cuda.is_available(),
-    )
+    processes: Any = dict(num_workers=2, persistent_workers=persistent)
+    pinned = torch.cuda.is_available()
+    read(form, kind, **processes, multiprocessing_context=start, pin_memory=pinned)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -106,16 +95,12 @@ def test_pinned_for_cuda() -> None:
 
 def test_alone_in_a_tuple() -> None:
     (labels,) = collate([([1, 2],), ([],)])
-    check(labels, [[1, 2], []])
+    assert_labels(labels, [[1, 2], []])
 
 
 X = torch.zeros(2)
 NO_BATCHES: list[tuple[Any, type[Exception], str]] = [
-    (
-        [SparseLabels.from_lists([[1]])] * 2,
-        TypeError,
-        "hold lists of labels, got SparseLabels .* 0",
-    ),
+    ([SparseLabels.from_lists([[1]])], TypeError, "hold lists of labels, got SparseLabels .* 0"),
     ([], ValueError, "not be empty, got none"),
     ([()], ValueError, "be tuples of 1 .*, got 0 in sample 0"),
     ([(X, [1]), (X, X, [1])], ValueError, "be tuples of 2 .*, got 3 in sample 1"),

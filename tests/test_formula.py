@@ -23,7 +23,7 @@ from .truth import (
 SIZES = (
     *(0, 1, 3),  # nothing, and less than any vector
     *(7, 8, 9, 15, 16, 17),  # a vector of AVX2, of AVX-512
-    *(63, 64, 65),  # a cache line of byte targets
+    *(63, 64, 65, 127, 128, 129),  # a cache line of byte targets
     *(383, 384, 385),  # a block of the baseline
     *(767, 768, 769),  # a block of AVX2 and AVX-512
     4097,  # many blocks and a tail of one
@@ -116,10 +116,11 @@ def test_every_size(device: str, chosen: str, n: int) -> None:
                 check(Case(x, y, None, 7.0, reduction))
                 if n and chosen == "fused":
                     check(Case(x, y, x.double().abs(), y.double() + 1, reduction))
+                    check(Case(x, y.to(dtype), x.abs() / 8, x.abs() / 8, reduction, 0.1, 0))
 
 
 @pytest.mark.parametrize("position", [0, 1, 15, 16, 17, 127, 511, 512, 32767, 32768, 40000])
-def test_single_positive_is_found(device: str, position: int) -> None:
+def test_a_single_positive_counts(device: str, position: int) -> None:
     """The kernels look for positives before they take the short path for negatives."""
     y = torch.zeros(40001, device=device)
     y[position] = 1

@@ -1,6 +1,8 @@
 """Any strides of any argument give what contiguous copies give."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -90,15 +92,39 @@ def test_grad_outputs_of_a_layout_come_in(device: str, layout: str) -> None:
             assert_grad(grad, case, grad_output.double(), layout)
 
 
-def test_expanded_arguments(device: str) -> None:
-    """Zero strides: of logits, targets and weights."""
+def strided_cases(device: str) -> Iterator[Case]:
+    """Zero strides, elements that share memory, six dimensions, and views at any offset."""
     x, y, w = _arguments(device, torch.float32)
     for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 3), (3, 3, 3)):
         few, some, weights = (t.narrow(d, 0, 1).expand(SHAPE) for t, d in ((x, i), (y, j), (w, k)))
-        for case in (Case(few, y), Case(x, some), Case(x, y, weights), Case(few, some, weights)):
-            check(case)
+        yield from (Case(few, y), Case(x, some), Case(x, y, weights), Case(few, some, weights))
     one = torch.zeros((), device=device)
-    check(Case(one.expand(1000, 7), one.bool().expand(1000, 7), one.expand(7) + 1))
+    yield Case(one.expand(1000, 7), one.bool().expand(1000, 7), one.expand(7) + 1)
+    window = logits(500, device=device).unfold(0, 20, 3)
+    yield Case(window, labels(*window.shape, device=device), None, 3.0)
+    x = logits(2, 3, 2, 5, 3, 4, device=device)
+    y = labels(*x.shape, device=device)
+    for order in ((0, 1, 2, 3, 4, 5), (5, 3, 1, 0, 2, 4), (2, 0, 1, 5, 3, 4)):
+        moved = x.permute(order)
+        w = torch.rand(moved.shape[-3], 1, 1, device=device) + 0.5
+        yield Case(moved, y.permute(order), w, w[:, 0, 0].view(-1, 1, 1))
+        yield Case(moved[:, 1:, :, ::2], y.permute(order)[:, 1:, :, ::2])
+    for dtype, n in product((torch.float16, torch.float32, torch.float64), (1, 15, 33, 40000)):
+        base, targets = logits(n + 9, dtype=dtype, device=device), labels(n + 9, device=device)
+        for start in range(9):
+            part = slice(start, start + n)
+            yield Case(base[part], targets[9 - start :][:n], None, 3.0)
+            yield Case(base[part], targets.float()[part], None, 3.0)
+
+
+def test_strides_of_any_kind(device: str) -> None:
+    for case in strided_cases(device):
+        for reduction in ("mean", "none"):
+            check(replace(case, reduction=reduction))
+
+
+def test_gradient_of_what_is_expanded(device: str) -> None:
+    x, y, _ = _arguments(device, torch.float32)
     base = x[:1].clone().requires_grad_()
     case = Case(base.expand(SHAPE), y)
     case(base.expand(SHAPE)).backward()
@@ -106,33 +132,6 @@ def test_expanded_arguments(device: str) -> None:
     expected = truth(case)
     total, size = (t.sum(0, keepdim=True) / y.numel() for t in (expected.grad, expected.terms))
     assert_close(base.grad, total, size * 10, "sum over the expanded dimension")
-
-
-def test_overlapping_logits(device: str) -> None:
-    """A sliding window: elements share memory at strides that are not 0."""
-    x = logits(500, device=device).unfold(0, 20, 3)
-    check(Case(x, labels(*x.shape, device=device), None, 3.0))
-
-
-def test_six_dimensions(device: str) -> None:
-    x = logits(2, 3, 2, 5, 3, 4, device=device)
-    y = labels(*x.shape, device=device)
-    for order in ((0, 1, 2, 3, 4, 5), (5, 3, 1, 0, 2, 4), (2, 0, 1, 5, 3, 4)):
-        moved = x.permute(order)
-        w = torch.rand(moved.shape[-3], 1, 1, device=device) + 0.5
-        check(Case(moved, y.permute(order), w, w[:, 0, 0].view(-1, 1, 1)))
-        check(Case(moved[:, 1:, :, ::2], y.permute(order)[:, 1:, :, ::2], reduction="none"))
-
-
-@pytest.mark.parametrize("n", [1, 15, 33, 40000])
-def test_views_at_any_offset(device: str, n: int) -> None:
-    for dtype in (torch.float16, torch.float32, torch.float64):
-        base, targets = logits(n + 9, dtype=dtype, device=device), labels(n + 9, device=device)
-        for start in range(9):
-            window = slice(start, start + n)
-            for reduction in ("mean", "none"):
-                check(Case(base[window], targets[9 - start :][:n], None, 3.0, reduction))
-                check(Case(base[window], targets.float()[window], None, 3.0, reduction))
 
 
 def _strided(device: str) -> Iterator[tuple[str, Tensor]]:

@@ -2,11 +2,10 @@
 
 import doctest
 import importlib
-import os
 import pkgutil
-import subprocess
-import sys
 from functools import partial
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,9 @@ from torch import Tensor, nn
 
 import weighted_bce as package
 from weighted_bce import (
+    BCE,
+    Focal,
+    MultilabelLoss,
     WeightBCEWithLogitsLoss,
     WeightedBCELoss,
     WeightedBCEWithLogitsLoss,
@@ -25,7 +27,17 @@ from weighted_bce import (
 from weighted_bce._extension import extension
 from weighted_bce._kernels import why_not_on_cuda
 
-from .truth import REDUCTIONS, TARGET_DTYPES, labels, logits, outcome
+from .scripts import run_python
+from .truth import (
+    REDUCTIONS,
+    TARGET_DTYPES,
+    as_given,
+    labels,
+    logits,
+    options_of,
+    outcome,
+    positives_of,
+)
 
 
 def masked_multiply(x: Tensor, y: Tensor, weight: float) -> Tensor:
@@ -48,46 +60,44 @@ def test_weight_bce_is_the_masked_multiply(device: str, target_dtype: torch.dtyp
         "none": lambda loss: loss,
         (lambda loss: loss.square().mean()): lambda loss: loss.square().mean(),
     }
-    for reduction, same in reductions.items():
+    for target, (reduction, same) in product((y, positives_of(y.bool())), reductions.items()):
         ours = WeightBCEWithLogitsLoss(7.0, reduction)  # type: ignore[arg-type]
-        actual = outcome(partial(ours, target=y), x)
+        actual = outcome(partial(ours, target=target), x)
         expected = outcome(lambda x, f=same: f(masked_multiply(x, y, 7.0)), x)
         torch.testing.assert_close(actual, expected)
-
-
-def test_weight_bce_with_halves(device: str) -> None:
-    """torch.mean of half logits is float32, as by name."""
-    x, y = logits(9, 13, dtype=torch.float16, device=device), labels(9, 13, device=device)
+    half = x.half()  # whose mean is float32, for torch.mean too
     for reduction in (None, torch.mean, "mean"):
-        loss = WeightBCEWithLogitsLoss(7.0, reduction)(x, y)
-        assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, masked_multiply(x.float(), y, 7.0).mean())
+        actual = WeightBCEWithLogitsLoss(7.0, reduction)(half, y)  # type: ignore[arg-type]
+        torch.testing.assert_close(actual, masked_multiply(half.float(), y, 7.0).mean())
 
 
 def test_drop_in_for_torch(device: str) -> None:
     x, y = logits(9, 13, device=device), labels(9, 13, dtype=torch.float32, device=device)
     w, p = torch.rand(9, 13, device=device), torch.rand(13, device=device) * 5
-    for weight in (None, w, w[0]):
-        for pos_weight in (None, p, p[0]):
-            for reduction in ("none", "mean", "sum"):
-                args = {"weight": weight, "pos_weight": pos_weight, "reduction": reduction}
-                expected = nn.BCEWithLogitsLoss(**args)(x, y)
-                torch.testing.assert_close(WeightedBCEWithLogitsLoss(**args)(x, y), expected)
+    for values in product((None, w, w[0]), (None, p, p[0]), ("none", "mean", "sum")):
+        args = dict(zip(("weight", "pos_weight", "reduction"), values, strict=True))
+        expected = nn.BCEWithLogitsLoss(**args)(x, y)
+        torch.testing.assert_close(WeightedBCEWithLogitsLoss(**args)(x, y), expected)
 
 
-def test_options_reach_the_function(device: str) -> None:
+def test_options_reach_the_function(device: str, sparse: torch.dtype | None) -> None:
     x, y = logits(9, 13, device=device) / 8, labels(9, 13, dtype=torch.int64, device=device)
-    y[0] = -1
-    for reduction in REDUCTIONS:
-        options = {"label_smoothing": 0.1, "ignore_index": -1}
-        expected = weighted_bce_with_logits(x, y, None, 3.0, reduction, **options)  # type: ignore[arg-type]
-        module = WeightedBCEWithLogitsLoss(None, 3.0, reduction, **options)  # type: ignore[arg-type]
-        assert torch.equal(module(x, y), expected)
-        of_p = WeightedBCELoss(None, 3.0, reduction, **options)  # type: ignore[arg-type]
-        torch.testing.assert_close(of_p(x.sigmoid(), y), expected, rtol=1e-3, atol=1e-5)
-    hidden = x.clone().requires_grad_() * 1.0
-    WeightedBCEWithLogitsLoss(inplace_backward=True)(hidden, y.clamp(min=0)).backward()
-    assert not torch.equal(hidden, x) or device != "cpu"
+    if sparse is None:
+        y[0] = -1
+    target = as_given(y, sparse)
+    options = {"label_smoothing": 0.1, "ignore_index": -1 if sparse is None else 0}
+    for reduction in (*REDUCTIONS, torch.amax):
+        given: Any = (None, 3.0, reduction)
+        expected = weighted_bce_with_logits(x, target, *given, **options)
+        assert torch.equal(WeightedBCEWithLogitsLoss(*given, **options)(x, target), expected)
+        assert torch.equal(MultilabelLoss(BCE(), *given, **options)(x, target), expected)
+        of_p = WeightedBCELoss(*given, **options)(x.sigmoid(), target)
+        torch.testing.assert_close(of_p, expected, rtol=1e-3, atol=1e-5)
+    for module in (WeightedBCEWithLogitsLoss, partial(MultilabelLoss, Focal())):
+        hidden = x.clone().requires_grad_() * 1.0
+        loss = module(pos_weight=3.0, inplace_backward=True)(hidden, target)
+        (grad,) = torch.autograd.grad(loss, hidden)
+        assert torch.equal(hidden, grad) or device != "cpu"
 
 
 def test_repr() -> None:
@@ -116,17 +126,17 @@ def test_probabilities(device: str, reduction: str) -> None:
         torch.testing.assert_close(grad[~exact], expected_grad[~exact], rtol=1e-4, atol=1e-5)
 
 
-def test_probabilities_and_logits_agree(device: str) -> None:
+def test_probabilities_and_logits_agree(device: str, sparse: torch.dtype | None) -> None:
     x, y = torch.randn(9, 13, dtype=torch.float64, device=device), labels(9, 13, device=device)
+    target = as_given(y, sparse)
+    for reduction, options in product(REDUCTIONS, options_of(9, 13, device)):
+        given = partial(weighted_bce, target=target, reduction=reduction, **options)
+        of_logits = partial(weighted_bce_with_logits, target=y, reduction=reduction, **options)
+        actual = outcome(lambda x, f=given: f(x.sigmoid()), x)
+        torch.testing.assert_close(actual, outcome(of_logits, x))
     w, p = torch.rand(9, 1, device=device).double(), torch.rand(13, device=device).double() * 5
-    for reduction in REDUCTIONS:
-        for options in ({}, {"label_smoothing": 0.2}, {"ignore_index": 0}):
-            torch.testing.assert_close(
-                weighted_bce(x.sigmoid(), y, w, p, reduction, **options),  # type: ignore[arg-type]
-                weighted_bce_with_logits(x, y, w, p, reduction, **options),  # type: ignore[arg-type]
-            )
     leaf = x.sigmoid().requires_grad_()
-    assert torch.autograd.gradcheck(lambda q: weighted_bce(q, y, w, p), leaf)
+    assert torch.autograd.gradcheck(lambda q: weighted_bce(q, target, w, p), leaf)
 
 
 @pytest.mark.skipif(extension is None or not extension.cuda_archs, reason="built without CUDA")
@@ -141,29 +151,20 @@ def test_the_cuda_driver_is_asked_where_there_is_none_too() -> None:
 def test_import_does_not_bring_the_compiler() -> None:
     code = "import torch, sys; before = set(sys.modules); import weighted_bce; "
     code += "assert not any(m.startswith('torch._dynamo') for m in set(sys.modules) - before)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code)
 
 
 def test_show_config() -> None:
+    """And the backend that it shows is restored, after an error too."""
     text = package.show_config()
     for fact in (f"weighted_bce: {package.__version__}", torch.__version__, "threads", "backend"):
         assert fact in text
     assert ("SIMD level in use: " in text) == (extension is not None)
     with backend("reference"):
-        assert "backend: reference" in package.show_config()
-
-
-def test_backend_is_restored() -> None:
-    with backend("reference"):
         with pytest.raises(KeyError), backend("fused"):
             raise KeyError
         assert "backend: reference" in package.show_config()
     assert "backend: reference" not in package.show_config()
-
-
-def test_weight_of_a_module_is_a_tensor() -> None:
-    with pytest.raises(TypeError, match=r"weight must be a torch.Tensor or None, got float"):
-        package.WeightedBCEWithLogitsLoss(weight=2.0)  # type: ignore[arg-type]
 
 
 def test_all_names_exist_and_are_documented() -> None:
@@ -176,8 +177,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(package.__path__, "weighted_bce
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"weighted_bce._C"}))
 def test_docstring_examples(name: str) -> None:
-    found = doctest.testmod(importlib.import_module(name))
-    assert found.failed == 0
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 WITHOUT_EXTENSION = """
@@ -197,9 +197,8 @@ with warnings.catch_warnings(record=True) as caught:
         weighted_bce.weighted_bce(torch.rand(3), torch.ones(3))
         weighted_bce.pos_weight_from_labels(y)
         weighted_bce.empty_cache()
-ours = [w for w in caught if "weighted_bce" in str(w.message)]
-assert len(ours) == 1, ours
-print(ours[0].message, ours[0].filename)
+(ours,) = (w for w in caught if "weighted_bce" in str(w.message))
+print(ours.message, ours.filename)
 assert abs(loss.item() - 0.6931) < 1e-4
 assert "extension: none" in weighted_bce.show_config()
 try:
@@ -214,11 +213,7 @@ else:
 
 def test_without_the_extension() -> None:
     """Everything works, by the reference, with one warning that says how to build it."""
-    ran = subprocess.run(
-        [sys.executable, "-c", WITHOUT_EXTENSION], capture_output=True, text=True, env=os.environ
-    )
-    assert ran.returncode == 0, ran.stderr
-    warning, error = ran.stdout.strip().splitlines()
+    warning, error = run_python(WITHOUT_EXTENSION)[0].strip().splitlines()
     for words in ("plain PyTorch", "pip install", "ninja"):
         assert words in warning
     assert warning.endswith(" <string>")  # at the import of the program

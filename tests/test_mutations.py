@@ -86,19 +86,18 @@ def test_faults_within_one_another_stay_apart() -> None:
     )
 
 
+CHANGED = "the kernels have changed"
+
+
 @pytest.mark.parametrize(
-    ("source", "fault", "problem"),
+    ("source", "faults", "problem"),
     [
-        ("a - b", Fault("reworded", "a + b", "c"), "the kernels have changed"),
-        ("a + b, a + b", Fault("twice", "a + b", "c"), "the kernels have changed"),
-        ("a + a", Fault("unclear", "a", "c", within="a + a"), "ambiguous"),
+        ("a - b", [Fault("reworded", "a + b", "c")], CHANGED),
+        ("a + b, a + b", [Fault("twice", "a + b", "c")], CHANGED),
+        ("a + a", [Fault("unclear", "a", "c", within="a + a")], "ambiguous"),
+        ("a + b + c", [Fault("left", "a + b", ""), Fault("right", "b + c", "")], "cuts another"),
     ],
 )
-def test_a_fault_without_its_text_is_refused(source: str, fault: Fault, problem: str) -> None:
+def test_faults_that_do_not_fit_are_refused(source: str, faults: list[Fault], problem: str) -> None:
     with pytest.raises(AssertionError, match=problem):
-        with_faults(source, {1: fault})
-
-
-def test_texts_that_cut_each_other_are_refused() -> None:
-    with pytest.raises(AssertionError, match="cuts another"):
-        with_faults("a + b + c", {1: Fault("left", "a + b", ""), 2: Fault("right", "b + c", "")})
+        with_faults(source, dict(enumerate(faults, 1)))

@@ -1,17 +1,20 @@
 """The registered ops: schemas, fakes and derivatives, by torch.library.opcheck and by number."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from weighted_bce import BCE, Focal
 from weighted_bce._extension import extension
 
 from .grids import one_at_a_time
 from .tolerances import compute_dtype
-from .truth import Case, assert_grad, sample_inputs
+from .truth import INPUT_DTYPES, REDUCTIONS, Case, assert_grad, labels, logits, sample_inputs
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -20,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def arguments(op: str, case: Case, needs_grad: bool) -> tuple[Any, ...]:
-    x = case.input.clone().requires_grad_(needs_grad)
+    x = case.input.detach().requires_grad_(needs_grad)
     one = torch.tensor(1.5, dtype=compute_dtype(x.dtype), device=x.device)
     if op == "unreduced":
         return (x, *case.op_args("none"))
@@ -36,7 +39,11 @@ def test_opcheck(kernel_device: str, op: str, dtype: torch.dtype, runs_everythin
     """A differentiable op has logits that need a gradient; with --all, others too."""
     overload = getattr(torch.ops.weighted_bce, op).default
     differentiable = op in ("loss", "unreduced", "grad")
-    for case in sample_inputs(kernel_device, (dtype,)):
+    base = logits(6, 8, 10, dtype=dtype, device=kernel_device)
+    views = [base.mT, base[:, ::2], base.mT[:, :, 1:5]]
+    views += [] if op.endswith("d_") else [base[:1].expand(6, 8, 10)]  # cannot hold a gradient
+    strided = [Case(x, torch.zeros_like(x, dtype=torch.bool)) for x in views]
+    for case in (*sample_inputs(kernel_device, (dtype,)), *strided):
         if runs_everything or not differentiable:
             torch.library.opcheck(overload, arguments(op, case, False))
         if differentiable:
@@ -54,16 +61,47 @@ def test_derivatives_of_the_ops(kernel_device: str, dtype: torch.dtype) -> None:
             assert_grad(grad, of_op, -2.5)
 
 
-def test_results_are_new_tensors_or_in_place(kernel_device: str) -> None:
+def cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    """Small ones of each kind, and some that fill vectors and blocks."""
+    yield from sample_inputs(device, (dtype,))
+    shape = 33, 517
+    x, hard = logits(*shape, dtype=dtype, device=device), labels(*shape, device=device)
+    soft = labels(*shape, dtype=torch.float32, device=device)
+    row, column = torch.rand(517, device=device) * 4, torch.rand(33, 1, device=device) + 0.5
+    for loss, reduction in product((BCE(), Focal(2.0, 0.25)), REDUCTIONS[1:]):
+        some = partial(Case, x, reduction=reduction, loss=loss)
+        for sparse in (None, torch.int64):
+            yield some(hard, pos_weight=3.0, sparse=sparse)
+            yield some(hard, column, row, sparse=sparse)
+        yield some(soft, pos_weight=3.0, label_smoothing=0.125)
+        yield some(soft, pos_weight=3.0, ignore_index=0.0)
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+def test_all_ops_agree_to_the_bit(kernel_device: str, dtype: torch.dtype) -> None:
+    """New tensors or in place, the gradient is that of grad_output, whatever was expected."""
     ops = torch.ops.weighted_bce
-    for case in sample_inputs(kernel_device, DTYPES):
-        expected, x, *rest = arguments("loss_and_grad", case, False)
-        loss, grad, _ = ops.loss_and_grad(expected, x, *rest)
+    for case in cases(kernel_device, dtype):
+        x, args = case.input, case.op_args()
+        expected = torch.ones((), dtype=compute_dtype(dtype), device=kernel_device)
+        loss, grad, used = ops.loss_and_grad(expected, x, *args)
+        assert torch.equal(ops.loss(x, *args), loss), case.name
+        assert torch.equal(used, expected)
         if grad.numel():
             assert grad.data_ptr() not in (x.data_ptr(), case.target.data_ptr())
-        x = x.clone()
-        assert torch.equal(ops.loss_and_grad_(expected, x, *rest), loss), case.name
-        assert torch.equal(x, grad), case.name
+        for factor, expected_next in ((1.0, 1.0), (2.5, 2.5), (1.0, 1.0), (0.0, 1.0), (-4.0, -4.0)):
+            grad_output = torch.full_like(expected, factor)
+            ops.update_grad_(grad_output, used, expected, grad, x, *args)
+            assert torch.equal(grad, ops.grad(grad_output, x, *args)), case.name
+            assert (used.item(), expected.item()) == (factor, expected_next)
+        over, other = x.clone(), x.clone()
+        assert torch.equal(ops.loss_and_grad_(grad_output, over, *args), loss), case.name
+        ops.grad_(grad_output, other, *args)
+        assert torch.equal(over, grad), case.name
+        assert torch.equal(other, grad), case.name
+        changed = grad.add_(1).clone()  # what needs no update is left alone
+        ops.update_grad_(grad_output, used, expected, grad, x, *args)
+        assert torch.equal(grad, changed), case.name
 
 
 def test_memory_for_a_gradient(kernel_device: str) -> None:
@@ -76,52 +114,3 @@ def test_memory_for_a_gradient(kernel_device: str) -> None:
                 if tensor.numel():
                     assert empty.stride() == torch.empty_like(tensor).stride()
                     assert empty.data_ptr() != tensor.data_ptr()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_update_of_a_gradient(kernel_device: str, dtype: torch.dtype) -> None:
-    """It is that of grad_output where another was expected, and else left alone."""
-    ops = torch.ops.weighted_bce
-    for case in sample_inputs(kernel_device, (dtype,)):
-        args = case.op_args()
-        expected = torch.ones((), dtype=compute_dtype(dtype), device=kernel_device)
-        _, grad, used = ops.loss_and_grad(expected, case.input, *args)
-        assert torch.equal(used, expected)
-        for factor, expected_next in ((1.0, 1.0), (2.5, 2.5), (1.0, 1.0), (0.0, 1.0), (-4.0, -4.0)):
-            grad_output = torch.full_like(expected, factor)
-            ops.update_grad_(grad_output, used, expected, grad, case.input, *args)
-            assert torch.equal(grad, ops.grad(grad_output, case.input, *args)), case.name
-            assert (used.item(), expected.item()) == (factor, expected_next)
-        changed = grad.add_(1).clone()
-        ops.update_grad_(grad_output, used, expected, grad, case.input, *args)
-        assert torch.equal(grad, changed), case.name
-
-
-def test_fakes_match(kernel_device: str) -> None:
-    """Shapes, dtypes and strides on the meta device, also of layouts that opcheck does not see."""
-    base = torch.randn(6, 8, 10, device=kernel_device)
-    views = base, base.mT, base[:, ::2], base.mT[:, :, 1:5], base[:1].expand(6, 8, 10)
-    for x in views:
-        case = Case(x, torch.zeros_like(x, dtype=torch.bool))
-        for op in ("loss", "loss_and_grad", "grad", "unreduced"):
-            overload = getattr(torch.ops.weighted_bce, op)
-            args = tuple(x if _is(a, x) else a for a in arguments(op, case, False))  # no clone
-            fake = overload(*(_meta(a) for a in args))
-            real = overload(*args)
-            pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (real, fake)), strict=True)
-            for one, other in pairs:
-                assert (one.shape, one.dtype) == (other.shape, other.dtype), op
-                assert one.stride() == other.stride(), (op, x.shape, x.stride())
-
-
-def _is(argument: Any, x: Tensor) -> bool:
-    return isinstance(argument, Tensor) and argument.shape == x.shape and argument.dtype == x.dtype
-
-
-def _meta(argument: Any) -> Any:
-    """On the meta device with the same strides, which .to() does not keep."""
-    if not isinstance(argument, Tensor):
-        return argument
-    return torch.empty_strided(
-        argument.shape, argument.stride(), dtype=argument.dtype, device="meta"
-    )

@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from weighted_bce import backend, weighted_bce_with_logits
-
 from .draws import drawn
 from .truth import INPUT_DTYPES, REDUCTIONS, TARGET_DTYPES, Case, check
 
@@ -93,54 +91,3 @@ def test_any_case(kernel_device: str, chosen: str, data: st.DataObject, grad_out
     if case.ignore_index is not None and math.isnan(case.ignore_index):
         case.target = case.target.float()
     check(case, chosen, grad_output)
-
-
-@drawn(few=60, many=1000)
-@given(data=st.data(), scale=st.floats(2.0**-10, 2.0**10))
-def test_loss_is_linear_in_the_weight(
-    kernel_device: str, data: st.DataObject, scale: float
-) -> None:
-    """Twice the weight is twice the loss, to the bit for powers of two."""
-    case = data.draw(cases(kernel_device))
-    power = 2.0 ** round(math.log2(scale))
-    case.input = case.input.double()
-    case.weight = (
-        torch.ones((), device=kernel_device) if case.weight is None else case.weight
-    ).double()
-    loss = case()
-    case.weight = case.weight * power
-    torch.testing.assert_close(case(), loss * power, equal_nan=True)
-
-
-@drawn(few=60, many=1000)
-@given(data=st.data())
-def test_reductions_reduce_the_unreduced(kernel_device: str, data: st.DataObject) -> None:
-    case = data.draw(cases(kernel_device))
-    case.input, case.reduction, case.ignore_index = case.input.double(), "none", None
-    case.target = case.target.nan_to_num() if case.target.is_floating_point() else case.target
-    whole = case()
-    for reduction, same in (("mean", whole.mean()), ("sum", whole.sum())):
-        case.reduction = reduction
-        torch.testing.assert_close(case(), same, equal_nan=True)
-    with backend("reference"):
-        torch.testing.assert_close(case(), whole.sum(), equal_nan=True)
-
-
-@drawn(few=60, many=1000)
-@given(
-    x=st.floats(-100, 100, width=32),
-    p=st.floats(2.0**-10, 2.0**10, width=32),
-    y=st.floats(0, 1, width=32),
-)
-def test_one_number_against_python(x: float, p: float, y: float) -> None:
-    """The formula once more, by math alone."""
-    softplus = math.log1p(math.exp(-abs(x))) + max(x, 0)
-    expected = p * y * (softplus - x) + (1 - y) * softplus
-    leaf = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-    loss = weighted_bce_with_logits(leaf, torch.tensor(y, dtype=torch.float64), pos_weight=p)
-    assert math.isclose(loss.item(), expected, rel_tol=1e-12, abs_tol=1e-12 * p)
-    loss.backward()
-    up = 1 / (1 + math.exp(-x))
-    slope = (1 - y) * up - p * y / (1 + math.exp(x))
-    assert leaf.grad is not None
-    assert math.isclose(leaf.grad.item(), slope, rel_tol=1e-12, abs_tol=1e-13 * p)

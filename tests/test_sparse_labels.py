@@ -1,7 +1,5 @@
 """SparseLabels: every way to make them, to change them, and what is wrong with them."""
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,39 +17,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weighted_bce import SparseLabels
-from weighted_bce._csr_checks import check_form, check_indices
+from weighted_bce.sparse import check_indices
 
 from .draws import drawn
+from .scripts import run_python
+from .sparse_values import ROWS, assert_labels, dense_of
 from .truth import TARGET_DTYPES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # "in beta state"
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
-
-
-def expected(rows: list[list[int]]) -> tuple[list[int], list[int]]:
-    """The truth, by Python alone."""
-    crow, col = [0], []
-    for row in rows:
-        col += sorted(set(row))
-        crow.append(len(col))
-    return crow, col
-
-
-def same(labels: SparseLabels, rows: list[list[int]], dtype: torch.dtype = torch.int64) -> None:
-    check_form(labels)
-    check_indices(labels)
-    assert type(labels) is SparseLabels
-    assert (labels.crow_indices.dtype, labels.col_indices.dtype) == (dtype, dtype)
-    assert (labels.crow_indices.tolist(), labels.col_indices.tolist()) == expected(rows)
-    assert labels.num_rows == len(rows)
-
-
-def dense_of(rows: list[list[int]], num_labels: int = 40) -> Tensor:
-    dense = torch.zeros(len(rows), num_labels, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        dense[i, row] = True
-    return dense
 
 
 def padded_of(rows: list[list[int]]) -> Tensor:
@@ -109,29 +84,29 @@ def test_all_constructors_against_python(device: str, rows: list[list[int]]) -> 
         lambda row: [np.int32(label) for label in row],
     ]
     for kind in kinds:
-        same(SparseLabels.from_lists([kind(row) for row in rows]), rows)
-        same(SparseLabels.from_lists(kind(row) for row in rows), rows)
-    same(SparseLabels.from_lists([kinds[i % 9](row) for i, row in enumerate(rows)]), rows)
+        assert_labels(SparseLabels.from_lists([kind(row) for row in rows]), rows)
+        assert_labels(SparseLabels.from_lists(kind(row) for row in rows), rows)
+    assert_labels(SparseLabels.from_lists([kinds[i % 9](row) for i, row in enumerate(rows)]), rows)
     dense = dense_of(rows)
-    same(SparseLabels.from_dense(dense.to(device)), rows)
+    for dtype in (*TARGET_DTYPES, torch.float8_e4m3fn):
+        assert_labels(SparseLabels.from_dense(dense.to(device, dtype)), rows)
     for dtype in INTEGERS[1:]:
         kept = dtype if dtype == torch.int32 else torch.int64
-        same(SparseLabels.from_padded(padded_of(rows).to(device, dtype)), rows, kept)
+        assert_labels(SparseLabels.from_padded(padded_of(rows).to(device, dtype)), rows, kept)
     for value in (torch.bool, torch.int64, torch.float32):
-        same(SparseLabels.from_tensor(uncoalesced(rows, value, 5).to(device)), rows)
-        same(SparseLabels.from_tensor(dense.to(device, value).to_sparse_coo()), rows)
+        assert_labels(SparseLabels.from_tensor(uncoalesced(rows, value, 5).to(device)), rows)
+        assert_labels(SparseLabels.from_tensor(dense.to(device, value).to_sparse_coo()), rows)
         for index in (torch.int32, torch.int64):
-            same(SparseLabels.from_tensor(csr_of(rows, index, value).to(device)), rows, index)
+            assert_labels(
+                SparseLabels.from_tensor(csr_of(rows, index, value).to(device)), rows, index
+            )
     row, col, data = entries(rows, 5)
     for data_type in (bool, np.uint8, np.float64):
         coo = sp.coo_array((data.astype(data_type), (row, col)), shape=(len(rows), 40))
-        same(SparseLabels.from_scipy(coo), rows, torch.int64)
+        assert_labels(SparseLabels.from_scipy(coo), rows, torch.int64)
     labels = SparseLabels.from_lists(rows)
     assert torch.equal(labels.to_dense(40), dense)
     assert torch.equal(labels.to(torch.int32).to_dense(40, torch.float16), dense.half())
-
-
-ROWS = [[3, 1], [], [39, 0, 2, 3], [], [0]]
 
 
 @pytest.mark.parametrize("layout", ["bsr", "coo", "csc", "csr", "dia", "dok", "lil"])
@@ -142,7 +117,7 @@ def test_scipy_formats(layout: str, kind: str) -> None:
         matrix = getattr(sp, f"{layout}_{kind}")(data)
         index = getattr(matrix.tocoo(), "row").dtype  # noqa: B009
         labels = SparseLabels.from_scipy(matrix)
-        same(labels, ROWS, getattr(torch, str(index)))
+        assert_labels(labels, ROWS, getattr(torch, str(index)))
     assert SparseLabels.from_scipy(sp.csr_array(dense)).col_indices.dtype == torch.int32
 
 
@@ -154,12 +129,7 @@ def test_scipy_is_copied() -> None:
         labels = SparseLabels.from_scipy(matrix)
     matrix.indices.flags.writeable = True
     matrix.indices[:] = 7
-    same(labels, ROWS, torch.int32)
-
-
-@pytest.mark.parametrize("dtype", [*TARGET_DTYPES, torch.float8_e4m3fn])
-def test_dense_dtypes(device: str, dtype: torch.dtype) -> None:
-    same(SparseLabels.from_dense(dense_of(ROWS).to(device, dtype)), ROWS)
+    assert_labels(labels, ROWS, torch.int32)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -167,15 +137,15 @@ def test_integer_dtypes(device: str, dtype: torch.dtype) -> None:
     rows = [[7, 200 if dtype == torch.uint8 else 100], [5, 5]]
     padded = torch.tensor(rows, dtype=dtype, device=device)
     labels = SparseLabels.from_padded(padded)
-    same(labels, rows, dtype if dtype == torch.int32 else torch.int64)
+    assert_labels(labels, rows, dtype if dtype == torch.int32 else torch.int64)
     assert labels.col_indices.device.type == labels.crow_indices.device.type == device
-    same(SparseLabels.from_lists(list(padded)), rows)
-    same(SparseLabels.from_lists(list(padded.cpu().numpy())), rows)
+    assert_labels(SparseLabels.from_lists(list(padded)), rows)
+    assert_labels(SparseLabels.from_lists(list(padded.cpu().numpy())), rows)
     assert SparseLabels.from_lists(list(padded)).crow_indices.device.type == device
 
 
 def test_nothing() -> None:
-    """No rows, no labels, no columns, and empty rows of a dtype that nobody chose."""
+    """No rows, no labels, no columns, and empty rows, of any dtype."""
     for labels, rows in (
         (SparseLabels.from_lists([]), 0),
         (SparseLabels.from_lists(iter([])), 0),
@@ -199,17 +169,17 @@ def test_nothing() -> None:
         (SparseLabels.from_lists(ROWS).select(torch.tensor([1, 3])), 2),
         (SparseLabels.from_lists([]).select(slice(None)), 0),
     ):
-        same(labels, [[] for _ in range(rows)], labels.col_indices.dtype)
+        assert_labels(labels, [[] for _ in range(rows)], labels.col_indices.dtype)
         assert labels.to_dense(3).shape == (rows, 3)
     large = 2**60 + 1  # which no float holds
     for make in (torch.tensor, np.array):
-        same(SparseLabels.from_lists([make([]), make([large, 2])]), [[], [large, 2]])
+        assert_labels(SparseLabels.from_lists([make([]), make([large, 2])]), [[], [large, 2]])
 
 
 def test_labels_near_the_largest_integer() -> None:
     """A row and its label do not fit in one number there."""
     large = [[2**63 - 1, 2**62, 2**63 - 1], [0, 2**62], [5, 4, 2**63 - 1]]
-    same(SparseLabels.from_lists(large), large)
+    assert_labels(SparseLabels.from_lists(large), large)
     assert SparseLabels.from_padded(torch.tensor([large[0]])).col_indices.tolist() == [
         2**62,
         2**63 - 1,
@@ -261,6 +231,4 @@ try:
 except TypeError as error:
     print(error)
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout == "lists must hold integers, got NoneType in row 0\n"
+    assert run_python(code)[0] == "lists must hold integers, got NoneType in row 0\n"

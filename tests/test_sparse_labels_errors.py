@@ -1,6 +1,7 @@
 """What SparseLabels do not take, and the sentences that say so."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import scipy.sparse as sp
 
 from weighted_bce import SparseLabels, pos_weight_from_labels
 
-from .test_sparse_labels import ROWS, dense_of, same, uncoalesced
+from .sparse_values import ROWS, assert_labels, dense_of
+from .test_sparse_labels import uncoalesced
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # "in beta state"
 
@@ -95,13 +97,28 @@ WRONG: dict[tuple[str, type[Exception]], list[tuple[Any, str]]] = {
         ((EYE * 2).to_sparse(), r"hold 0 and 1 only, got 2 in row 0"),
         ((EYE * math.nan).to_sparse_csr(), r"hold 0 and 1 only, got nan in row 0"),
     ],
+    ("rows", TypeError): [
+        ([0, 1], r"be a torch.Tensor or a slice, got list"),
+        (3, r"be a torch.Tensor or a slice, got int"),
+        (torch.tensor([0.0]), r"be bool, int32 or int64, got float32"),
+        (torch.tensor([0]).byte(), r"be bool, int32 or int64, got uint8"),
+    ],
+    ("rows", ValueError): [
+        (torch.tensor(0), r"be one-dimensional, got shape \(\)"),
+        (torch.tensor([True]), r"have shape \(5,\) as a mask, got \(1,\)"),
+    ],
+    ("rows", IndexError): [
+        (torch.tensor([0, 5]), r"be from -5 to 4, got 5"),
+        (torch.tensor([-6, 5]), r"be from -5 to 4, got -6"),
+    ],
 }
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[Any], SparseLabels]] = {
     "lists": SparseLabels.from_lists,
     "padded": SparseLabels.from_padded,
     "dense": SparseLabels.from_dense,
     "matrix": SparseLabels.from_scipy,
     "tensor": SparseLabels.from_tensor,
+    "rows": SparseLabels.from_lists(ROWS).select,
 }
 
 
@@ -112,26 +129,9 @@ def test_what_cannot_become_labels(name: str, error: type[Exception]) -> None:
             FUNCTIONS[name](bad)
 
 
-def test_what_cannot_be_selected() -> None:
-    labels = SparseLabels.from_lists(ROWS)
-    bad: Any
-    for bad, error, words in (
-        ([0, 1], TypeError, r"rows must be a torch.Tensor or a slice, got list"),
-        (3, TypeError, r"rows must be a torch.Tensor or a slice, got int"),
-        (torch.tensor([0.0]), TypeError, r"rows must be bool, int32 or int64, got float32"),
-        (torch.tensor([0]).byte(), TypeError, r"rows must be bool, int32 or int64, got uint8"),
-        (torch.tensor(0), ValueError, r"rows must be one-dimensional, got shape \(\)"),
-        (torch.tensor([True]), ValueError, r"rows must have shape \(5,\) as a mask, got \(1,\)"),
-        (torch.tensor([0, 5]), IndexError, r"rows must be from -5 to 4, got 5"),
-        (torch.tensor([-6, 5]), IndexError, r"rows must be from -5 to 4, got -6"),
-    ):
-        with pytest.raises(error, match=f"^{words}$"):
-            labels.select(bad)
-
-
 def test_duplicates_coalesced_are_no_longer_ones() -> None:
     twice = uncoalesced([[1, 1], [2]], torch.float32)
-    same(SparseLabels.from_tensor(twice), [[1], [2]])
+    assert_labels(SparseLabels.from_tensor(twice), [[1], [2]])
     with pytest.raises(ValueError, match=r"^tensor must hold 0 and 1 only, got 2 in row 0$"):
         SparseLabels.from_tensor(twice.coalesce())
     halves = torch.sparse_coo_tensor([[0, 0], [1, 1]], [0.5, 0.5], (1, 3), check_invariants=True)
@@ -143,23 +143,22 @@ def test_duplicates_coalesced_are_no_longer_ones() -> None:
 
 def test_sparse_tensors_that_torch_did_not_check() -> None:
     for crow, col, words in (
-        ([0, 1], [0, 5], r"tensor.crow_indices must end with 2, the number of indices, got 1"),
-        ([1, 2], [0, 1], r"tensor.crow_indices must begin with 0, got 1"),
-        ([0, 2, 1, 2], [0, 1], r"tensor.crow_indices must not fall, got 1 after 2 in row 1"),
-        ([0, 2], [0, 3], r"tensor must have labels from 0 to 2, got numbers from 0 to 3"),
-        ([0, 2], [-1, 2], r"tensor must have labels from 0 to 2, got numbers from -1 to 2"),
+        ([0, 1], [0, 5], r".crow_indices must end with 2, the number of indices, got 1"),
+        ([1, 2], [0, 1], r".crow_indices must begin with 0, got 1"),
+        ([0, 2, 1, 2], [0, 1], r".crow_indices must not fall, got 1 after 2 in row 1"),
+        ([0, 2], [0, 3], r" must have labels from 0 to 2, got numbers from 0 to 3"),
+        ([0, 2], [-1, 2], r" must have labels from 0 to 2, got numbers from -1 to 2"),
+        ([[0, 2], [0, 0]], None, " must have row numbers from 0 to 1.*"),
+        ([[0], [3]], None, " must have labels.*"),
     ):
-        size, ones = (len(crow) - 1, 3), torch.ones(len(col))
-        args = torch.tensor(crow), torch.tensor(col), ones, size
-        csr = torch.sparse_csr_tensor(*args, check_invariants=False)
-        with pytest.raises(ValueError, match=f"^{words}$"):
-            SparseLabels.from_tensor(csr)
-    for indices, words in (([[0, 2], [0, 0]], "row numbers from 0 to 1"), ([[0], [3]], "labels")):
-        ones = torch.ones(len(indices[0]))
-        args = torch.tensor(indices), ones, (2, 3)
-        unsafe = torch.sparse_coo_tensor(*args, check_invariants=False)
-        with pytest.raises(ValueError, match=f"^tensor must have {words}"):
-            SparseLabels.from_tensor(unsafe)
+        values, unchecked = torch.ones(len(col or crow[0])), dict(check_invariants=False)
+        if col is None:
+            wrong = torch.sparse_coo_tensor(torch.tensor(crow), values, (2, 3), **unchecked)
+        else:
+            indices, size = map(torch.tensor, (crow, col)), (len(crow) - 1, 3)
+            wrong = torch.sparse_csr_tensor(*indices, values, size, **unchecked)
+        with pytest.raises(ValueError, match=f"^tensor{words}$"):
+            SparseLabels.from_tensor(wrong)
 
 
 def test_another_argument_is_named(device: str) -> None:

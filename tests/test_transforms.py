@@ -63,14 +63,6 @@ def test_all_transforms(
             torch.testing.assert_close(result, transform(dense), msg=lambda m: f"{name}: {m}")  # noqa: B023
 
 
-def test_third_derivative(kernel_device: str) -> None:
-    x = torch.tensor(0.7, dtype=torch.float64, device=kernel_device)
-    y = torch.tensor(True, device=kernel_device)
-    s = torch.sigmoid(x)
-    third = grad(grad(grad(lambda x: loss(x, y))))(x)
-    torch.testing.assert_close(third, 3 * s * (1 - s) * (1 - 2 * s))
-
-
 @pytest.mark.parametrize("name", ["target", "weight", "pos_weight"])
 def test_other_arguments(kernel_device: str, name: str) -> None:
     """Derivatives with respect to them are right at every level, and under every other one."""

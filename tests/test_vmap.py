@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from weighted_bce import SparseLabels, weighted_bce
 from weighted_bce._extension import extension
@@ -22,7 +22,7 @@ from .transforms import (
     loss,
     same,
 )
-from .truth import REDUCTIONS, as_given, labels, logits
+from .truth import REDUCTIONS, as_given, logits
 
 pytestmark = [pytest.mark.skipif(extension is None, reason="no extension"), SLOW_BATCHING]
 
@@ -167,17 +167,3 @@ def test_nothing_counts(
     ignoring = partial(loss, ignore_index=ignore_index)
     assert vmap(ignoring)(x, y).tolist() == [0, 0]
     assert not vmap(grad(ignoring))(x, y).any()
-
-
-def test_per_sample_gradients_of_a_network(kernel_device: str) -> None:
-    model = torch.nn.Linear(5, 7).to(kernel_device)
-    parameters = dict(model.named_parameters())
-    x, y = torch.randn(6, 5, device=kernel_device), labels(6, 7, device=kernel_device)
-
-    def of_sample(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(model, parameters, (x[None],)), y[None])
-
-    result = same(lambda: vmap(grad(of_sample), (None, 0, 0))(parameters, x, y))
-    loss(model(x), y).backward()
-    for name, parameter in parameters.items():
-        torch.testing.assert_close(result[name].mean(0), parameter.grad)

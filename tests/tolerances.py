@@ -9,19 +9,15 @@ from torch import Tensor
 # (eps 1.2e-7) or float64 (2.2e-16). `rounding`: of the one last rounding to the dtype itself.
 # `least`: the distance of its smallest numbers. `absolute`: where exp(-|x|) is that small and is
 # then multiplied by a weight. `digits`: of its significand.
+COLUMNS = ("compute", "rounding", "least", "absolute", "digits")
 TOLERANCES: dict[torch.dtype, dict[str, float]] = {
-    torch.float16: dict(
-        compute=1e-6, rounding=2.0**-11, least=2.0**-24, absolute=2.0**-24, digits=11
-    ),
-    torch.bfloat16: dict(
-        compute=1e-6, rounding=2.0**-8, least=2.0**-133, absolute=2.0**-133, digits=8
-    ),
-    torch.float32: dict(
-        compute=1e-6, rounding=2.0**-24, least=2.0**-149, absolute=2.0**-139, digits=24
-    ),
-    torch.float64: dict(
-        compute=4e-15, rounding=2.0**-53, least=2.0**-1074, absolute=2.0**-1064, digits=53
-    ),
+    dtype: dict(zip(COLUMNS, values, strict=True))
+    for dtype, *values in (
+        (torch.float16, 1e-6, 2.0**-11, 2.0**-24, 2.0**-24, 11),
+        (torch.bfloat16, 1e-6, 2.0**-8, 2.0**-133, 2.0**-133, 8),
+        (torch.float32, 1e-6, 2.0**-24, 2.0**-149, 2.0**-139, 24),
+        (torch.float64, 4e-15, 2.0**-53, 2.0**-1074, 2.0**-1064, 53),
+    )
 }
 
 

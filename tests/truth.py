@@ -22,7 +22,7 @@ from weighted_bce import (
     weighted_bce_with_logits,
 )
 from weighted_bce._extension import extension
-from weighted_bce._terms import terms_of
+from weighted_bce._terms import Term, terms_of
 from weighted_bce.sparse import SparseLabels
 
 from .tolerances import assert_close, compute_dtype
@@ -78,12 +78,11 @@ class Case:
         return as_given(self.target, self.sparse)
 
     def __call__(self, input: Tensor | None = None, **options: Any) -> Tensor:
-        x = self.input if input is None else input
         function: Callable[..., Tensor] = weighted_bce_with_logits
         if self.loss != PLAIN:
             function = partial(multilabel_loss_with_logits, loss=self.loss)
         return function(
-            x,
+            self.input if input is None else input,
             self.given,
             weight=self.weight,
             pos_weight=self.pos_weight,
@@ -108,10 +107,11 @@ class Case:
 
 @dataclass
 class Truth:
-    """All in float64. `terms` is what rounding errors of `grad` are measured against."""
+    """All in float64. Rounding errors of `loss` are measured against `size`, of `grad` `terms`."""
 
     loss: Tensor
     grad: Tensor
+    size: Tensor
     terms: Tensor
     count: int
 
@@ -128,6 +128,11 @@ def _coefficients(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     w = torch.ones_like(y) if case.weight is None else case.weight.double()
     p = p.double() if isinstance(p, Tensor) else p
     return w * p * positive, w * negative, kept
+
+
+def terms(loss: Any) -> tuple[Term, Term]:
+    """The positive and the negative term of a loss, in plain torch."""
+    return terms_of(loss._loss_id, loss._parameters)
 
 
 def numpy_terms(loss: Any, x: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -154,18 +159,19 @@ def numpy_terms(loss: Any, x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def truth(case: Case) -> Truth:
-    """Loss of each element, its derivative, the size of the derivative's terms, the count."""
+    """Loss of each element, its derivative, the sizes of what both are made of, the count."""
     a, b, kept = _coefficients(case)
     x = case.input.detach().double().masked_fill(~kept, 0)
 
     def times(coefficient: Tensor, term: Tensor) -> Tensor:
         return torch.where((coefficient == 0) & ~term.isnan(), 0, coefficient * term)
 
-    positive, negative = terms_of(case.loss._loss_id, case.loss._parameters)
+    positive, negative = terms(case.loss)
     loss = times(a, positive.value(x)) + times(b, negative.value(x))
     down, up = times(a, positive.slope(x)), times(b, negative.slope(x))
-    fill = [t.masked_fill(~kept, 0) for t in (loss, up + down, up.abs() + down.abs())]
-    return Truth(*fill, int(kept.sum()))
+    errors = 1 if case.loss == PLAIN else 3  # a power has those of its exponent as well
+    sizes = errors * loss.abs(), errors * (up.abs() + down.abs())
+    return Truth(*(t.masked_fill(~kept, 0) for t in (loss, up + down, *sizes)), int(kept.sum()))
 
 
 def numpy_truth(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -222,10 +228,10 @@ def check(case: Case, chosen: str | None = None, grad_output: float = 1.0) -> No
             unneeded = case()
     if case.reduction == "none":
         assert (loss.dtype, loss.shape) == (x.dtype, x.shape), what
-        assert_close(loss, expected.loss, expected.loss.abs(), f"loss: {what}")
+        assert_close(loss, expected.loss, expected.size, f"loss: {what}")
     else:
         assert (loss.dtype, loss.shape) == (compute_dtype(x.dtype), ()), what
-        total, size = expected.loss.sum() / by, expected.loss.abs().sum() / by
+        total, size = expected.loss.sum() / by, expected.size.sum() / by
         assert_close(loss, total, size, f"loss: {what}")
     assert torch.equal(loss.nan_to_num(), unneeded.nan_to_num()), what
     assert grad.dtype == x.dtype, what
@@ -249,6 +255,22 @@ def labels(*shape: int, dtype: torch.dtype = torch.bool, device: str = "cpu") ->
     if not dtype.is_floating_point:
         return hard.to(device, dtype)
     return torch.where(torch.rand(shape) < 0.2, torch.rand(shape), hard.float()).to(device, dtype)
+
+
+def options_of(rows: int, labels: int, device: str) -> Iterator[dict[str, Any]]:
+    """Options of every kind for hard targets of this shape."""
+
+    def factor(*shape: int) -> Tensor:
+        return torch.rand(shape, device=device) + 0.5
+
+    yield {}
+    yield {"pos_weight": 7.0}
+    yield {"pos_weight": factor(labels), "weight": factor(rows, 1)}
+    yield {"pos_weight": factor(rows, labels), "label_smoothing": 0.1}
+    yield {"weight": factor(labels)}
+    yield {"ignore_index": 0, "pos_weight": 2.0}
+    yield {"ignore_index": 1, "pos_weight": factor()}
+    yield {"ignore_index": -100, "label_smoothing": 0.3}
 
 
 def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -> Iterator[Case]:

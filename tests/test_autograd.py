@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from weighted_bce import weighted_bce_with_logits
 
 from .linear_cases import LinearCase, grads_of
-from .truth import REDUCTIONS, as_given, labels, logits
+from .truth import REDUCTIONS, as_given, logits
 from .ways import (
     AnyCase,
     assert_grads,

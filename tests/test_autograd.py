@@ -73,16 +73,6 @@ def test_hooks_that_modify_the_gradient_in_place(device: str, cases: Cases) -> N
 
 
 @of_logits_and_layers
-def test_gradients_accumulate(device: str, cases: Cases) -> None:
-    for case in cases(device):
-        if case.input.dtype.itemsize >= 4:  # sums of half precision are rounded
-            leaves = leaves_of(case)
-            for steps in range(1, 4):
-                case(*leaves).backward()
-                assert_grads(grads_of(leaves), case, steps)
-
-
-@of_logits_and_layers
 def test_nothing_is_modified(device: str, cases: Cases) -> None:
     """Inputs, saved tensors and grad_output stay, by value and by version."""
     for case in cases(device):

@@ -222,27 +222,18 @@ def test_batch_size_may_change(
 @in_each_way
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_a_weight_may_change(kernel_device: str, compiler: str, way: str) -> None:
-    """A tensor is never compiled anew, a number once, when it is first seen to change."""
+    """A tensor is never compiled anew, a number once, when it is first seen to change; there is one
+    graph for each, also where calls take turns."""
     x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
     target = as_given(y, torch.int64 if "sparse" in way else None)
-    for number in (False, True):
-        criterion = criterion_of(way, kernel_device)
-        compiled = torch.compile(criterion, backend=compiler, fullgraph=True)
-        of_compiled, eager = (partial(f, target=target) for f in (compiled, criterion))
-        for call, value in enumerate((1.5, 2.0, 7.3, 0.1)):
-            criterion.pos_weight = value if number else torch.tensor(value, device=kernel_device)
-            with error_on_recompile(call > number):
-                assert_as_eager(of_compiled, eager, x, parameters=(*criterion.parameters(),))
-
-
-def test_a_number_and_a_tensor(kernel_device: str) -> None:
-    """One graph for each; no more where calls take turns."""
-    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
-    compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
-    eager = partial(weighted_bce_with_logits, target=y, pos_weight=7.0)
-    for call, weight in enumerate([7.0, torch.tensor(7.0, device=kernel_device)] * 3):
-        with error_on_recompile(call > 1):
-            assert_as_eager(partial(compiled, target=y, pos_weight=weight), eager, x)
+    criterion = criterion_of(way, kernel_device)
+    compiled = torch.compile(criterion, backend=compiler, fullgraph=True)
+    of_compiled, eager = (partial(f, target=target) for f in (compiled, criterion))
+    for call, value in enumerate((1.5, 2.0, 7.3, 0.1, 2.0, 7.3, 0.1)):
+        is_number = call < 2 or call % 2 == 0
+        criterion.pos_weight = value if is_number else torch.tensor(value, device=kernel_device)
+        with error_on_recompile(call > 3):
+            assert_as_eager(of_compiled, eager, x, parameters=(*criterion.parameters(),))
 
 
 weighted = partial(weighted_bce_with_logits, pos_weight=7.0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from weighted_bce import WeightedBCEWithLogitsLoss, _eager, weighted_bce_with_logits
+from weighted_bce import _eager, weighted_bce_with_logits
 
 from .linear_cases import grads_of
 from .tolerances import compute_dtype
@@ -86,19 +86,6 @@ def test_expected_gradients_are_not_computed_again(monkeypatch: pytest.MonkeyPat
     # A last, shorter batch is of the same kind.
     weighted_bce_with_logits(x[:3], y[:3]).backward(torch.tensor(512.0))
     assert len(recomputations) == 2
-
-
-def test_interleaved_modules_with_scales_of_their_own(kernel_device: str) -> None:
-    modules = [WeightedBCEWithLogitsLoss(pos_weight=p) for p in (1.0, 7.0, 30.0)]
-    x, y = logits(8, 33, device=kernel_device), labels(8, 33, device=kernel_device)
-    for step in range(6):
-        leaves = [x.clone().requires_grad_() for _ in modules]
-        losses = [module(leaf, y) for module, leaf in zip(modules, leaves, strict=True)]
-        for i, loss in enumerate(losses):
-            loss.backward(number(4.0 ** (i + step // 3), x))
-        for i, leaf in enumerate(leaves):
-            case = Case(x, y, None, modules[i].pos_weight)
-            assert same_bits(leaf.grad, recomputed(case, 4.0 ** (i + step // 3)))
 
 
 @in_each_way

@@ -250,21 +250,3 @@ def test_threads_with_modes_and_scales_of_their_own(device: str) -> None:
     expected = [criterion(case.input, case.target) for case in cases]
     with ThreadPoolExecutor(len(modes)) as threads:
         list(threads.map(work, range(len(modes))))  # raises what a thread raised
-
-
-@pytest.mark.parametrize("vectorize", [False, True])
-def test_autograd_functional(device: str, vectorize: bool) -> None:
-    x, y = logits(3, 4, dtype=torch.float64, device=device), labels(3, 4, device=device)
-    functional, v = torch.autograd.functional, torch.randn_like(x)
-    both = []
-    for loss in (fused, unfused):
-        mean, each = partial(loss, y=y), partial(loss, y=y, reduction="none")
-        results = [
-            functional.jacobian(each, x, vectorize=vectorize),
-            functional.hessian(mean, x, vectorize=vectorize),
-            *(getattr(functional, name)(mean, x, v)[1] for name in ("vhp", "hvp", "jvp")),
-        ]
-        if vectorize:
-            results.append(functional.jacobian(each, x, vectorize=True, strategy="forward-mode"))
-        both.append(results)
-    torch.testing.assert_close(*both)

@@ -37,9 +37,7 @@ def test_gradient_lies_in_the_memory_of_the_logits(
 
 
 @pytest.mark.parametrize("ignore_index", [-1, 1])
-def test_ignored_and_smoothed(
-    device: str, sparse: torch.dtype | None, ignore_index: int
-) -> None:
+def test_ignored_and_smoothed(device: str, sparse: torch.dtype | None, ignore_index: int) -> None:
     x, y = logits(50, 9, device=device), labels(50, 9, dtype=torch.int64, device=device)
     if sparse is None:
         y[::3] = -1

@@ -16,6 +16,7 @@ from weighted_bce import SparseLabels, weighted_bce_with_logits
 from weighted_bce._extension import extension
 
 from .processes import Processes, free_port, mesh_of
+from .shards import whole
 from .truth import REDUCTIONS, as_given
 
 pytestmark = [
@@ -58,10 +59,7 @@ def trained(model: nn.Module, loss: Any, *batch: Any, scale: float = 1.0) -> lis
         for parameter in model.parameters():
             parameter.grad /= scale
         optimizer.step()
-    actual = []
-    for p in model.parameters():
-        actual.append((p.full_tensor() if hasattr(p, "full_tensor") else p).detach())
-    return actual
+    return [whole(p).detach() for p in model.parameters()]
 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
@@ -192,8 +190,7 @@ def check_any_number_of_positives(processes: int) -> None:
             compiled(parts, SparseLabels(crow, col + LABELS - 1), pos_weight=7.0)
 
 
-def check_every_way_to_compile(processes: int) -> None:
-    check_compiled(processes, COMPILED)
+check_every_way_to_compile = partial(check_compiled, some=COMPILED)
 
 
 def check_example(processes: int) -> None:
@@ -211,7 +208,7 @@ def check_example(processes: int) -> None:
         check_rows_and_labels,
         check_compiled,
         check_any_number_of_positives,
-        pytest.param(check_every_way_to_compile, marks=pytest.mark.exhaustive),
+        pytest.param(check_every_way_to_compile, id="every way", marks=pytest.mark.exhaustive),
         check_example,
     ],
 )
@@ -246,27 +243,21 @@ def test_example_without_torchrun(
     assert "run it by torchrun" in capsys.readouterr().err
 
 
-def check_transform(_: int) -> None:
+def check_first_call(_: int, how: str) -> None:
     from torch.distributed.tensor import Replicate, distribute_tensor
 
     x, y = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
     parts = [distribute_tensor(t, mesh_of(1), [Replicate()]) for t in (x, y)]
-    grad = torch.func.grad(weighted_bce_with_logits)
-    torch.testing.assert_close(grad(*parts).full_tensor(), grad(x, y))
+    call: Any = {
+        "transform": torch.func.grad(weighted_bce_with_logits),
+        "compiler": torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True),
+    }[how]
+    torch.testing.assert_close(call(*parts).full_tensor(), call(x, y))
 
 
-def check_compiler(_: int) -> None:
-    from torch.distributed.tensor import Replicate, distribute_tensor
-
-    x = torch.ones(2, 3)
-    parts = [distribute_tensor(t, mesh_of(1), [Replicate()]) for t in (x, x)]
-    loss = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(loss(*parts).full_tensor(), weighted_bce_with_logits(x, x))
-
-
-@pytest.mark.parametrize("check", [check_transform, check_compiler])
-def test_first_thing_in_a_process(check: Any) -> None:
+@pytest.mark.parametrize("how", ["transform", "compiler"])
+def test_first_thing_in_a_process(how: str) -> None:
     """When the rules of the ops are not there yet."""
     process = Processes(1)
-    process(check)
+    process(partial(check_first_call, how=how))
     process.stop()

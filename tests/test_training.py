@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,53 +16,91 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
+from weighted_bce import WeightedBCEWithLogitsLoss
 
 from .linear_cases import grads_of
-from .truth import REDUCTIONS, Case, as_given, assert_grad, labels, logits
+from .truth import REDUCTIONS, Case, as_given, assert_grad, labels, logits, outcome
 from .ways import WAYS, AnyCase, assert_grads, in_each_way, leaves_of, one_case, with_options
 
 
-def unfused(x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+def unfused(x: Tensor, y: Tensor) -> Tensor:
+    x = x if x.dtype == torch.float64 else x.float()
     p = torch.tensor(7.0, device=x.device)
-    return F.binary_cross_entropy_with_logits(x, y.to(x.dtype), pos_weight=p, reduction=reduction)
+    return F.binary_cross_entropy_with_logits(x, y.to(x.dtype), pos_weight=p)
 
 
-def fused(x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    return weighted_bce_with_logits(x, y, None, 7.0, reduction)
-
-
+fused = WeightedBCEWithLogitsLoss(pos_weight=7.0)
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, foreach=True)
 OPTIMIZERS = {
-    "foreach": partial(torch.optim.SGD, lr=0.1, momentum=0.9, foreach=True),
+    "foreach": SGD,
     "fused": partial(torch.optim.AdamW, lr=0.01, fused=True),
     "closure": partial(torch.optim.LBFGS, max_iter=5, line_search_fn="strong_wolfe"),
 }
 
 
-def trained(loss: Callable[[Tensor, Tensor], Tensor], make: Any, device: str) -> list[Tensor]:
+def trained(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    make: Any,
+    device: str,
+    dtype: torch.dtype = torch.float64,
+    half: torch.dtype | None = None,
+) -> tuple[list[Tensor], list[float]]:
+    """Parameters, averages of them, and the scale of each step, at first far too high for half."""
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 9)).to(device, torch.float64)
+    model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 9)).to(device, dtype)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     optimizer = make(model.parameters())
-    for rows in (12, 12, 7, 12):
-        x, y = torch.randn(rows, 20).double().to(device), labels(rows, 9, device=device)
+    scaler = torch.amp.GradScaler(
+        device, init_scale=2.0**26, growth_interval=3, enabled=half is not None
+    )
+    shapes = ((rows, width) for rows in (12, 12, 7, 12) for width in (20, 9))
+    inputs = [torch.randn(shape).to(device, dtype) for shape in shapes]
+    batches, scales, done = [*zip(inputs[::2], inputs[1::2], strict=True)], list[float](), 0
+    while done < 10:
+        x, y = batches[done % 4]
 
         def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
             optimizer.zero_grad()
-            result = loss(model(x), y)
-            result.backward()
+            with torch.autocast(device, half, enabled=half is not None):
+                result = loss(model(x), y > 1)
+            scaler.scale(result).backward()
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             return result
 
-        optimizer.step(closure)
+        if half is None:
+            optimizer.step(closure)
+        else:
+            assert closure().dtype == torch.float32
+            scaler.step(optimizer)
+        scales.append(scaler.get_scale())
+        scaler.update()
+        done += scaler.get_scale() >= scales[-1]
         average.update_parameters(model)
-    return [p.detach() for p in (*model.parameters(), *average.parameters())]
+    return [p.detach() for p in (*model.parameters(), *average.parameters())], scales
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_clipping_and_averages(device: str, name: str) -> None:
     ours, theirs = (trained(loss, OPTIMIZERS[name], device) for loss in (fused, unfused))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_grad_scaler(device: str) -> None:
+    """Steps that overflow are skipped and the scale grows again, in the same steps as unfused."""
+    single = torch.float32
+    (ours, scales), (theirs, expected) = (
+        trained(loss, SGD, device, single, torch.float16) for loss in (fused, unfused)
+    )
+    changes = [b / a for a, b in pairwise(scales)]
+    assert scales == expected
+    assert changes[:2] == [0.5, 0.5]
+    assert changes.count(2.0) >= 2
+    assert 0.5 in changes[changes.index(2.0) :]  # it grew too far
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        ours[:4], trained(fused, SGD, device, single)[0][:4], rtol=0.02, atol=0.02
+    )
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -150,33 +189,23 @@ def test_anomaly_mode(kernel_device: str, way: str, more: dict[str, Any]) -> Non
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_deterministic_mode(device: str, reduction: str) -> None:
     """No error, no warning, the same bits; memory filled with NaN beforehand is all written."""
-    small, large = (
-        (logits(*s, device=device), labels(*s, device=device)) for s in ((8, 5), (700, 400))
-    )
+    shapes = ((8, 5), (700, 400))
+    small, large = ((logits(*s, device=device), labels(*s, device=device)) for s in shapes)
+    cases = [Case(x, y, None, 7.0, reduction) for x, y in (small, large, [t.t() for t in small])]
 
-    def outcome() -> list[Tensor]:
-        results = []
-        for x, y in (small, large, (small[0].t(), small[1].t())):
-            for grad_output in (1.0, 3.0):
-                leaf = x.detach().requires_grad_()
-                loss = fused(leaf, y, reduction)
-                results += [
-                    loss.detach(),
-                    *torch.autograd.grad(loss, leaf, torch.full_like(loss, grad_output)),
-                ]
-        return results
+    def results() -> list[Any]:
+        return [outcome(case, case.input, scale) for case in cases for scale in (1.0, 3.0)]
 
-    expected = outcome()
+    expected = results()
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            actual = outcome()
+            actual = results()
     finally:
         torch.use_deterministic_algorithms(False)
-    for one, other in zip(actual, expected, strict=True):
-        assert torch.equal(one, other)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @in_each_way

@@ -113,16 +113,3 @@ def test_any_scale(device: str, way: str, dtype: torch.dtype, reduction: str) ->
             leaves = leaves_of(case)
             scaler.scale(case(*leaves) / steps).backward()
             assert_grads(grads_of(leaves), case, scale / steps)
-
-
-def test_small_gradients_meet_the_scale_before_they_are_rounded(device: str) -> None:
-    """Many float16 gradients of a large mean would be 0: the scale comes first, in step one too."""
-    x, y = torch.randn(512, 1024, device=device) - 5, labels(512, 1024, device=device)
-    case = Case(x.half(), y, None, 7.0)
-    for scale in (65536.0, 65536.0, 4096.0, 1.0, 65536.0):
-        leaf = case.input.clone().requires_grad_()
-        (case(leaf) * scale).backward()
-        assert_grad(leaf.grad, case, scale, f"scale {scale}")
-        assert leaf.grad is not None
-        lost = float((leaf.grad == 0).float().mean())
-        assert lost > 0.25 if scale == 1 else lost == 0, (scale, lost)

@@ -27,7 +27,7 @@ from weighted_bce._kernels import runs_on, why_not_on_cuda
 
 from .grids import one_at_a_time
 from .truth import Case, as_given, labels, logits, sample_inputs
-from .ways import WAYS, AnyCase, in_each_way, leaves_of, one_case
+from .ways import WAYS, AnyCase, in_each_way, leaves_of, one_case, target_of
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -134,7 +134,7 @@ def test_every_reduction(kernel_device: str, way: str, name: str, reduction: Any
         if way == "sparse":
             pytest.skip("sparse labels are 0 and 1")
         y = y.float().masked_fill(torch.rand_like(x) < 0.2, math.nan)
-    target = as_given(y, torch.int64 if "sparse" in way else None)
+    target = target_of(way, y)
     criterion = criterion_of(way, kernel_device, reduction=reduction, **OPTIONS[name])
     graphs = Graphs()
     compiled, eager = (partial(f, target=target) for f in (graphs.compiled(criterion), criterion))
@@ -143,7 +143,7 @@ def test_every_reduction(kernel_device: str, way: str, name: str, reduction: Any
 
 
 @pytest.mark.parametrize("reduction", [None, torch.mean, torch.sum, "none"])
-def test_the_module_of_the_question(kernel_device: str, reduction: Any) -> None:
+def test_the_module_of_masked_multiplies(kernel_device: str, reduction: Any) -> None:
     criterion = WeightBCEWithLogitsLoss(7.0, reduction)
     x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
     compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
@@ -206,7 +206,7 @@ def test_batch_size_may_change(
     for call, (rows, positives) in enumerate(((6, 5), (13, 7), (13, 117), (21, 33), (34, 2))):
         y = torch.zeros(rows, 9, dtype=torch.int64, device=kernel_device)
         y.view(-1)[torch.randperm(rows * 9)[:positives]] = 1
-        target = as_given(y, torch.int64 if "sparse" in way else None)
+        target = target_of(way, y)
 
         def of_compiled(x: Tensor, target: Any = target) -> Tensor:
             if how == "mark_dynamic":
@@ -224,8 +224,8 @@ def test_batch_size_may_change(
 def test_a_weight_may_change(kernel_device: str, compiler: str, way: str) -> None:
     """A tensor is never compiled anew, a number once, when it is first seen to change; there is one
     graph for each, also where calls take turns."""
-    x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
-    target = as_given(y, torch.int64 if "sparse" in way else None)
+    x, target = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
+    target = target_of(way, target)
     criterion = criterion_of(way, kernel_device)
     compiled = torch.compile(criterion, backend=compiler, fullgraph=True)
     of_compiled, eager = (partial(f, target=target) for f in (compiled, criterion))

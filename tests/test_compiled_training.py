@@ -13,8 +13,8 @@ from torch.fx import GraphModule
 from weighted_bce._extension import extension
 
 from .test_compile import COMPILERS, error_on_recompile, fused_ops, ops_of
-from .truth import REDUCTIONS, as_given, labels, outcome, sample_inputs
-from .ways import Scored
+from .truth import REDUCTIONS, labels, outcome, sample_inputs
+from .ways import Scored, target_of
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -31,8 +31,7 @@ def train(
     torch.manual_seed(0)
     model = Scored("linear" in way, pos_weight=torch.full((9,), 7.0)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    x, target = torch.randn(12, 20).to(device), labels(12, 9, device=device)
-    y = as_given(target, torch.int64 if "sparse" in way else None)
+    x, y = torch.randn(12, 20).to(device), target_of(way, labels(12, 9, device=device))
 
     def forward(scale: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16, autocast):

@@ -1,4 +1,4 @@
-"""How many products the gradients of a linear layer take, and those that need all its logits."""
+"""Gradients of a linear layer: the products they take, those of all its logits, and its ops."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 from weighted_bce import weighted_bce_with_logits
+from weighted_bce._extension import extension
 
 from .linear_cases import (
     FEATURES,
@@ -20,12 +21,15 @@ from .linear_cases import (
     assert_near,
     assert_right,
     base,
+    cases,
+    dense_and_sparse,
     expected,
     grads_of,
 )
 from .ways import one_case
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+ops = torch.ops.weighted_bce
 
 
 class Products(list[tuple[int, ...]]):
@@ -126,3 +130,31 @@ def test_half_precision_is_not_rounded_where_all_logits_are_held(device: str) ->
         with torch.autocast(device, torch.bfloat16, enabled=x.dtype == torch.float32):
             loss = case(x, *case.layer[1:], pos_weight=pos_weight)
         assert_loss(loss, case)
+
+
+@pytest.mark.skipif(extension is None, reason="no extension")
+@pytest.mark.parametrize(("dtype", "every"), [(torch.float32, 5), (torch.bfloat16, 11)])
+def test_opcheck(device: str, dtype: torch.dtype, every: int) -> None:
+    some = [case for case in cases(device, dtype) if case.target.numel()][::every]
+    for case in some:
+        x, weight, bias, *rest = args = case.op_args()
+        leaves = [None if t is None else t.clone().requires_grad_() for t in (x, weight, bias)]
+        torch.library.opcheck(ops.linear_loss.default, args)
+        torch.library.opcheck(ops.linear_loss.default, (*leaves, *rest))
+        grad_output = torch.ones_like(ops.linear_loss(*args))
+        needs = [True, False, bias is not None]
+        *before, loss, parameters = args
+        of_grads = grad_output, *before, needs, loss, parameters
+        torch.library.opcheck(ops.linear_grads.default, of_grads)
+    torch.library.opcheck(ops.linear_topk.default, (x, weight, bias, 1, None, 3))
+
+
+def test_the_ops_have_gradients(device: str) -> None:
+    for case in dense_and_sparse(device):
+        leaves = case.leaves()
+        rest = case.op_args()[3:]
+        loss = ops.linear_loss(*leaves, *rest)
+        assert_grads(torch.autograd.grad(loss, leaves), case)
+    wrong = torch.ones(LABELS, device=device, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="has no gradient with respect to target"):
+        ops.linear_loss(*case.layer, *rest[:2], wrong, *rest[3:])

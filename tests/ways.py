@@ -15,11 +15,16 @@ from weighted_bce import LinearWeightedBCEWithLogitsLoss, WeightedBCEWithLogitsL
 
 from . import linear_cases
 from .linear_cases import LinearCase, base, dense_and_sparse
-from .truth import Case, assert_grad, check, labels, logits, outcome, sample_inputs
+from .truth import Case, as_given, assert_grad, check, labels, logits, outcome, sample_inputs
 
 AnyCase = Case | LinearCase
 WAYS = ("dense", "sparse", "linear", "linear, sparse")
 in_each_way = pytest.mark.parametrize("way", WAYS)
+
+
+def target_of(way: str, target: Tensor) -> Any:
+    """Returns a target as a way takes it."""
+    return as_given(target, torch.int64 if "sparse" in way else None)
 
 
 def one_case(

@@ -19,15 +19,15 @@ from weighted_bce import (
     WeightBCEWithLogitsLoss,
     WeightedBCEWithLogitsLoss,
     backend,
-    linear_weighted_bce_with_logits,
     weighted_bce_with_logits,
 )
+from weighted_bce import linear_weighted_bce_with_logits as linear_loss
 from weighted_bce._extension import extension
 from weighted_bce._kernels import runs_on, why_not_on_cuda
 
 from .grids import one_at_a_time
 from .truth import Case, as_given, labels, logits, sample_inputs
-from .ways import WAYS, AnyCase, in_each_way, leaves_of, one_case, target_of
+from .ways import WAYS, in_each_way, leaves_of, one_case, target_of
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -58,9 +58,10 @@ def _remember(names: list[str], graph: GraphModule, _: Any) -> Any:
 
 
 def fused_ops(graph: GraphModule) -> list[str]:
-    """The names of our ops in the order of the graph, such as ["loss"]."""
+    """The names of our ops in the order of the graph, such as ["loss"], and of what sends."""
     targets = [str(n.target).split(".") for n in graph.graph.nodes if n.op == "call_function"]
-    return [op for namespace, op, *_ in (t for t in targets if t[0] == "weighted_bce")]
+    ours = (t for t in targets if t[0] in ("weighted_bce", "_c10d_functional"))
+    return [op for _, op, *_ in ours if op != "wait_tensor"]
 
 
 def ops_of(way: str, reduction: Any = "mean") -> tuple[list[str], list[str]]:
@@ -108,8 +109,7 @@ def criterion_of(way: str, device: str, **options: Any) -> nn.Module:
 def test_the_graph_holds_the_op_and_its_gradient(kernel_device: str, dtype: torch.dtype) -> None:
     """Weights as numbers and tensors, smoothing, ignore_index, transposed, empty, 0-d."""
     of_layers = (one_case(way, kernel_device, dtype) for way in WAYS[2:])
-    cases: list[AnyCase] = [*sample_inputs(kernel_device, (dtype,)), *of_layers]
-    for case in cases:
+    for case in (*sample_inputs(kernel_device, (dtype,)), *of_layers):
         torch._dynamo.reset()
         graphs = Graphs()
         assert_as_eager(graphs.compiled(case), case, *leaves_of(case))
@@ -224,8 +224,8 @@ def test_batch_size_may_change(
 def test_a_weight_may_change(kernel_device: str, compiler: str, way: str) -> None:
     """A tensor is never compiled anew, a number once, when it is first seen to change; there is one
     graph for each, also where calls take turns."""
-    x, target = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
-    target = target_of(way, target)
+    x = logits(6, 9, device=kernel_device)
+    target = target_of(way, labels(6, 9, device=kernel_device))
     criterion = criterion_of(way, kernel_device)
     compiled = torch.compile(criterion, backend=compiler, fullgraph=True)
     of_compiled, eager = (partial(f, target=target) for f in (compiled, criterion))
@@ -240,10 +240,6 @@ weighted = partial(weighted_bce_with_logits, pos_weight=7.0)
 gradient = torch.func.grad(weighted)
 
 
-def of_a_layer(x: Tensor, y: SparseLabels) -> Tensor:
-    return linear_weighted_bce_with_logits(x, torch.eye(9), y)
-
-
 def by_the_reference(x: Tensor, y: SparseLabels) -> Tensor:
     with backend("reference"):
         return weighted(x, y)
@@ -252,7 +248,7 @@ def by_the_reference(x: Tensor, y: SparseLabels) -> Tensor:
 OF_THE_OP, OF_THE_REFERENCE = "_indices must", r"index (\d+ is )?out of (bounds|range)"
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], str]] = {
     "loss": (weighted, OF_THE_OP),
-    "linear layer": (of_a_layer, OF_THE_OP),
+    "linear layer": (lambda x, y: linear_loss(x, torch.eye(9), y), OF_THE_OP),
     "reference": (by_the_reference, OF_THE_REFERENCE),
     "gradient": (gradient, OF_THE_REFERENCE),
     "gradients of samples": (torch.vmap(gradient), OF_THE_REFERENCE),

@@ -19,6 +19,7 @@ from torch import Tensor
 from weighted_bce import SparseLabels, empty_cache, weighted_bce_with_logits
 from weighted_bce._extension import extension
 
+from .grids import one_at_a_time
 from .truth import SUM
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
@@ -171,14 +172,7 @@ def available_bytes(device: str) -> int:
 
 
 @pytest.mark.large
-@pytest.mark.parametrize(
-    ("sparse", "inplace"),
-    [(True, True)]
-    + [
-        pytest.param(*case, marks=pytest.mark.exhaustive)
-        for case in ((True, False), (False, True), (False, False))
-    ],
-)
+@one_at_a_time(sparse=[True, False], inplace=[True, False])
 def test_more_than_two_to_the_31_elements(device: str, sparse: bool, inplace: bool) -> None:
     """An index of 32 bits would be negative at the far end."""
     gibibytes = 13 - 4 * inplace - 2 * sparse

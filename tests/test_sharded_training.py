@@ -17,6 +17,7 @@ from weighted_bce._extension import extension
 
 from .processes import Processes, free_port, mesh_of
 from .shards import whole
+from .test_compile import Graphs
 from .truth import REDUCTIONS, as_given
 
 pytestmark = [
@@ -120,14 +121,7 @@ COMPILED = tuple(product((0, 1), REDUCTIONS, (False, True), (None, torch.int64))
 
 def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[2::5]) -> None:
     """One graph, of the ops, that sends nothing but the count; the numbers of eager mode."""
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-    def remember(seen: list[str], graph: Any, _: Any) -> Any:
-        names = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
-        seen += [n for n in names if "weighted_bce" in n or ("c10d" in n and "wait" not in n)]
-        return make_boxed_func(graph.forward)
 
     mesh = mesh_of(processes)
     x, y = torch.randn(7, LABELS), torch.randint(-1, 2, (7, LABELS))
@@ -147,13 +141,11 @@ def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[2::5]) -> No
         def loss(x: Any, y: Any, p: Any, r: str = reduction, i: float | None = index) -> Any:
             return weighted_bce_with_logits(x, y, None, p, r, ignore_index=i).sum() * 2.5
 
-        names: tuple[list[str], list[str]] = ([], [])
-        forward, backward = (partial(remember, seen) for seen in names)
-        compiled = torch.compile(
-            loss, backend=aot_autograd(fw_compiler=forward, bw_compiler=backward), fullgraph=True
-        )
-        ends = []
-        for call, leaf, target, p in ((compiled, *parts), (loss, x, labels, weight)):
+        graphs, ends = Graphs(), []
+        for call, leaf, target, p in (
+            (graphs.compiled(loss), *parts),
+            (loss, x, labels, weight),
+        ):
             leaf = leaf.detach().requires_grad_()
             total = call(leaf, target, p)
             total.backward()
@@ -161,10 +153,9 @@ def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[2::5]) -> No
         sharded, whole = ends
         torch.testing.assert_close(tuple(t.full_tensor() for t in sharded), whole)
         op = "unreduced" if reduction == "none" else "loss"
-        count = ["_c10d_functional.all_reduce.default"]
-        sent = count if reduction == "mean" and ignores and sparse is None else []
-        assert sorted(names[0]) == [*sent, f"weighted_bce.{op}.default"]
-        assert names[1] == ["weighted_bce.grad.default"]
+        counts = reduction == "mean" and ignores and sparse is None
+        assert sorted(graphs.forward) == (["all_reduce", op] if counts else [op])
+        assert graphs.backward == ["grad"]
     compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
     with pytest.raises(RuntimeError, match="target must be a DTensor like input, got"):
         compiled(parts[0], y)

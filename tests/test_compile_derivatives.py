@@ -48,13 +48,6 @@ def test_transforms_inside_the_graph(kernel_device: str, name: str) -> None:
     torch.testing.assert_close(compiled(given), TRANSFORMS[name](given))
 
 
-@pytest.mark.exhaustive
-def test_per_sample_gradients_under_inductor(kernel_device: str) -> None:
-    given = samples(kernel_device, pos_weight=3.0)
-    per_sample = TRANSFORMS["vmap of grad"]
-    torch.testing.assert_close(torch.compile(per_sample, fullgraph=True)(given), per_sample(given))
-
-
 Function = Callable[..., Tensor]
 
 

@@ -71,12 +71,10 @@ class Seen(TorchDispatchMode):
 def test_modes_and_hooks_see_the_half_logits(kernel_device: str, dtype: torch.dtype) -> None:
     x, y = half_logits(kernel_device, dtype), labels(40, 900, device=kernel_device)
     saved: list[Tensor] = []
-    with (
-        saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
-        Seen() as seen,
-        torch.autocast(kernel_device, dtype),
-    ):
-        weighted_bce_with_logits(x, y, reduction="sum").backward()
+    seen = Seen()
+    for observer in (saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t), seen):
+        with observer, torch.autocast(kernel_device, dtype):
+            weighted_bce_with_logits(x, y, reduction="sum").backward()
     assert any(t.data_ptr() == x.data_ptr() for t in saved)
     assert {t.dtype for t in saved if t.numel() > 1} == {dtype, torch.bool}
     assert [op for op in seen.ops if op[0].startswith("weighted_bce")] == [

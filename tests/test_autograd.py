@@ -79,7 +79,8 @@ def test_nothing_is_modified(device: str, cases: Cases) -> None:
         for factor in (1.0, 1.0, 65536.0):
             loss = case(*leaves_of(case))
             grad_output = torch.full_like(loss, factor)
-            tensors = [t for t in (*vars(case).values(), grad_output) if isinstance(t, Tensor)]
+            given = {**vars(case), **getattr(case, "options", {}), "grad_output": grad_output}
+            tensors = [t for t in given.values() if isinstance(t, Tensor)]
             before = [(t.clone(), t._version) for t in tensors]
             loss.backward(grad_output, retain_graph=True)
             loss.backward(grad_output)

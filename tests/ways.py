@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from weighted_bce import LinearWeightedBCEWithLogitsLoss, WeightedBCEWithLogitsLoss
 
 from . import linear_cases
-from .linear_cases import LinearCase, base, dense_and_sparse
+from .linear_cases import LABELS, LinearCase, base, dense_and_sparse
 from .truth import Case, as_given, assert_grad, check, labels, logits, outcome, sample_inputs
 
 AnyCase = Case | LinearCase
@@ -45,7 +45,9 @@ def cases_of_logits(device: str) -> list[AnyCase]:
 
 
 def cases_of_layers(device: str) -> list[AnyCase]:
-    return [*dense_and_sparse(device)]
+    weight, pos_weight = (torch.rand(LABELS, device=device) + 0.5 for _ in range(2))
+    weighted = one_case("linear", device, weight=weight, pos_weight=pos_weight)
+    return [*dense_and_sparse(device), weighted]
 
 
 of_logits_and_layers = pytest.mark.parametrize("cases", [cases_of_logits, cases_of_layers])

@@ -85,6 +85,7 @@ def test_compiled_autograd(kernel_device: str, compiler: str, way: str) -> None:
 def test_compiled_backward_of_an_eager_loss(kernel_device: str, runs_everything: bool) -> None:
     """It has every reduction of the first case; with --all of each."""
     for case in sample_inputs(kernel_device, (torch.float32,)):
+        torch._dynamo.reset()  # it compiles a function anew only so many times
         reductions = REDUCTIONS if case.input.dim() else REDUCTIONS[:3]
         for reduction in reductions if runs_everything or case.name == "plain" else ("mean",):
             case.reduction = reduction

@@ -88,7 +88,7 @@ build/oldest/.dependencies: pyproject.toml
 # Headers of torch are those of OLDEST, nvcc is that of .venv. Both the build and the tests are apart
 # from this folder's extension.
 OLDEST_TESTS := $(addprefix tests/,$(addsuffix .py,test_ops test_edges test_autograd \
-    test_compile test_linear test_linear_compile test_sparse_loss test_transforms test_vmap))
+    test_compile test_linear test_linear_autograd test_sparse_loss test_transforms test_vmap))
 oldest: .venv/.dependencies build/oldest/.dependencies  ## build on the oldest torch; a few tests
 	rm -rf build/oldest/source build/oldest/tests-alone
 	mkdir build/oldest/source build/oldest/tests-alone

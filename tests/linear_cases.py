@@ -130,16 +130,12 @@ def grads_of(leaves: Sequence[Tensor]) -> list[Tensor | None]:
 def assert_right(
     case: LinearCase, grad_output: float = 1.0, relative: float | None = None
 ) -> tuple[Tensor, ...]:
-    """Compares the loss and all gradients with the truth, and returns them. Nothing is modified."""
+    """Compares the loss and all gradients with the truth, and returns them."""
     leaves = case.leaves()
-    before = [leaf.detach().clone() for leaf in leaves]
     loss = case(*leaves)
-    given = torch.full_like(loss, grad_output)
-    grads = torch.autograd.grad(loss, leaves, given)
+    grads = torch.autograd.grad(loss, leaves, torch.full_like(loss, grad_output))
     assert_loss(loss, case)
     assert_grads(grads, case, grad_output, relative)
-    assert all(map(torch.equal, leaves, before)), case.name
-    assert torch.equal(given, torch.full_like(given, grad_output)), case.name
     return loss.detach(), *grads
 
 

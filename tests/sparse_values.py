@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from weighted_bce import SparseLabels
-from weighted_bce.sparse import check_form, check_indices
+from weighted_bce._csr_checks import check_form, check_indices
 
 ROWS = [[3, 1], [], [39, 0, 2, 3], [], [0]]
 

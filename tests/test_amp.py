@@ -1,19 +1,20 @@
-"""Automatic mixed precision: the kernels read the half logits, and a GradScaler works as ever."""
+"""Automatic mixed precision: the kernels read the half logits, and gradients may be scaled."""
 
-from collections.abc import Callable
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
+from weighted_bce import weighted_bce_with_logits
 
-from .truth import REDUCTIONS, Case, assert_grad, labels, logits, truth
+from . import linear_cases
+from .linear_cases import assert_loss, base, grads_of
+from .truth import REDUCTIONS, Case, assert_grad, labels, truth
+from .ways import assert_grads, in_each_way, leaves_of, one_case
 
 HALVES = (torch.float16, torch.bfloat16)
 WHAT_COPIES = {"aten::_to_copy", "aten::copy_", "aten::clone", "aten::contiguous"}
@@ -52,19 +53,6 @@ def test_autocast_makes_no_copy(
         torch.testing.assert_close(loss.detach(), expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-def test_autocast_saves_the_logits_themselves(kernel_device: str, dtype: torch.dtype) -> None:
-    x, y = half_logits(kernel_device, dtype), labels(40, 900, device=kernel_device)
-    saved: list[Tensor] = []
-    with (
-        saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
-        torch.autocast(kernel_device, dtype),
-    ):
-        weighted_bce_with_logits(x, y)
-    assert any(t.data_ptr() == x.data_ptr() for t in saved)
-    assert {t.dtype for t in saved if t.numel() > 1} == {dtype, torch.bool}
-
-
 class Seen(TorchDispatchMode):
     """Remembers each op and the dtypes of its tensors."""
 
@@ -80,95 +68,46 @@ class Seen(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_modes_see_the_op_with_half_logits(kernel_device: str, dtype: torch.dtype) -> None:
+def test_modes_and_hooks_see_the_half_logits(kernel_device: str, dtype: torch.dtype) -> None:
     x, y = half_logits(kernel_device, dtype), labels(40, 900, device=kernel_device)
-    with Seen() as seen, torch.autocast(kernel_device, dtype):
-        weighted_bce_with_logits(x, y, reduction="sum").backward()
-    ours = [(name, found) for name, found in seen.ops if name.startswith("weighted_bce")]
-    assert ours == [
+    saved: list[Tensor] = []
+    seen = Seen()
+    for observer in (saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t), seen):
+        with observer, torch.autocast(kernel_device, dtype):
+            weighted_bce_with_logits(x, y, reduction="sum").backward()
+    assert any(t.data_ptr() == x.data_ptr() for t in saved)
+    assert {t.dtype for t in saved if t.numel() > 1} == {dtype, torch.bool}
+    assert [op for op in seen.ops if op[0].startswith("weighted_bce")] == [
         ("weighted_bce.loss.default", [dtype, torch.bool]),
         ("weighted_bce.grad.default", [torch.float32, dtype, torch.bool]),
     ]
     assert not [name for name, _ in seen.ops if "copy" in name]
 
 
-def unfused(x: Tensor, y: Tensor) -> Tensor:
-    p = torch.tensor(7.0, device=x.device)
-    return F.binary_cross_entropy_with_logits(x.float(), y.float(), pos_weight=p)
+@pytest.mark.parametrize("half", HALVES)
+def test_autocast_of_a_layer(device: str, half: torch.dtype) -> None:
+    """The gradients have the dtypes of what they belong to; half precision and float32 may mix."""
+    single, double = base(torch.float32, device), base(torch.float64, device)
+    mixed = replace(single, input=single.input.to(half))
+    close = None if device == "cpu" else 0.02
+    for case, relative in ((single, close), (mixed, 0.02), (double, None)):
+        leaves = case.leaves()
+        with torch.autocast(device, half):
+            loss = case(*leaves)
+        loss.backward()
+        assert_loss(loss, case, relative)
+        linear_cases.assert_grads(grads_of(leaves), case, 1.0, relative)
 
 
-def trained(
-    loss: Callable[[Tensor, Tensor], Tensor], device: str, dtype: torch.dtype, steps: int
-) -> tuple[list[Tensor], list[float]]:
-    """Parameters, and the scales of each step, which begin far too high for float16."""
-    torch.manual_seed(5)
-    model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 60)).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
-    scaler = torch.amp.GradScaler(
-        device, init_scale=2.0**26, growth_interval=3, enabled=dtype != torch.float32
-    )
-    x, y = torch.randn(32, 20).to(device), labels(32, 60, device=device)
-    scales = []
-    done = 0
-    while done < steps:
-        optimizer.zero_grad()
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            result = loss(model(x), y)
-        assert result.dtype == torch.float32
-        scaler.scale(result).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scales.append(scaler.get_scale())
-        scaler.update()
-        done += scaler.get_scale() >= scales[-1]
-    return [p.detach() for p in model.parameters()], scales
-
-
-def test_grad_scaler_end_to_end(device: str) -> None:
-    """Steps that overflow are skipped and the scale grows again, in the same steps as unfused."""
-    criterion = WeightedBCEWithLogitsLoss(pos_weight=7.0)
-    ours, scales = trained(criterion, device, torch.float16, 10)
-    theirs, expected = trained(unfused, device, torch.float16, 10)
-    changes = [b / a for a, b in pairwise(scales)]
-    assert scales == expected
-    assert changes[:2] == [0.5, 0.5]
-    assert changes.count(2.0) >= 2
-    assert 0.5 in changes[changes.index(2.0) :]  # it grew too far
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    single, _ = trained(criterion, device, torch.float32, 10)
-    torch.testing.assert_close(ours, single, rtol=0.02, atol=0.02)
-
-
+@in_each_way
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_scaled_accumulation(device: str, dtype: torch.dtype, reduction: str) -> None:
+def test_any_scale(device: str, way: str, dtype: torch.dtype, reduction: str) -> None:
     """Each micro step is right, also the first after the scale or the number of steps changed."""
-    y = labels(6, 50, device=device)
+    case = one_case(way, device, dtype, reduction=reduction)
     for scale, steps in ((1024.0, 4), (2048.0, 4), (512.0, 3), (512.0, 1)):
         scaler = torch.amp.GradScaler(device, init_scale=scale)
-        total = torch.zeros(6, 50, dtype=torch.float64, device=device)
-        weights = torch.zeros(6, 50, device=device, requires_grad=True)
-        for step in range(steps):
-            case = Case(logits(6, 50, dtype=dtype, device=device), y, None, 3.0, reduction)
-            leaf = case.input.clone().requires_grad_()
-            hidden = leaf + weights.to(dtype)
-            scaler.scale(case(hidden) / steps).backward()
-            case.input = hidden.detach()
-            assert_grad(leaf.grad, case, scale / steps, f"step {step} of {steps}")
-            assert leaf.grad is not None
-            total += leaf.grad.double()
-        torch.testing.assert_close(weights.grad, total.float(), rtol=1e-5, atol=1e-5 * scale)
-
-
-def test_small_gradients_meet_the_scale_before_they_are_rounded(device: str) -> None:
-    """Many float16 gradients of a large mean would be 0: the scale comes first, in step one too."""
-    x, y = torch.randn(512, 1024, device=device) - 5, labels(512, 1024, device=device)
-    case = Case(x.half(), y, None, 7.0)
-    for scale in (65536.0, 65536.0, 4096.0, 1.0, 65536.0):
-        leaf = case.input.clone().requires_grad_()
-        (case(leaf) * scale).backward()
-        assert_grad(leaf.grad, case, scale, f"scale {scale}")
-        assert leaf.grad is not None
-        lost = float((leaf.grad == 0).float().mean())
-        assert lost > 0.25 if scale == 1 else lost == 0, (scale, lost)
+        for _ in range(steps):
+            leaves = leaves_of(case)
+            scaler.scale(case(*leaves) / steps).backward()
+            assert_grads(grads_of(leaves), case, scale / steps)

@@ -1,6 +1,6 @@
 """Gradients in every way in which autograd can ask for them."""
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,82 +8,79 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.functional import softplus
 
 from weighted_bce import weighted_bce_with_logits
 
-from .truth import REDUCTIONS, Case, as_given, assert_grad, check, labels, logits, sample_inputs
+from .linear_cases import LinearCase, grads_of
+from .truth import REDUCTIONS, as_given, logits
+from .ways import (
+    AnyCase,
+    assert_grads,
+    assert_right,
+    in_each_way,
+    leaves_of,
+    of_logits_and_layers,
+    one_case,
+    with_options,
+)
 
 GRAD_OUTPUTS = (0.0, 1.0, -2.5, 65536.0, 3.7)
+Cases = Callable[[str], list[AnyCase]]
 
 
-def cases(device: str) -> list[Case]:
-    return [c for c in sample_inputs(device, (torch.float32, torch.bfloat16)) if c.input.numel()]
-
-
+@of_logits_and_layers
 @pytest.mark.parametrize("grad_output", GRAD_OUTPUTS)
-def test_grad_outputs(device: str, chosen: str, grad_output: float) -> None:
+def test_grad_outputs(device: str, chosen: str, cases: Cases, grad_output: float) -> None:
+    """Unexpected first, expected then, which changes no bit."""
     for case in cases(device):
-        for _ in range(3):  # unexpected first, expected then
-            check(case, grad_output=grad_output)
+        results = [assert_right(case, grad_output) for _ in range(3)]
+        if device == "cpu":
+            assert all(all(map(torch.equal, one, results[0])) for one in results[1:])
 
 
-def test_non_leaf_logits(device: str) -> None:
+@of_logits_and_layers
+def test_a_graph_that_is_kept(device: str, cases: Cases) -> None:
+    """What an earlier backward returned may have been changed."""
     for case in cases(device):
-        for factor in GRAD_OUTPUTS:
-            leaf = case.input.detach().requires_grad_()
-            (case(leaf * 1.0) * factor).backward()
-            assert_grad(leaf.grad, case, factor)
-
-
-def test_retained_graph_with_different_scales(device: str) -> None:
-    for case in cases(device):
-        leaf = case.input.detach().requires_grad_()
-        loss = case(leaf * 1.0)
-        for factor in (1.0, 1.0, -2.5, 1.0, 0.0, 65536.0):
-            leaf.grad = None
-            loss.backward(torch.full_like(loss, factor), retain_graph=True)
-            assert_grad(leaf.grad, case, factor)
-        leaf.grad = None
+        leaves = leaves_of(case)
+        loss = case(*leaves)
+        large = 2.0 if case.input.dtype == torch.float16 else 65536.0
+        for factor in (1.0, 1.0, -2.5, 1.0, 0.0, large):
+            grad_output = torch.full_like(loss, factor)
+            grads = torch.autograd.grad(loss, leaves, grad_output, retain_graph=True)
+            assert_grads(grads, case, factor)
+            for grad in grads:
+                grad.fill_(torch.nan)
         loss.backward()
-        assert_grad(leaf.grad, case)
+        assert_grads(grads_of(leaves), case)
 
 
-def test_hooks_that_modify_the_gradient_in_place(device: str) -> None:
+@of_logits_and_layers
+def test_hooks_that_modify_the_gradient_in_place(device: str, cases: Cases) -> None:
+    """They see the gradients of tensors that are no leaves."""
     for case in cases(device):
-        leaf = case.input.detach().requires_grad_()
-        hidden = leaf * 1.0
-        hidden.register_hook(lambda grad: grad.mul_(2))
-        loss = case(hidden)
-        for retain in (True, True, False):
-            leaf.grad = None
-            loss.backward(retain_graph=retain)
-            assert_grad(leaf.grad, case, 2.0)
+        for factor in (0.0, 1.0, -2.5, 3.7):
+            leaves = leaves_of(case)
+            hidden = [leaf * 1.0 for leaf in leaves]
+            for tensor in hidden:
+                tensor.register_hook(lambda grad: grad.mul_(2))
+            loss = case(*hidden) * factor
+            for retain in (True, True, False):
+                assert_grads(
+                    torch.autograd.grad(loss, leaves, retain_graph=retain), case, 2 * factor
+                )
 
 
-def test_gradients_accumulate(device: str) -> None:
-    for case in cases(device):
-        leaf = case.input.detach().float().requires_grad_()
-        case.input = leaf.detach()
-        for steps in range(1, 4):
-            case(leaf).backward()
-            assert_grad(leaf.grad, case, steps)
-        loss = case(leaf)  # the gradient modified in place belongs to nobody else
-        loss.backward(retain_graph=True)
-        leaf.grad.mul_(100)
-        leaf.grad = None
-        loss.backward(retain_graph=True)
-        assert_grad(leaf.grad, case)
-
-
-def test_nothing_is_modified(device: str) -> None:
+@of_logits_and_layers
+def test_nothing_is_modified(device: str, cases: Cases) -> None:
     """Inputs, saved tensors and grad_output stay, by value and by version."""
     for case in cases(device):
         for factor in (1.0, 1.0, 65536.0):
-            leaf = case.input.detach().requires_grad_()
-            loss = case(leaf)
+            loss = case(*leaves_of(case))
             grad_output = torch.full_like(loss, factor)
-            tensors = [leaf.detach(), case.target, case.weight, case.pos_weight, grad_output]
-            tensors = [t for t in tensors if isinstance(t, Tensor)]
+            given = {**vars(case), **getattr(case, "options", {}), "grad_output": grad_output}
+            tensors = [t for t in given.values() if isinstance(t, Tensor)]
             before = [(t.clone(), t._version) for t in tensors]
             loss.backward(grad_output, retain_graph=True)
             loss.backward(grad_output)
@@ -125,57 +122,46 @@ def test_gradcheck(chosen: str, reduction: str, sparse: Any, options: dict[str, 
     assert gradgradcheck(loss, leaves)
 
 
-@pytest.mark.parametrize("wanted", ["target", "weight", "pos_weight"])
-def test_gradient_of_another_argument_alone(device: str, wanted: str) -> None:
-    x = logits(3, 4, dtype=torch.float64, device=device)
-    rest = {n: torch.rand(3, 4).double().to(device) for n in ("target", "weight", "pos_weight")}
-    leaf = rest[wanted].requires_grad_()
-    weighted_bce_with_logits(x, **rest, reduction="sum").backward()
-    a, b = torch.nn.functional.softplus(-x), torch.nn.functional.softplus(x)
-    y, w, p = (t.detach() for t in rest.values())
-    expected = {
-        "target": w * (p * a - b),
-        "weight": p * y * a + (1 - y) * b,
-        "pos_weight": w * y * a,
-    }[wanted]
-    torch.testing.assert_close(leaf.grad, expected)
+@in_each_way
+@pytest.mark.parametrize("shape", ["0-d", "per label", "per row", "full"])
+@pytest.mark.parametrize("name", ["target", "weight", "pos_weight"])
+def test_gradients_of_other_tensors(device: str, way: str, name: str, shape: str) -> None:
+    """Alone, and with those of the logits or of the layer."""
+    case = one_case(way, device, torch.float64)
+    if name == "target" and ("sparse" in way or shape != "full"):
+        pytest.skip("a target of floats has the shape of the logits")
+    rows, columns = case.target.shape
+    size = {"0-d": (), "per label": (columns,), "per row": (rows, 1), "full": (rows, columns)}
+    other = torch.rand(size[shape], dtype=torch.float64, device=device).requires_grad_()
+    given = with_options(case, **{name: other})
+    (alone,) = torch.autograd.grad(given(), other)
+    x = case.of_logits().input if isinstance(case, LinearCase) else case.input
+    tensors = {"target": case.target.double(), "weight": 1.0, "pos_weight": 3.0}
+    y, w, p = (other.detach() if n == name else t for n, t in tensors.items())
+    a, b = softplus(-x), softplus(x)
+    slopes = {"target": w * (p * a - b), "weight": p * y * a + (1 - y) * b, "pos_weight": w * y * a}
+    torch.testing.assert_close(alone, (slopes[name] / x.numel()).sum_to_size(other.shape))
+    leaves = leaves_of(case)
+    *grads, together = torch.autograd.grad(given(*leaves), (*leaves, other))
+    torch.testing.assert_close(together, alone)
+    assert_grads(grads, with_options(case, **{name: other.detach()}))
 
 
-@pytest.mark.parametrize("shape", [(), (9,), (6, 1), (6, 9)])
-def test_gradients_of_factors_of_sparse_labels(device: str, shape: tuple[int, ...]) -> None:
-    x, y = logits(6, 9, device=device), labels(6, 9, device=device)
-    grads = []
-    for sparse in (None, torch.int64):
-        factors = [torch.full(shape, v, device=device, requires_grad=True) for v in (2.0, 3.0)]
-        loss = weighted_bce_with_logits(x, as_given(y, sparse), *factors, label_smoothing=0.1)
-        grads.append(torch.autograd.grad(loss, factors))
-    torch.testing.assert_close(*grads)
-
-
-@pytest.mark.parametrize("changed", ["logits", "dense target", "col_indices", "crow_indices"])
-def test_what_is_modified_before_backward_is_noticed(device: str, changed: str) -> None:
-    """What autograd saved and somebody changed is an error, not a wrong gradient."""
-    y = labels(4, 5, device=device)
-    target = as_given(y, torch.int64 if "indices" in changed else None)
-    hidden = logits(4, 5, device=device).requires_grad_() * 1.0
-    loss = weighted_bce_with_logits(hidden, target)
-    saved = {"logits": hidden.detach(), "dense target": y}
-    (saved[changed] if changed in saved else getattr(target, changed)).zero_()
+@in_each_way
+@pytest.mark.parametrize(
+    "changed", ["input", "linear_weight", "target", "col_indices", "crow_indices"]
+)
+def test_what_is_modified_before_backward_is_noticed(device: str, way: str, changed: str) -> None:
+    """What autograd saved and was then changed is an error, not a wrong gradient."""
+    case = one_case(way, device)
+    target = as_given(case.target, case.sparse)
+    hidden = [leaf * 1.0 for leaf in leaves_of(case)]
+    saved = {"target": target, **dict(zip(("input", "linear_weight"), hidden, strict=False))}
+    saved |= {} if case.sparse is None else target._asdict()
+    tensor = saved.get(changed)
+    if not isinstance(tensor, Tensor):
+        pytest.skip(f"no {changed} in this way")
+    loss = with_options(case, target=target, sparse=None)(*hidden)
+    tensor.detach().zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (loss * 2).backward()
-
-
-def test_many_threads_with_scales_of_their_own(device: str) -> None:
-    shared = [Case(logits(64, 33, device=device), labels(64, 33, device=device), None, 3.0)]
-    shared.append(Case(logits(700, 400, device=device), labels(700, 400, device=device), None, 3.0))
-
-    def work(number: int) -> None:
-        for step in range(20):
-            case = shared[step % 2]
-            leaf = case.input.clone().requires_grad_()
-            factor = 2.0 ** (number if step < 10 else step)
-            (case(leaf) * factor).backward()
-            assert_grad(leaf.grad, case, factor)
-
-    with ThreadPoolExecutor(6) as threads:
-        list(threads.map(work, range(6)))  # raises what a thread raised

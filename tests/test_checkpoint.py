@@ -8,109 +8,88 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
-    checkpoint_sequential,
     create_selective_checkpoint_contexts,
     set_checkpoint_early_stop,
 )
 
-from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
+from .linear_cases import grads_of
+from .transforms import Ops
+from .truth import Case, assert_grad, labels, truth
+from .ways import (
+    Scored,
+    assert_grads,
+    in_each_way,
+    leaves_of,
+    of_logits_and_layers,
+    one_case,
+)
 
-from .test_autograd import cases
-from .truth import Case, assert_grad, labels, logits, truth
 
-
-def one_case(device: str) -> Case:
-    return Case(logits(8, 5, device=device), labels(8, 5, device=device), None, 3.0)
-
-
+@of_logits_and_layers
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing(device: str, reentrant: bool) -> None:
+def test_activation_checkpointing(device: str, reentrant: bool, cases: Any) -> None:
     for case in cases(device):
-        leaf = case.input.detach().requires_grad_()
         for _ in range(2):
-            leaf.grad = None
-            loss = checkpoint(lambda x, c=case: c(x * 1.0), leaf, use_reentrant=reentrant)
-            (loss * 3).backward()
-            assert_grad(leaf.grad, case, 3, case.name)
+            leaves = leaves_of(case)
+            hidden = [leaf * 1.0 for leaf in leaves]
+            (checkpoint(case, *hidden, use_reentrant=reentrant) * 3).backward()
+            assert_grads(grads_of(leaves), case, 3)
 
 
-def test_checkpoint_beside_another_scale(device: str) -> None:
+@in_each_way
+def test_checkpoints_of_two_scales(device: str, way: str) -> None:
     """The second forward of a checkpoint meets another expectation than the first."""
-    y = labels(8, 5, device=device)
-    first, second = (logits(8, 5, device=device).requires_grad_() for _ in range(2))
-    losses = [
-        checkpoint(weighted_bce_with_logits, x, y, use_reentrant=False) for x in (first, second)
-    ]
+    case = one_case(way, device)
+    first, second = leaves_of(case), leaves_of(case)
+    losses = [checkpoint(case, *leaves, use_reentrant=False) for leaves in (first, second)]
     (losses[0] + 0.5 * losses[1]).backward()
-    for x, scale in ((first, 1.0), (second, 0.5)):
-        plain = x.detach().requires_grad_()
-        (scale * weighted_bce_with_logits(plain, y)).backward()
-        assert x.grad is not None
-        assert torch.equal(x.grad, plain.grad)
+    assert_grads(grads_of(first), case)
+    assert_grads(grads_of(second), case, 0.5)
 
 
-class Scored(nn.Module):
-    """The last layer of a model together with its loss."""
-
-    def __init__(self, y: Tensor, **options: Any) -> None:
-        super().__init__()
-        self.layer = nn.Linear(16, 9)
-        self.criterion = WeightedBCEWithLogitsLoss(pos_weight=torch.full((9,), 7.0), **options)
-        self.register_buffer("y", y)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.criterion(self.layer(x), self.y)
-
-
-def selective(found: list[str]) -> Any:
+def selective(seen: list[str]) -> Any:
     """Keeps what the loss gave, computes the rest a second time."""
 
     def policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        found.append(str(op))
+        seen.append(str(op))
         ours = op.namespace == "weighted_bce"
         return CheckpointPolicy.MUST_SAVE if ours else CheckpointPolicy.PREFER_RECOMPUTE
 
     return partial(create_selective_checkpoint_contexts, policy)
 
 
-@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "sequential", "selective"])
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "selective"])
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("inplace", [False, True])
-def test_checkpointed_models(kernel_device: str, how: str, autocast: bool, inplace: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"inplace_backward": True}, {"is_linear": True}])
+def test_checkpointed_models(
+    kernel_device: str, how: str, autocast: bool, options: dict[str, Any]
+) -> None:
     """A model whose loss lies within a checkpoint, under autocast and in place as well."""
-    model = nn.Sequential(
-        *(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU()),
-        Scored(labels(12, 9), inplace_backward=inplace),
-    ).to(kernel_device)
+    model = Scored(pos_weight=torch.full((9,), 7.0), **options).to(kernel_device)
     x = torch.randn(12, 20, device=kernel_device, requires_grad=True)
-    found: list[str] = []
-    run = {
-        "plain": model,
-        "reentrant": partial(checkpoint, model, use_reentrant=True),
-        "not reentrant": partial(checkpoint, model, use_reentrant=False),
-        "sequential": lambda x: checkpoint_sequential(model, 2, x, use_reentrant=False),
-        "selective": partial(checkpoint, model, use_reentrant=False, context_fn=selective(found)),
-    }
+    y, seen = labels(12, 9, device=kernel_device), list[str]()
+    context = {"context_fn": selective(seen)} if how == "selective" else {}
+    in_checkpoint = partial(checkpoint, model, use_reentrant=how == "reentrant", **context)
     grads, losses = [], []
-    for name in ("plain", how):
+    for run in (model, in_checkpoint):
         model.zero_grad()
         x.grad = None
         with torch.autocast(kernel_device, torch.bfloat16) if autocast else nullcontext():
-            loss = run[name](x)
+            loss = run(x, y)
         assert loss.dtype == torch.float32
         (loss * 3).backward()
         losses.append(loss.detach())
         grads.append([x.grad, *(p.grad for p in model.parameters())])
     close = dict(rtol=0.02, atol=1e-3) if autocast else dict(rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(grads[1], grads[0], **close)
-    assert ("weighted_bce.loss.default" in found) == (how == "selective")
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*grads, **close)
+    op = "linear_loss" if "is_linear" in options else "loss"
+    assert (f"weighted_bce.{op}.default" in seen) == (how == "selective")
 
 
 def _written(t: Tensor) -> bytes:
@@ -135,16 +114,17 @@ PACKED: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
 }
 
 
+@of_logits_and_layers
 @pytest.mark.parametrize("how", [*PACKED, "on the CPU"])
-def test_saved_tensors_may_be_packed(device: str, how: str) -> None:
+def test_saved_tensors_may_be_packed(device: str, how: str, cases: Any) -> None:
     """Whatever hooks make of the saved tensors: the gradient is right for every scale."""
     for case in cases(device):
         for grad_output in (1.0, 1.0, 3.7, 65536.0, 65536.0):
-            leaf = case.input.detach().requires_grad_()
+            leaves = leaves_of(case)
             with save_on_cpu() if how == "on the CPU" else saved_tensors_hooks(*PACKED[how]):
-                loss = case(leaf)
+                loss = case(*leaves)
             loss.backward(torch.full_like(loss, grad_output))
-            assert_grad(leaf.grad, case, grad_output, case.name)
+            assert_grads(grads_of(leaves), case, grad_output)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -166,33 +146,25 @@ def test_saved_tensors_may_be_packed_in_halves(device: str, dtype: torch.dtype) 
     assert error < torch.finfo(dtype).eps / 4
 
 
-class Passive(TorchDispatchMode):
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return op(*args, **(kwargs or {}))
-
-
+@in_each_way
 @pytest.mark.parametrize("during", ["forward", "backward"])
 @pytest.mark.parametrize("early", [True, False])
-def test_mode_in_one_half_of_a_checkpoint(device: str, during: str, early: bool) -> None:
+def test_mode_in_one_half_of_a_checkpoint(device: str, during: str, early: bool, way: str) -> None:
     """Such as FlopCounterMode or a logger around backward alone: both forwards save as much."""
-    case = one_case(device)
-    leaf = case.input.clone().requires_grad_()
+    case = one_case(way, device)
+    leaves = leaves_of(case)
     with set_checkpoint_early_stop(early):
-        if during == "forward":
-            with Passive():
-                loss = checkpoint(case, leaf, use_reentrant=False)
+        with Ops() if during == "forward" else nullcontext():
+            loss = checkpoint(case, *leaves, use_reentrant=False)
+        with Ops() if during == "backward" else nullcontext():
             loss.backward()
-        else:
-            loss = checkpoint(case, leaf, use_reentrant=False)
-            with Passive():
-                loss.backward()
-    assert_grad(leaf.grad, case, 1)
+    assert_grads(grads_of(leaves), case)
 
 
 @pytest.mark.parametrize("how", ["kept graph", "checkpoint of two losses", "two losses"])
 def test_in_place_under_hooks_is_right_or_raises(kernel_device: str, how: str) -> None:
     """Hooks switch off autograd's own check that what it saved was not modified."""
-    case = one_case(kernel_device)
+    case = one_case("dense", kernel_device)
     leaf = case.input.clone().requires_grad_()
     hidden = leaf * 1.0
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo import compiled_autograd
 from torch.fx import GraphModule
 
-from weighted_bce import WeightedBCEWithLogitsLoss
 from weighted_bce._extension import extension
 
-from .test_compile import COMPILERS, error_on_recompile
+from .test_compile import COMPILERS, error_on_recompile, fused_ops, ops_of
 from .truth import REDUCTIONS, labels, outcome, sample_inputs
+from .ways import Scored, target_of
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -24,23 +24,18 @@ def _nothing_compiled() -> None:
     torch._dynamo.reset()
 
 
-def network(device: str = "cpu") -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 9)).to(device)
-
-
 def train(
-    device: str, wrap: Callable[[Any], Any], autocast: bool, whole: bool = False
+    device: str, wrap: Callable[[Any], Any], way: str, autocast: bool = False, whole: bool = False
 ) -> tuple[list[float], list[Tensor]]:
     """Six steps of as many loss scales; none but the first may compile."""
-    model = network(device)
-    criterion = WeightedBCEWithLogitsLoss(None, torch.full((9,), 7.0)).to(device)
+    torch.manual_seed(0)
+    model = Scored("linear" in way, pos_weight=torch.full((9,), 7.0)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    x, y = torch.randn(12, 20).to(device), labels(12, 9, device=device)
+    x, y = torch.randn(12, 20).to(device), target_of(way, labels(12, 9, device=device))
 
     def forward(scale: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16, autocast):
-            loss = criterion(model(x), y)
+            loss = model(x, y)
         if whole:
             (loss * scale).backward()
         return loss
@@ -57,46 +52,40 @@ def train(
             optimizer.step()
         assert loss.dtype == torch.float32
         losses.append(loss.item())
+    assert losses[-1] < losses[0]
     return losses, [p.detach() for p in model.parameters()]
 
 
+@pytest.mark.parametrize("way", ["dense", "linear, sparse"])
 @pytest.mark.parametrize("autocast", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
-def test_training_under_inductor(kernel_device: str, autocast: bool) -> None:
-    seed = torch.initial_seed()
-    results = []
-    for wrap in (lambda f: f, partial(torch.compile, fullgraph=True)):
-        torch.manual_seed(seed)
-        results.append(train(kernel_device, wrap, autocast))
+def test_training_under_inductor(kernel_device: str, autocast: bool, way: str) -> None:
+    wraps = (partial(torch.compile, fullgraph=True), lambda f: f)
+    results = [train(kernel_device, wrap, way, autocast) for wrap in wraps]
     close = dict(rtol=0.02, atol=2e-3) if autocast else dict(rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(results[1], results[0], **close)
-    assert results[0][0][-1] < results[0][0][0]
+    torch.testing.assert_close(*results, **close)
 
 
+@pytest.mark.parametrize("way", ["dense", "linear, sparse"])
 @pytest.mark.parametrize("compiler", COMPILERS)
-def test_compiled_autograd(kernel_device: str, compiler: str) -> None:
+def test_compiled_autograd(kernel_device: str, compiler: str, way: str) -> None:
     """Loss and backward in one compiled function: two graphs, one with each op."""
-    seed = torch.initial_seed()
-    expected = train(kernel_device, lambda f: f, False, whole=True)
+    expected = train(kernel_device, lambda f: f, way, whole=True)
     seen: list[str] = []
 
     def remember(graph: GraphModule, example: Any) -> Any:
-        seen.extend(str(n.target) for n in graph.graph.nodes if "weighted_bce" in str(n.target))
+        seen.extend(fused_ops(graph))
         return torch._dynamo.lookup_backend(compiler)(graph, example)
 
-    torch.manual_seed(seed)
     with torch._dynamo.config.patch(compiled_autograd=True):
-        wrap = partial(torch.compile, backend=remember)
-        result = train(kernel_device, wrap, False, whole=True)
+        result = train(kernel_device, partial(torch.compile, backend=remember), way, whole=True)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
-    assert len(seen) == 2
-    assert "loss" in seen[0]
-    assert "grad" in seen[1]
+    assert tuple(seen) == tuple(op for ops in ops_of(way) for op in ops)
 
 
 def test_compiled_backward_of_an_eager_loss(kernel_device: str, runs_everything: bool) -> None:
     """It has every reduction of the first case; with --all of each."""
     for case in sample_inputs(kernel_device, (torch.float32,)):
-        torch.compiler.reset()  # the cases differ in constants, and there is a limit of versions
+        torch._dynamo.reset()  # it compiles a function anew only so many times
         reductions = REDUCTIONS if case.input.dim() else REDUCTIONS[:3]
         for reduction in reductions if runs_everything or case.name == "plain" else ("mean",):
             case.reduction = reduction

@@ -8,25 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weighted_bce import SparseLabels, WeightedBCEWithLogitsLoss
+from weighted_bce import SparseLabels
 from weighted_bce._extension import extension
 
 from .grids import one_at_a_time
-from .test_compile import fused_ops
-from .test_compiled_training import network
+from .test_compile import fused_ops, ops_of
 from .truth import as_given
+from .ways import Scored
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
-
-
-class Scored(nn.Module):
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.model = network()
-        self.criterion = WeightedBCEWithLogitsLoss(**options)
-
-    def forward(self, x: Tensor, y: Tensor | SparseLabels) -> Tensor:
-        return self.criterion(self.model(x), y)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -34,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "per label": dict(pos_weight=torch.full((9,), 7.0), reduction="batchmean"),
     "ignoring": dict(ignore_index=1, label_smoothing=0.1, weight=torch.rand(9)),
     "none": dict(reduction="none"),
+    "linear": dict(pos_weight=7.0, is_linear=True),
 }
 ROWS = torch.export.Dim("rows", min=2, max=1000)
 POSITIVES = torch.export.Dim("positives", min=2, max=9000)
@@ -67,7 +58,7 @@ def test_saved_and_loaded(
     module = Scored(**OPTIONS[name]).to(kernel_device)
     torch.manual_seed(1)
     program = exported(module, kernel_device, dynamic, strict, sparse)
-    assert fused_ops(program.graph_module) == ["unreduced" if name == "none" else "loss"]
+    assert fused_ops(program.graph_module) == ops_of(name, OPTIONS[name].get("reduction"))[0]
     torch.export.save(program, tmp_path / "scored.pt2")
     loaded = torch.export.load(tmp_path / "scored.pt2").module()
     for rows in (6, 17, 2) if dynamic else (6,):
@@ -77,8 +68,9 @@ def test_saved_and_loaded(
         assert torch.equal(loaded(*args), module(*args))
 
 
-def test_the_loaded_program_trains(kernel_device: str, tmp_path: Path) -> None:
-    module = Scored(pos_weight=7.0).to(kernel_device)
+@pytest.mark.parametrize("is_linear", [False, True])
+def test_the_loaded_program_trains(kernel_device: str, tmp_path: Path, is_linear: bool) -> None:
+    module = Scored(is_linear, pos_weight=7.0).to(kernel_device)
     torch.export.save(exported(module, kernel_device), tmp_path / "scored.pt2")
     loaded = torch.export.load(tmp_path / "scored.pt2").module()
     args = example(13, kernel_device)

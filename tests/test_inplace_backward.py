@@ -10,7 +10,7 @@ from .truth import INPUT_DTYPES, Case, as_given, assert_grad, labels, logits, tr
 
 
 def run(case: Case, hidden: Tensor, factor: float = 1.0) -> Tensor:
-    """The gradient that arrives at `hidden`, which is no leaf."""
+    """The gradient that arrives at `hidden`."""
     received: list[Tensor] = []
     hidden.register_hook(received.append)
     loss = case(hidden, inplace_backward=True)
@@ -43,14 +43,8 @@ def test_ignored_and_smoothed(device: str, sparse: torch.dtype | None, ignore_in
         y[::3] = -1
     case = Case(x, y, None, 3.0, "mean", 0.1, ignore_index, sparse=sparse)
     assert_grad(run(case, x.clone().requires_grad_() * 1.0), case)
-
-
-def test_leaf_logits(device: str) -> None:
-    x = logits(6, 9, device=device)
-    case = Case(x, labels(6, 9, device=device))
     leaf = x.clone().requires_grad_()
-    case(leaf, inplace_backward=True).backward()
-    assert_grad(leaf.grad, case)
+    assert_grad(run(case, leaf), case)
 
 
 def test_logits_stay_until_backward(device: str) -> None:
@@ -65,38 +59,25 @@ def test_logits_stay_until_backward(device: str) -> None:
     assert torch.equal(hidden, x)
 
 
-def test_second_backward_raises(kernel_device: str) -> None:
-    hidden = logits(6, 9, device=kernel_device).requires_grad_() * 1.0
-    y = labels(6, 9, device=kernel_device)
-    loss = weighted_bce_with_logits(hidden, y, inplace_backward=True)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_other_use_of_the_logits_raises_or_is_right(kernel_device: str, first: bool) -> None:
+@pytest.mark.parametrize("how", ["second backward", "two losses", "older use", "newer use"])
+def test_other_use_of_the_logits_raises_or_is_right(kernel_device: str, how: str) -> None:
     """Autograd runs the younger node first: only a use older than the loss finds them changed."""
     x, y = logits(6, 9, device=kernel_device), labels(6, 9, device=kernel_device)
     leaf = x.clone().requires_grad_()
     hidden = leaf * 1.0
-    square = hidden.square().sum() if first else None
+    other = hidden.square().sum() if how == "older use" else 0
     loss = weighted_bce_with_logits(hidden, y, inplace_backward=True)
-    square = hidden.square().sum() if square is None else square
-    if first:
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            (loss + square).backward()
+    if how == "two losses":
+        other = weighted_bce_with_logits(hidden, y, inplace_backward=True)
+    elif how == "newer use":
+        (loss + hidden.square().sum()).backward()
+        grad = truth(Case(x, y)).grad / x.numel() + 2 * x.double()
+        torch.testing.assert_close(leaf.grad, grad.float())
         return
-    (loss + square).backward()
-    torch.testing.assert_close(leaf.grad, (truth(Case(x, y)).grad / 54 + 2 * x.double()).float())
-
-
-def test_two_losses_of_the_same_logits(kernel_device: str) -> None:
-    hidden = logits(6, 9, device=kernel_device).requires_grad_() * 1.0
-    y = labels(6, 9, device=kernel_device)
-    losses = [weighted_bce_with_logits(hidden, y, inplace_backward=True) for _ in range(2)]
+    elif how == "second backward":
+        loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        sum(losses).backward()  # type: ignore[union-attr]
+        (loss + other).backward()
 
 
 def test_strided_logits_keep_what_lies_between(kernel_device: str) -> None:

@@ -173,3 +173,10 @@ def test_topk(device: str, dtype: torch.dtype, chunk_labels: int | None) -> None
         assert_near(values, logits.topk(k).values)
         assert_near(values, logits.gather(1, indices))
         assert len(set(indices[0].tolist())) == k
+
+
+def test_topk_in_one_graph(device: str) -> None:
+    criterion = LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, device=device)
+    x = base(torch.float32, device).input
+    compiled = torch.compile(criterion.topk, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x, 5).indices, criterion.topk(x, 5).indices)

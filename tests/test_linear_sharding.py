@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from weighted_bce import FusedSGD, SparseLabels
 from weighted_bce._extension import extension
 
-from .linear_cases import REDUCTIONS, LinearCase, base
+from .linear_cases import REDUCTIONS, LinearCase, assert_grads, assert_loss, base
 from .processes import Processes, mesh_of
+from .shards import assert_whole, distributed
 
 pytestmark = [
     pytest.mark.skipif(extension is None, reason="no extension"),
@@ -42,16 +42,10 @@ def layouts(processes: int) -> Iterator[tuple[Any, tuple[Any, ...], tuple[Any, .
         yield mesh_of(2, 2), (split, whole), (whole, split)
 
 
-def distributed(tensor: Tensor, mesh: Any, placements: Any) -> Any:
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.detach(), mesh, placements, src_data_rank=None)
-
-
 def leaves_of(case: LinearCase, mesh: Any, of_input: Any, of_weight: Any) -> list[Any]:
     placements = of_input, of_weight, of_weight
     layer = zip(case.layer, placements[: len(case.layer)], strict=True)
-    return [distributed(t, mesh, place).requires_grad_() for t, place in layer]
+    return [distributed(t.detach(), mesh, place).requires_grad_() for t, place in layer]
 
 
 def split_by_labels(case: LinearCase, processes: int) -> list[Any]:
@@ -71,10 +65,6 @@ def of_logits(of_input: Any, of_weight: Any, dim: int) -> list[Any]:
     return placements
 
 
-def assert_whole(sharded: Any, expected: Tensor) -> None:
-    torch.testing.assert_close(sharded.full_tensor(), expected.detach())
-
-
 def check_losses(processes: int) -> None:
     from torch.distributed.tensor import Shard
     from torch.distributed.tensor.debug import CommDebugMode
@@ -86,29 +76,18 @@ def check_losses(processes: int) -> None:
         pos_weight = distributed(per_label, mesh, of_logits(of_input, of_weight, 1))
         calls = [(csr, reduction) for reduction in REDUCTIONS]
         for target, reduction in (*calls, (dense, "mean")):
-            leaves, plain = leaves_of(case, mesh, of_input, of_weight), case.leaves()
+            leaves = leaves_of(case, mesh, of_input, of_weight)
             options = {"target": target, "pos_weight": pos_weight, "reduction": reduction}
-            wanted = case(*plain, pos_weight=per_label, reduction=reduction)
+            whole = case.with_options(pos_weight=per_label, reduction=reduction)
             for grad_output in (1.0, 2.5):
                 with CommDebugMode() as talk:
                     loss: Any = case(*leaves, **options)
                     grads = torch.autograd.grad(loss * grad_output, leaves)
                 assert talk.get_total_counts() == 0, (of_input, of_weight)
-                assert_whole(loss, wanted)
-                wanted_grads = torch.autograd.grad(wanted * grad_output, plain, retain_graph=True)
-                for grad, wanted_grad in zip(grads, wanted_grads, strict=True):
-                    assert_whole(grad, wanted_grad)
+                assert_loss(loss.full_tensor(), whole)
+                assert_grads([grad.full_tensor() for grad in grads], whole, grad_output)
                 if Shard(0) in of_weight:  # each process has those of its own labels
                     assert grads[1].placements == leaves[1].placements or Shard(0) in of_input
-
-
-def check_input_that_is_yet_to_be_summed(processes: int) -> None:
-    from torch.distributed.tensor import DTensor, Partial
-
-    case, csr = example()
-    x, weight, bias = split_by_labels(case, processes)
-    share = DTensor.from_local(case.input / processes, x.device_mesh, [Partial()], run_check=False)
-    assert_whole(case(share, weight, bias, target=csr), case())
 
 
 def check_fused_step(processes: int) -> None:
@@ -133,14 +112,17 @@ def check_fused_step(processes: int) -> None:
         case(*by_rows, target=csr, fused_step=step)
 
 
-def check_derivatives_that_need_all_logits(processes: int) -> None:
-    from torch.distributed.tensor import Replicate
+def check_other_calls(processes: int) -> None:
+    """An input that is yet to be summed, and a derivative for which all logits are needed."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
 
     case, csr = example()
     x, weight, bias = split_by_labels(case, processes)
-    pos_weight = distributed(torch.ones(LABELS), x.device_mesh, [Replicate()]).requires_grad_()
-    loss = case(x, weight, bias, target=csr, pos_weight=pos_weight)
-    assert_whole(loss.detach(), case())
+    mesh = x.device_mesh
+    share = DTensor.from_local(case.input / processes, mesh, [Partial()], run_check=False)
+    pos_weight = distributed(torch.ones(LABELS), mesh, [Replicate()]).requires_grad_()
+    for input, options in ((share, {}), (x, {"pos_weight": pos_weight})):
+        assert_whole(case(input, weight, bias, target=csr, **options), case())
 
 
 def check_errors(processes: int) -> None:
@@ -151,7 +133,7 @@ def check_errors(processes: int) -> None:
     mesh = mesh_of(processes)
     x, weight = split_by_labels(case, processes)
     on_other_mesh = distributed(
-        weight.full_tensor(), mesh_of(processes, 1), [Shard(0), Replicate()]
+        weight.full_tensor().detach(), mesh_of(processes, 1), [Shard(0), Replicate()]
     )
     too_large = SparseLabels(csr.crow_indices, csr.col_indices + 1)
     wrong_placements = [
@@ -174,15 +156,6 @@ def check_errors(processes: int) -> None:
             case(*layer, **{"target": csr, **options})
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        check_losses,
-        check_input_that_is_yet_to_be_summed,
-        check_fused_step,
-        check_derivatives_that_need_all_logits,
-        check_errors,
-    ],
-)
+@pytest.mark.parametrize("check", [check_losses, check_fused_step, check_other_calls, check_errors])
 def test(processes: Processes, check: Any) -> None:
     processes(check)

@@ -16,6 +16,8 @@ from weighted_bce import SparseLabels, weighted_bce_with_logits
 from weighted_bce._extension import extension
 
 from .processes import Processes, free_port, mesh_of
+from .shards import whole
+from .test_compile import Graphs
 from .truth import REDUCTIONS, as_given
 
 pytestmark = [
@@ -58,10 +60,7 @@ def trained(model: nn.Module, loss: Any, *batch: Any, scale: float = 1.0) -> lis
         for parameter in model.parameters():
             parameter.grad /= scale
         optimizer.step()
-    actual = []
-    for p in model.parameters():
-        actual.append((p.full_tensor() if hasattr(p, "full_tensor") else p).detach())
-    return actual
+    return [whole(p).detach() for p in model.parameters()]
 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
@@ -122,14 +121,7 @@ COMPILED = tuple(product((0, 1), REDUCTIONS, (False, True), (None, torch.int64))
 
 def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[2::5]) -> None:
     """One graph, of the ops, that sends nothing but the count; the numbers of eager mode."""
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-    def remember(seen: list[str], graph: Any, _: Any) -> Any:
-        names = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
-        seen += [n for n in names if "weighted_bce" in n or ("c10d" in n and "wait" not in n)]
-        return make_boxed_func(graph.forward)
 
     mesh = mesh_of(processes)
     x, y = torch.randn(7, LABELS), torch.randint(-1, 2, (7, LABELS))
@@ -149,13 +141,11 @@ def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[2::5]) -> No
         def loss(x: Any, y: Any, p: Any, r: str = reduction, i: float | None = index) -> Any:
             return weighted_bce_with_logits(x, y, None, p, r, ignore_index=i).sum() * 2.5
 
-        names: tuple[list[str], list[str]] = ([], [])
-        forward, backward = (partial(remember, seen) for seen in names)
-        compiled = torch.compile(
-            loss, backend=aot_autograd(fw_compiler=forward, bw_compiler=backward), fullgraph=True
-        )
-        ends = []
-        for call, leaf, target, p in ((compiled, *parts), (loss, x, labels, weight)):
+        graphs, ends = Graphs(), []
+        for call, leaf, target, p in (
+            (graphs.compiled(loss), *parts),
+            (loss, x, labels, weight),
+        ):
             leaf = leaf.detach().requires_grad_()
             total = call(leaf, target, p)
             total.backward()
@@ -163,10 +153,9 @@ def check_compiled(processes: int, some: tuple[Any, ...] = COMPILED[2::5]) -> No
         sharded, whole = ends
         torch.testing.assert_close(tuple(t.full_tensor() for t in sharded), whole)
         op = "unreduced" if reduction == "none" else "loss"
-        count = ["_c10d_functional.all_reduce.default"]
-        sent = count if reduction == "mean" and ignores and sparse is None else []
-        assert sorted(names[0]) == [*sent, f"weighted_bce.{op}.default"]
-        assert names[1] == ["weighted_bce.grad.default"]
+        counts = reduction == "mean" and ignores and sparse is None
+        assert sorted(graphs.forward) == (["all_reduce", op] if counts else [op])
+        assert graphs.backward == ["grad"]
     compiled = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
     with pytest.raises(RuntimeError, match="target must be a DTensor like input, got"):
         compiled(parts[0], y)
@@ -192,8 +181,7 @@ def check_any_number_of_positives(processes: int) -> None:
             compiled(parts, SparseLabels(crow, col + LABELS - 1), pos_weight=7.0)
 
 
-def check_every_way_to_compile(processes: int) -> None:
-    check_compiled(processes, COMPILED)
+check_every_way_to_compile = partial(check_compiled, some=COMPILED)
 
 
 def check_example(processes: int) -> None:
@@ -211,7 +199,7 @@ def check_example(processes: int) -> None:
         check_rows_and_labels,
         check_compiled,
         check_any_number_of_positives,
-        pytest.param(check_every_way_to_compile, marks=pytest.mark.exhaustive),
+        pytest.param(check_every_way_to_compile, id="every way", marks=pytest.mark.exhaustive),
         check_example,
     ],
 )
@@ -246,27 +234,20 @@ def test_example_without_torchrun(
     assert "run it by torchrun" in capsys.readouterr().err
 
 
-def check_transform(_: int) -> None:
+def check_first_call(_: int, how: str) -> None:
     from torch.distributed.tensor import Replicate, distribute_tensor
 
     x, y = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
     parts = [distribute_tensor(t, mesh_of(1), [Replicate()]) for t in (x, y)]
-    grad = torch.func.grad(weighted_bce_with_logits)
-    torch.testing.assert_close(grad(*parts).full_tensor(), grad(x, y))
+    call: Any = torch.func.grad(weighted_bce_with_logits)
+    if how == "compiler":
+        call = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(call(*parts).full_tensor(), call(x, y))
 
 
-def check_compiler(_: int) -> None:
-    from torch.distributed.tensor import Replicate, distribute_tensor
-
-    x = torch.ones(2, 3)
-    parts = [distribute_tensor(t, mesh_of(1), [Replicate()]) for t in (x, x)]
-    loss = torch.compile(weighted_bce_with_logits, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(loss(*parts).full_tensor(), weighted_bce_with_logits(x, x))
-
-
-@pytest.mark.parametrize("check", [check_transform, check_compiler])
-def test_first_thing_in_a_process(check: Any) -> None:
+@pytest.mark.parametrize("how", ["transform", "compiler"])
+def test_first_thing_in_a_process(how: str) -> None:
     """When the rules of the ops are not there yet."""
     process = Processes(1)
-    process(check)
+    process(partial(check_first_call, how=how))
     process.stop()

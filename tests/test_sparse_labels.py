@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weighted_bce import SparseLabels
-from weighted_bce.sparse import check_indices
+from weighted_bce._csr_checks import check_indices
 
 from .draws import drawn
 from .scripts import run_python

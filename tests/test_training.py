@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,49 +16,68 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from weighted_bce import WeightedBCEWithLogitsLoss, weighted_bce_with_logits
+from weighted_bce import WeightedBCEWithLogitsLoss
 
-from .truth import REDUCTIONS, Case, as_given, assert_grad, labels, logits
-
-
-def one_case(device: str, dtype: torch.dtype = torch.float32) -> Case:
-    return Case(logits(8, 5, dtype=dtype, device=device), labels(8, 5, device=device), None, 3.0)
+from .linear_cases import grads_of
+from .truth import REDUCTIONS, Case, as_given, assert_grad, labels, logits, outcome
+from .ways import WAYS, AnyCase, assert_grads, in_each_way, leaves_of, one_case, with_options
 
 
-def unfused(x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+def unfused(x: Tensor, y: Tensor) -> Tensor:
+    x = x if x.dtype == torch.float64 else x.float()
     p = torch.tensor(7.0, device=x.device)
-    return F.binary_cross_entropy_with_logits(x, y.to(x.dtype), pos_weight=p, reduction=reduction)
+    return F.binary_cross_entropy_with_logits(x, y.to(x.dtype), pos_weight=p)
 
 
-def fused(x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    return weighted_bce_with_logits(x, y, None, 7.0, reduction)
-
-
+fused = WeightedBCEWithLogitsLoss(pos_weight=7.0)
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, foreach=True)
 OPTIMIZERS = {
-    "foreach": partial(torch.optim.SGD, lr=0.1, momentum=0.9, foreach=True),
+    "foreach": SGD,
     "fused": partial(torch.optim.AdamW, lr=0.01, fused=True),
     "closure": partial(torch.optim.LBFGS, max_iter=5, line_search_fn="strong_wolfe"),
 }
 
 
-def trained(loss: Callable[[Tensor, Tensor], Tensor], make: Any, device: str) -> list[Tensor]:
+def trained(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    make: Any,
+    device: str,
+    dtype: torch.dtype = torch.float64,
+    half: torch.dtype | None = None,
+) -> tuple[list[Tensor], list[float]]:
+    """Parameters, averages of them, and the scale of each step, at first far too high for half."""
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 9)).to(device, torch.float64)
+    model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 9)).to(device, dtype)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     optimizer = make(model.parameters())
-    for rows in (12, 12, 7, 12):
-        x, y = torch.randn(rows, 20).double().to(device), labels(rows, 9, device=device)
+    scaler = torch.amp.GradScaler(
+        device, init_scale=2.0**26, growth_interval=3, enabled=half is not None
+    )
+    rows = (12, 12, 7, 12)
+    batches = [(torch.randn(n, 20).to(device, dtype), labels(n, 9, device=device)) for n in rows]
+    scales, done = list[float](), 0
+    while done < 10:
+        x, y = batches[done % 4]
 
         def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
             optimizer.zero_grad()
-            result = loss(model(x), y)
-            result.backward()
+            with torch.autocast(device, half, enabled=half is not None):
+                result = loss(model(x), y)
+            scaler.scale(result).backward()
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             return result
 
-        optimizer.step(closure)
+        if half is None:
+            optimizer.step(closure)
+        else:
+            assert closure().dtype == torch.float32
+            scaler.step(optimizer)
+        scales.append(scaler.get_scale())
+        scaler.update()
+        done += scaler.get_scale() >= scales[-1]
         average.update_parameters(model)
-    return [p.detach() for p in (*model.parameters(), *average.parameters())]
+    return [p.detach() for p in (*model.parameters(), *average.parameters())], scales
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -66,9 +86,25 @@ def test_optimizers_clipping_and_averages(device: str, name: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+def test_grad_scaler(device: str) -> None:
+    """Steps that overflow are skipped and the scale grows again, in the same steps as unfused."""
+    dtypes = torch.float32, torch.float16
+    (ours, scales), (theirs, expected) = (
+        trained(loss, SGD, device, *dtypes) for loss in (fused, unfused)
+    )
+    changes = [b / a for a, b in pairwise(scales)]
+    assert scales == expected
+    assert changes[:2] == [0.5, 0.5]
+    assert changes.count(2.0) >= 2
+    assert 0.5 in changes[changes.index(2.0) :]  # it grew too far
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    without, _ = trained(fused, SGD, device, torch.float32)
+    torch.testing.assert_close(ours[:4], without[:4], rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_every_hook_gets_the_gradient(device: str, inplace: bool) -> None:
-    case = one_case(device)
+    case = one_case("dense", device)
     criterion = WeightedBCEWithLogitsLoss(pos_weight=3.0, inplace_backward=inplace)
     leaf = nn.Parameter(case.input.clone())
     hidden = leaf * 1.0
@@ -96,7 +132,7 @@ def test_every_hook_gets_the_gradient(device: str, inplace: bool) -> None:
 
 
 def test_gradients_of_some_tensors(device: str) -> None:
-    case = one_case(device)
+    case = one_case("dense", device)
     a, b, unused = (torch.ones(8, 5, device=device, requires_grad=True) for _ in range(3))
     hidden = case.input + a - b
     loss = case(hidden)
@@ -105,172 +141,140 @@ def test_gradients_of_some_tensors(device: str) -> None:
     assert a.grad is None
     assert_grad(-b.grad, case, 1)
     assert_grad(hidden.grad, case, 2)
-    found = torch.autograd.grad(loss, (unused, a), allow_unused=True)
-    assert found[0] is None
-    assert_grad(found[1], case, 1)
+    of_unused, of_a = torch.autograd.grad(loss, (unused, a), allow_unused=True)
+    assert of_unused is None
+    assert_grad(of_a, case, 1)
 
 
-@pytest.mark.parametrize("rows", [8, 800])
-def test_accumulated_gradients_keep_layout_and_place(device: str, rows: int) -> None:
-    """The gradient of a transposed parameter becomes its `.grad` as it is, and stays in place."""
-    x, y = logits(400, rows, device=device).t(), labels(rows, 400, device=device)
-    case = Case(x, y, None, 3.0)
-    leaf = nn.Parameter(x)
-    places: list[int] = []
-    leaf.register_hook(lambda grad: places.append(grad.data_ptr()))
-    for step in (1, 2, 3):
-        case(leaf).backward()
-        assert leaf.grad is not None
-        assert leaf.grad.stride() == leaf.stride() == (1, rows)
-        assert leaf.grad.data_ptr() == places[0]
-        assert_grad(leaf.grad, case, step)
+def test_accumulated_gradients_keep_layout_and_place(device: str) -> None:
+    """A gradient becomes the leaf's `.grad` as it is, transposed or not, and stays in place."""
+    shapes = ((8, 400), (800, 400))
+    cases: list[AnyCase] = [
+        Case(logits(*shape[::-1], device=device).t(), labels(*shape, device=device), None, 3.0)
+        for shape in shapes
+    ]
+    for case in (*cases, one_case("linear", device), one_case("linear, sparse", device)):
+        leaves = leaves_of(case)
+        places: list[list[int]] = [[] for _ in leaves]
+        for leaf, own in zip(leaves, places, strict=True):
+            leaf.register_hook(lambda grad, own=own: own.append(grad.data_ptr()))
+        for step in (1, 2, 3):
+            case(*leaves).backward()
+            assert_grads(grads_of(leaves), case, step)
+            for leaf, own in zip(leaves, places, strict=True):
+                assert leaf.grad is not None
+                assert leaf.grad.stride() == leaf.stride()
+                assert leaf.grad.data_ptr() == own[0]
 
 
-@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    ("way", "more"), [*((way, {}) for way in WAYS), ("dense", {"inplace_backward": True})]
+)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection", "ignore:Error detected in")
-def test_anomaly_mode(kernel_device: str, inplace: bool) -> None:
+def test_anomaly_mode(kernel_device: str, way: str, more: dict[str, Any]) -> None:
     """Finds nothing in good input, and names the loss where a gradient is NaN."""
-    case = one_case(kernel_device)
-    leaf = case.input.clone().requires_grad_()
+    case = one_case(way, kernel_device)
     with torch.autograd.detect_anomaly():
         for grad_output in (1.0, 3.0):
-            leaf.grad = None
-            (case(leaf * 1.0, inplace_backward=inplace) * grad_output).backward()
-            assert_grad(leaf.grad, case, grad_output)
+            leaves = leaves_of(case)
+            (case(*(leaf * 1.0 for leaf in leaves), **more) * grad_output).backward()
+            assert_grads(grads_of(leaves), case, grad_output)
         case.input[2, 3] = float("nan")
-        loss = case(case.input.clone().requires_grad_() * 1.0, inplace_backward=inplace)
-        with pytest.raises(RuntimeError, match="'FusedLossBackward' returned nan"):
+        loss = case(*(leaf * 1.0 for leaf in leaves_of(case)), **more)
+        with pytest.raises(RuntimeError, match=r"'Fused(Linear)?LossBackward' returned nan"):
             loss.backward()
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_deterministic_mode(device: str, reduction: str) -> None:
     """No error, no warning, the same bits; memory filled with NaN beforehand is all written."""
-    small, large = (
-        (logits(*s, device=device), labels(*s, device=device)) for s in ((8, 5), (700, 400))
-    )
+    shapes = ((8, 5), (700, 400))
+    small, large = ((logits(*s, device=device), labels(*s, device=device)) for s in shapes)
+    cases = [Case(x, y, None, 7.0, reduction) for x, y in (small, large, [t.t() for t in small])]
 
-    def outcome() -> list[Tensor]:
-        results = []
-        for x, y in (small, large, (small[0].t(), small[1].t())):
-            for grad_output in (1.0, 3.0):
-                leaf = x.detach().requires_grad_()
-                loss = fused(leaf, y, reduction)
-                results += [
-                    loss.detach(),
-                    *torch.autograd.grad(loss, leaf, torch.full_like(loss, grad_output)),
-                ]
-        return results
+    def results() -> list[Any]:
+        return [outcome(case, case.input, scale) for case in cases for scale in (1.0, 3.0)]
 
-    expected = outcome()
+    expected = results()
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = outcome()
+            actual = results()
     finally:
         torch.use_deterministic_algorithms(False)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+@in_each_way
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
-def test_labels_made_in_inference_mode(
-    device: str, dtype: torch.dtype, sparse: torch.dtype | None
-) -> None:
+def test_labels_made_in_inference_mode(device: str, dtype: torch.dtype, way: str) -> None:
     """Pseudo-labels of a teacher, which `labels.float()` makes usable in torch's own loss."""
-    case = one_case(device)
+    case = one_case(way, device)
     with torch.inference_mode():
-        target = as_given(case.target.to(dtype) | case.target.to(dtype), sparse)
-    assert (target if sparse is None else target.col_indices).is_inference()
-    for reduction in ("mean", "none"):
-        case.reduction = reduction
-        leaf = case.input.clone().requires_grad_()
-        loss = weighted_bce_with_logits(leaf, target, None, case.pos_weight, reduction)
+        target = as_given(case.target.to(dtype) | case.target.to(dtype), case.sparse)
+        pos_weight = torch.full(case.target.shape[1:], 3.0, device=device)
+    assert (target if case.sparse is None else target.col_indices).is_inference()
+    assert pos_weight.is_inference()
+    for reduction in ("mean", "sum" if "linear" in way else "none"):
+        given = with_options(case, target=target, sparse=None)
+        leaves = leaves_of(case)
+        loss = with_options(given, reduction=reduction, pos_weight=pos_weight)(*leaves)
         loss.backward(torch.ones_like(loss))
-        assert_grad(leaf.grad, case, 1)
+        assert_grads(grads_of(leaves), with_options(case, reduction=reduction))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_enabled_gradients_within_inference_mode(device: str, reduction: str) -> None:
-    """torch.set_grad_enabled(True) there records nothing, and leaves nothing behind."""
-    case = one_case(device)
-    case.reduction = reduction
-    leaf = case.input.clone().requires_grad_()
-    with torch.inference_mode(), torch.enable_grad():
-        loss = case(leaf)
-    assert not loss.requires_grad
-    for grad_output in (2.0, 3.0):
-        leaf.grad = None
-        loss = case(leaf)
-        loss.backward(torch.full_like(loss, grad_output))
-        assert_grad(leaf.grad, case, grad_output)
-
-
-def test_inference_mode(device: str) -> None:
-    """Evaluation between two steps: the same loss, without a graph, and training goes on."""
-    case = one_case(device)
-    leaf = case.input.clone().requires_grad_()
-    for grad_output in (1.0, 3.0):
-        for reduction in REDUCTIONS:
-            case.reduction = reduction
-            expected = case()
+@in_each_way
+def test_inference_mode(device: str, way: str) -> None:
+    """Evaluation between two steps: the same loss, without a graph, and training goes on; so where
+    torch.set_grad_enabled(True) within it records nothing."""
+    for reduction in ("mean", "sum") if "linear" in way else REDUCTIONS:
+        case = one_case(way, device, reduction=reduction)
+        leaves, expected = leaves_of(case), case()
+        for grad_output in (1.0, 3.0):
             with torch.inference_mode():
-                of_parameter, of_inference = case(leaf), case(leaf.clone())
-                assert case(leaf.clone().requires_grad_()).is_inference()
-            kept = leaf.detach()
-            with torch.inference_mode():
-                kept = kept.clone()
-            for loss in (of_parameter, of_inference, case(kept)):
+                copies = [leaf.detach().clone() for leaf in leaves]
+                losses = [case(*leaves), case(*copies), case(*(c.clone() for c in leaves))]
+                with torch.enable_grad():
+                    losses.append(case(*leaves))
+                assert case(*(c.clone().requires_grad_() for c in copies)).is_inference()
+            assert all(loss.is_inference() for loss in losses)
+            for loss in (*losses, case(*copies)):
                 assert torch.equal(loss, expected)
                 assert not loss.requires_grad
-            assert of_parameter.is_inference()
-            leaf.grad = None
-            loss = case(leaf)
+            for leaf in leaves:
+                leaf.grad = None
+            loss = case(*leaves)
             loss.backward(torch.full_like(loss, grad_output))
-            assert_grad(leaf.grad, case, grad_output)
+            assert_grads(grads_of(leaves), case, grad_output)
 
 
-def test_threads_with_modes_of_their_own(device: str) -> None:
+def test_threads_with_modes_and_scales_of_their_own(device: str) -> None:
     """Replicas in threads, as in nn.DataParallel; some train while others evaluate."""
-    case = one_case(device)
-    criterion = WeightedBCEWithLogitsLoss(pos_weight=torch.full((5,), 3.0)).to(device)
-    together = threading.Barrier(6)
+    cases = [
+        Case(logits(*shape, device=device), labels(*shape, device=device), None, 3.0)
+        for shape in ((8, 5), (700, 400))
+    ]
+    criterion = WeightedBCEWithLogitsLoss(pos_weight=torch.tensor(3.0)).to(device)
+    modes = 4 * [torch.enable_grad] + [torch.no_grad, torch.inference_mode]
+    together = threading.Barrier(len(modes))
 
     def work(number: int) -> None:
-        mode = (torch.enable_grad, torch.no_grad, torch.inference_mode)[number % 3]
         replica = copy.deepcopy(criterion)
-        leaf = case.input.clone().requires_grad_()
-        with mode():
-            for step in range(30):
+        with modes[number]():
+            for step in range(20):
+                case, loss_alone = cases[step % 2], expected[step % 2]
+                leaf = case.input.clone().requires_grad_()
                 together.wait(10)
                 loss = replica(leaf, case.target)
-                assert torch.equal(loss, expected)
-                assert loss.requires_grad == (number % 3 == 0)
+                assert torch.equal(loss, loss_alone)
+                assert loss.requires_grad == (modes[number] is torch.enable_grad)
                 if loss.requires_grad:
-                    leaf.grad = None
-                    (loss * 2.0**step).backward()
-                    assert_grad(leaf.grad, case, 2.0**step)
+                    factor = 2.0 ** (number if step < 10 else step)
+                    (loss * factor).backward()
+                    assert_grad(leaf.grad, case, factor)
 
-    expected = criterion(case.input, case.target)
-    with ThreadPoolExecutor(6) as threads:
-        list(threads.map(work, range(6)))  # raises what a thread raised
-
-
-@pytest.mark.parametrize("vectorize", [False, True])
-def test_autograd_functional(device: str, vectorize: bool) -> None:
-    x, y = logits(3, 4, dtype=torch.float64, device=device), labels(3, 4, device=device)
-    functional, v = torch.autograd.functional, torch.randn_like(x)
-    found = []
-    for loss in (fused, unfused):
-        mean, each = partial(loss, y=y), partial(loss, y=y, reduction="none")
-        results = [
-            functional.jacobian(each, x, vectorize=vectorize),
-            functional.hessian(mean, x, vectorize=vectorize),
-            *(getattr(functional, name)(mean, x, v)[1] for name in ("vhp", "hvp", "jvp")),
-        ]
-        if vectorize:
-            results.append(functional.jacobian(each, x, vectorize=True, strategy="forward-mode"))
-        found.append(results)
-    torch.testing.assert_close(*found)
+    expected = [criterion(case.input, case.target) for case in cases]
+    with ThreadPoolExecutor(len(modes)) as threads:
+        list(threads.map(work, range(len(modes))))  # raises what a thread raised

@@ -19,7 +19,7 @@ GLOBAL = ("LDGSTS", "LDG", "STG")  # from global to shared memory, from global m
 NEVER = {"LD", "ST", "LDL", "STL", "LDSM", "ATOM", "ATOMG", "ATOMS", "RED", "REDG", "CALL"}
 LEAVES = {"BRA", "BRX", "BRXU", "JMP", "JMX", "EXIT", "RET"}
 DOUBLES = {"DADD", "DMUL", "DFMA", "DSETP"}
-RUN = 96  # elements of which a product takes the logarithms: Product::kFactors in cuda/scalar.h
+RUN = 96  # elements of which a product takes the logarithms: kFactors in cuda/thread_math.h
 SUMS = 2  # products of which a logarithm is taken at the end of a run; each takes one MUFU.RCP
 
 

@@ -14,7 +14,7 @@ from weighted_bce._extension import extension
 
 from .test_compile import COMPILERS, error_on_recompile, fused_ops, ops_of
 from .truth import REDUCTIONS, labels, outcome, sample_inputs
-from .ways import Scored, target_of
+from .ways import Scored, assert_grads, leaves_of, one_case, target_of
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -95,3 +95,13 @@ def test_compiled_backward_of_an_eager_loss(kernel_device: str, runs_everything:
                 result = case(x)
                 result.backward(torch.full_like(result, -2.5))
             torch.testing.assert_close(x.grad, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("way", ["linear", "linear, sparse"])
+def test_compiled_backward_of_an_eager_layer(kernel_device: str, way: str) -> None:
+    case = one_case(way, kernel_device)
+    for grad_output in (1.0, -2.5):
+        leaves = leaves_of(case)
+        with compiled_autograd._enable(partial(torch.compile, backend="eager", fullgraph=True)):
+            case(*leaves).backward(torch.tensor(grad_output, device=kernel_device))
+        assert_grads([leaf.grad for leaf in leaves], case, grad_output)

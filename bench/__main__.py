@@ -47,6 +47,17 @@ labels): of a linear layer and its loss"""
 DEFAULT = "default: %(default)s"
 
 
+def add(
+    group: argparse._ArgumentGroup,
+    name: str,
+    parse: Callable[[str], Any],
+    metavar: str,
+    help: str,
+    **more: Any,
+) -> None:
+    group.add_argument(name, type=parse, metavar=metavar, help=help, **more)
+
+
 def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog="python -m bench",
@@ -54,38 +65,40 @@ def parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    group = made.add_argument_group("what is measured (lists are separated by commas)")
-
-    def add(name: str, parse: Callable[[str], Any], metavar: str, help: str, **more: Any) -> None:
-        group.add_argument(name, type=parse, metavar=metavar, help=help, **more)
-
-    group.add_argument("--loss", choices=LOSSES, default=BCE, help=DEFAULT)
-    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=DEFAULT)
+    what = made.add_argument_group("what is measured (lists are separated by commas)")
+    what.add_argument("--loss", choices=LOSSES, default=BCE, help=DEFAULT)
+    what.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=DEFAULT)
     text = "a small grid, fewer baselines and rounds: about a minute on a CPU"
-    group.add_argument("--quick", action="store_true", help=text)
-    add("--shapes", _list(_shape), "S,...", SHAPES)
-    add("--dtypes", _list(_one_of(DTYPES)), "D,...", ", ".join(DTYPES))
-    add("--targets", _list(_one_of(TARGETS)), "T,...", ", ".join(TARGETS))
+    what.add_argument("--quick", action="store_true", help=text)
+    add(what, "--shapes", _list(_shape), "S,...", SHAPES)
+    add(what, "--dtypes", _list(_one_of(DTYPES)), "D,...", ", ".join(DTYPES))
+    add(what, "--targets", _list(_one_of(TARGETS)), "T,...", ", ".join(TARGETS))
     text = "share of positives (default: 0.005; of linear layers 5 in each row, of sparse labels)"
-    add("--density", _list(_density), "X,...", text, dest="densities")
-    add("--passes", _list(_one_of(PASSES)), "P,...", ", ".join(PASSES))
-    text = "baselines, as far as they fit what is measured; default: all, with --quick not all "
-    add("--against", _list(_one_of(AGAINST)), "A,...", text + f"({', '.join(AGAINST)})")
-    add("--threads", _list(positive), "N,...", "default: as torch chooses")
-    add("--pos-weight", _weight, "P", DEFAULT, default=7.0)
-    add("--seed", _seed, "N", f"of the inputs ({DEFAULT})", default=0)
-    group = made.add_argument_group("how")
+    add(what, "--density", _list(_density), "X,...", text, dest="densities")
+    add(what, "--passes", _list(_one_of(PASSES)), "P,...", ", ".join(PASSES))
+    text = f"baselines, as far as they fit what is measured: {', '.join(AGAINST)}"
+    add(
+        what,
+        "--against",
+        _list(_one_of(AGAINST)),
+        "A,...",
+        f"{text}; default: all, fewer with --quick",
+    )
+    add(what, "--threads", _list(positive), "N,...", "default: as torch chooses")
+    add(what, "--pos-weight", _weight, "P", DEFAULT, default=7.0)
+    add(what, "--seed", _seed, "N", f"of the inputs ({DEFAULT})", default=0)
+    how = made.add_argument_group("how it is measured")
     text = f"default: {QUICK_ROUNDS} with --quick, otherwise {ROUNDS}"
-    add("--rounds", positive, "N", f"at most, in which all take turns; {text}")
+    add(how, "--rounds", positive, "N", f"at most, in which all take turns; {text}")
     text = f"default: {QUICK_SECONDS:g} with --quick, otherwise {SECONDS:g}"
-    add("--seconds", _above_zero, "S", f"after which a group ends, 5 rounds done; {text}")
+    add(how, "--seconds", _above_zero, "S", f"after which a group ends, 5 rounds done; {text}")
     text = "write results.json, results.csv and pictures there, as far as the run has come"
-    add("--out", _folder, "DIR", text)
+    add(how, "--out", _folder, "DIR", text)
     text = "compare the ratios, memory and errors with the results.json of an earlier run"
-    add("--check", _results, "FILE", text)
+    add(how, "--check", _results, "FILE", text)
     text = f"by which --check lets ratios and memory change ({DEFAULT}); errors may double"
-    add("--tolerance", _above_zero, "X", text, default=TOLERANCE)
-    add_reference(group, " for the CPU")
+    add(how, "--tolerance", _above_zero, "X", text, default=TOLERANCE)
+    add_reference(how, " for the CPU")
     return made
 
 
@@ -112,7 +125,7 @@ _seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number of at least 0")
 _density = checked(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 _weight = checked(float, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
 _above_zero = checked(float, lambda x: 0 < x < math.inf, "a finite number above 0")
-_shape = checked(_sizes, any, "like 1024x16384, 256x256x131072 or a number of elements as 2^20")
+_shape = checked(_sizes, bool, "like 1024x16384, 256x256x131072 or a number of elements as 2^20")
 
 
 def _folder(text: str) -> Path:

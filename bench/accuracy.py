@@ -21,7 +21,7 @@ def truth(sample: Sample, setting: Setting, pos_weight: float) -> Truth:
     A chunk is of logits, or of the labels of a linear layer.
 
     Returns:
-        The mean loss of all elements, and the gradients of the leaves' first ones.
+        The mean loss, and the gradients of the leaves; of the last leaf only the first elements.
     """
     positive, negative = LOSSES[setting.loss].terms
     *inputs, last = sample.values

@@ -64,7 +64,7 @@ def find(
     A group has `lanes` logits. The counts are columns of the report, which explains them. A path
     that the code does not have is left out.
     """
-    gradients, found = "gradient" in mode, {}
+    gradients, counts = "gradient" in mode, {}
     reciprocals = lanes * gradients
     more = reciprocals + (SUMS if "loss" in mode else 0)
     paths = _paths(code, (lanes, lanes, more, 16 * (1 + gradients) + lanes * max(targets)))
@@ -75,7 +75,7 @@ def find(
         varied = paths.get((0, lanes, reciprocals, moved)) if target else path
         summing = paths.get((lanes, 0, more, moved))
         if path and varied and summing:
-            found[target] = {
+            counts[target] = {
                 "bytes": moved // lanes,
                 "instructions": len(path) / lanes,
                 "sums": (len(summing) - len(path)) / RUN,
@@ -86,7 +86,7 @@ def find(
                 "branches": sum(i.name == "BRA" and i.is_conditional for i in path),
                 "ahead": min(_ahead(path), _ahead(varied)),
             }
-    return found
+    return counts
 
 
 def _ahead(path: Path) -> int:

@@ -99,8 +99,10 @@ def kernel_of(mangled: str) -> Kernel:
         return Kernel(mangled)
     name, loss, types, target, mode = match.groups()
     dtypes = dict.fromkeys(DTYPES[one] for one in re.findall("|".join(DTYPES), types))
-    words = [[*names][int(n)] if n else "" for names, n in ((TARGETS, target), (MODES, mode))]
-    return Kernel(name, LOSSES[loss], " of ".join(dtypes), *words)
+    targets = [*TARGETS][int(target)] if target else ""
+    return Kernel(
+        name, LOSSES[loss], " of ".join(dtypes), targets, MODES[int(mode)] if mode else ""
+    )
 
 
 def with_facts(kernel: Kernel, usage: str, code: list[hot_path.Instruction]) -> Kernel:

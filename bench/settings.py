@@ -84,9 +84,10 @@ class Setting(NamedTuple):
     @property
     def sample_bytes(self) -> int:
         """The bytes of a sample: its leaves, both targets where they differ, and its outputs."""
-        is_twice = self.is_sparse or not (self.features or self.target == "float")
+        is_ready = not self.is_sparse and (self.features or self.target == "float")
+        ready = 0 if is_ready else self.ready_bytes
         outputs = 0 if self.features else self.logits_bytes
-        return self.gradient_bytes + self.target_bytes + is_twice * self.ready_bytes + outputs
+        return self.gradient_bytes + self.target_bytes + ready + outputs
 
     def __str__(self) -> str:
         sizes = " x ".join(f"{size:,}" for size in self.sizes)

@@ -62,7 +62,7 @@ def _working(runners: Sequence[Runner]) -> list[Runner]:
 
 
 def check(runners: Sequence[Runner]) -> None:
-    """Tells in each row what does not fit, raises or is wrong; or the errors.
+    """Compares each baseline with float64: its row gets the errors, or why it failed.
 
     What is known not to fit is not tried.
     """

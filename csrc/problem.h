@@ -93,7 +93,7 @@ struct Operand {
 
 /// Sparse targets: row r of [num_rows, num_labels] is 1 at label col_indices[i] - first_label for i
 /// from crow_indices[r] to crow_indices[r + 1], and 0 elsewhere. Labels outside of the columns may
-/// be listed too; they count for nothing.
+/// occur too; they are ignored.
 struct Csr {
   const void* crow_indices = nullptr;  // [num_rows + 1], never falling; null: targets are dense
   const void* col_indices = nullptr;   // [count], ascending within each row

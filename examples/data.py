@@ -45,11 +45,11 @@ class Dataset(NamedTuple):
     def split(self, seed: int) -> tuple["Dataset", "Dataset"]:
         """Four fifths to train on and one fifth held out, drawn at random."""
         order = np.random.default_rng(seed).permutation(self.labels.shape[0])
-        train, test = (
-            Dataset(self.source, self.features[rows], self.labels[rows])
-            for rows in reversed(np.split(order, [max(1, len(order) // 5)]))
-        )
-        return train, test
+        test, train = np.split(order, [max(1, len(order) // 5)])
+        return self._rows(train), self._rows(test)
+
+    def _rows(self, rows: np.ndarray) -> "Dataset":
+        return Dataset(self.source, self.features[rows], self.labels[rows])
 
     def at(self, rows: np.ndarray | slice) -> tuple[csr_matrix, SparseLabels]:
         """The features and the labels of some rows."""

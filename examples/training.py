@@ -24,12 +24,11 @@ class Encoder(nn.Module):
         self.norm = norm or nn.Identity()
 
     def forward(self, features: "csr_matrix") -> Tensor:
-        parts = (features.indices, "int64"), (features.indptr[:-1], "int64")
-        words, starts, values = (
-            torch.from_numpy(part.astype(dtype)).to(self.embedding.weight.device)
-            for part, dtype in (*parts, (features.data, "float32"))
-        )
-        # Numbers of words say nothing, so the remainder is as good a hash as any other.
+        device = self.embedding.weight.device
+        words = torch.from_numpy(features.indices.astype("int64")).to(device)
+        starts = torch.from_numpy(features.indptr[:-1].astype("int64")).to(device)
+        values = torch.from_numpy(features.data.astype("float32")).to(device)
+        # The number of a word has no meaning, so its remainder is as good a hash as any other.
         bag = self.embedding(words % self.embedding.num_embeddings, starts, values)
         hidden: Tensor = torch.relu(self.norm(bag))
         return hidden

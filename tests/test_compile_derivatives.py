@@ -15,6 +15,7 @@ from weighted_bce._extension import extension
 
 from .transforms import TRANSFORMS, samples
 from .truth import labels, logits
+from .ways import in_each_way, leaves_of, one_case
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -87,15 +88,21 @@ def test_other_derivatives_of_a_compiled_loss_raise(
 @pytest.mark.skipif(
     not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="not in this torch"
 )
-def test_second_order_inside_the_graph(kernel_device: str) -> None:
+@in_each_way
+def test_second_order_inside_the_graph(kernel_device: str, way: str) -> None:
     """Where the compiler is told to trace torch.autograd.grad."""
-    x = (logits(4, 5, device=kernel_device) / 3).requires_grad_()
-    y = labels(4, 5, device=kernel_device)
+    case = one_case(way, kernel_device)
+    leaves = leaves_of(case)
+
+    def penalized(*leaves: Tensor) -> Any:
+        loss = case(*leaves)
+        grads = torch.autograd.grad(loss, leaves, create_graph=True)
+        return loss + sum(grad.square().sum() for grad in grads)
+
     with torch._dynamo.config.patch(trace_autograd_ops=True):
-        compiled = torch.compile(penalty, backend="aot_eager", fullgraph=True)
-        (result,) = torch.autograd.grad(compiled(x, y), x)
-    (expected,) = torch.autograd.grad(penalty(x, y), x)
-    torch.testing.assert_close(result, expected)
+        compiled = torch.compile(penalized, backend="aot_eager", fullgraph=True)
+        results = torch.autograd.grad(compiled(*leaves), leaves)
+    torch.testing.assert_close(results, torch.autograd.grad(penalized(*leaves), leaves))
 
 
 @pytest.mark.parametrize("name", ["target", "weight", "pos_weight"])

@@ -30,7 +30,7 @@ MOST = {
 }
 MORE_FOR_LARGER_TARGETS = 9
 MORE_BY_LABEL = 3.5  # where each label has its own pos_weight
-MOST_BRANCHES = 8  # all alike for the threads of a warp: none may depend on an element
+MOST_BRANCHES = 8  # the same for all threads of a warp: none may depend on an element
 AHEAD = 3  # iterations between the start of a copy and the wait for it: kAhead of cuda/prefetch.h
 
 

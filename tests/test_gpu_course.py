@@ -140,6 +140,13 @@ def _unreadable(folder: Path) -> list[dict[str, Any]]:
     raise ValueError("half a line")
 
 
+def _unreadable_at_first(folder: Path) -> list[dict[str, Any]]:
+    if not (folder / "seen").exists():
+        (folder / "seen").touch()
+        raise ValueError("half a line")
+    return []
+
+
 FAILS = part("smoke", "print('much'); print('the last line'); raise SystemExit(3)", "print(1)")
 NO_PROGRAM = Part(
     "figures", 1.0, lambda setup: setup.run(processes.Command("a", ["/no/such"])) or ""
@@ -147,6 +154,7 @@ NO_PROGRAM = Part(
 HANGS = part("tests", STUBBORN, weight=0.25)
 LEAVES_A_CHILD = part("tests", STUBBORN[: STUBBORN.rindex("time")] + "raise SystemExit(3)")
 UNREADABLE = part("tests", "print(1)")._replace(results=_unreadable)
+WRITES_LATE = part("tests", "import time; time.sleep(2)")._replace(results=_unreadable_at_first)
 STRANGE = part("figures", "print(1)")._replace(results=lambda folder: [{"baseline": "ours"}])
 # A part, how it ends, what is said of it, and the exit codes of its commands.
 BROKEN = [
@@ -158,6 +166,7 @@ BROKEN = [
     (part("tests", LASTS, "print(1)", share=0.05), "failed", "tests0: ended after ", [None, 0]),
     (part("tests", "import os; os.kill(os.getpid(), 11)"), "failed", "tests0: ended by sig", [-11]),
     (UNREADABLE, "ok", "that was all", [0]),
+    (WRITES_LATE, "ok", "that was all", [0]),
     (STRANGE, "ok", "that was all", [0]),
 ]
 

@@ -1,10 +1,15 @@
 """Gradients of a linear layer: the products they take, those of all its logits, and its ops."""
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from weighted_bce import weighted_bce_with_logits
@@ -158,3 +163,22 @@ def test_the_ops_have_gradients(device: str) -> None:
     wrong = torch.ones(LABELS, device=device, requires_grad=True)
     with pytest.raises(NotImplementedError, match="has no gradient with respect to target"):
         ops.linear_loss(*case.layer, *rest[:2], wrong, *rest[3:])
+
+
+@pytest.mark.parametrize(("device", "mode"), [("cpu", FakeTensorMode), ("meta", nullcontext)])
+def test_tensors_without_numbers(device: str, mode: Any) -> None:
+    with mode():
+        case = base(torch.float32, device)
+        leaves = case.leaves()
+        loss = case(*leaves)
+        loss.backward()
+    assert (loss.shape, loss.device.type) == ((), device)
+    for leaf, grad in zip(leaves, grads_of(leaves), strict=True):
+        assert grad is not None
+        assert grad.shape == leaf.shape
+
+
+def test_make_fx() -> None:
+    case = base()
+    graph = make_fx(lambda *layer: case(*layer))(*case.layer)
+    assert torch.equal(graph(*case.layer), case())

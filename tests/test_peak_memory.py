@@ -1,4 +1,4 @@
-"""A step needs the memory of one gradient, in place of none, with a linear layer of one chunk."""
+"""A step needs the memory of one gradient, in place none, and with a linear layer one chunk."""
 
 import os
 import subprocess

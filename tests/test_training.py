@@ -227,8 +227,8 @@ def test_labels_made_in_inference_mode(device: str, dtype: torch.dtype, way: str
 
 @in_each_way
 def test_inference_mode(device: str, way: str) -> None:
-    """Evaluation between two steps: the same loss, without a graph, and training goes on; so where
-    torch.set_grad_enabled(True) within it records nothing."""
+    """The loss stays the same and has no graph, even where torch.set_grad_enabled(True) is called
+    within it, and training goes on."""
     for reduction in ("mean", "sum") if "linear" in way else REDUCTIONS:
         case = one_case(way, device, reduction=reduction)
         leaves, expected = leaves_of(case), case()
@@ -278,3 +278,21 @@ def test_threads_with_modes_and_scales_of_their_own(device: str) -> None:
     expected = [criterion(case.input, case.target) for case in cases]
     with ThreadPoolExecutor(len(modes)) as threads:
         list(threads.map(work, range(len(modes))))  # raises what a thread raised
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_autograd_functional(device: str, vectorize: bool) -> None:
+    x, y = logits(3, 4, dtype=torch.float64, device=device), labels(3, 4, device=device)
+    functional, v = torch.autograd.functional, torch.randn_like(x)
+    each = []
+    for loss in (fused, unfused):
+        mean = partial(loss, y=y) if loss is unfused else partial(loss, target=y)
+        results = [
+            functional.jacobian(mean, x, vectorize=vectorize),
+            functional.hessian(mean, x, vectorize=vectorize),
+            *(getattr(functional, name)(mean, x, v)[1] for name in ("vhp", "hvp", "jvp")),
+        ]
+        if vectorize:
+            results.append(functional.jacobian(mean, x, vectorize=True, strategy="forward-mode"))
+        each.append(results)
+    torch.testing.assert_close(*each)

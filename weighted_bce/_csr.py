@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._csr_checks import INDEX_DTYPES, Csr, check_below, check_crow, check_not_negative, short
+from ._csr_checks import INDEX_DTYPES, Csr, check_all, check_below, check_crow, short
 
 LARGEST = torch.iinfo(torch.int64).max
 
@@ -35,7 +35,7 @@ def of_lists(lists: Iterable[Any], name: str) -> Csr:
             rows = _as_lists(rows, (Tensor, ndarray), name)
         counts, labels = _of_iterables(rows, name)
     crow = _cumulated(counts)
-    check_not_negative(crow, labels, f"{name} must hold labels")
+    check_all(labels >= 0, crow, labels, f"{name} must hold labels >= 0")
     return sorted_rows(torch.repeat_interleave(counts), labels, len(rows))
 
 

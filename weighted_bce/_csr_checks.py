@@ -65,6 +65,7 @@ def check_indices(labels: Csr, num_labels: int | None = None, name: str = "targe
 
 
 def check_range(labels: Csr, num_labels: int | None, name: str) -> None:
+    """Raises ValueError where a label is negative, or not below `num_labels`."""
     crow, col = labels
     check_all(col >= 0, crow, col, f"{name} must be >= 0")
     if num_labels is not None:
@@ -73,6 +74,7 @@ def check_range(labels: Csr, num_labels: int | None, name: str) -> None:
 
 
 def check_crow(crow: Tensor, count: int, name: str) -> None:
+    """Raises ValueError where crow_indices does not ascend from 0 to `count`."""
     if crow[0] != 0:
         raise ValueError(f"{name} must begin with 0, got {int(crow[0])}")
     if crow[-1] != count:
@@ -86,12 +88,8 @@ def check_crow(crow: Tensor, count: int, name: str) -> None:
         raise ValueError(f"{name} must not fall, {got}")
 
 
-def check_not_negative(crow: Tensor, labels: Tensor, what: str) -> None:
-    check_all(labels >= 0, crow, labels, f"{what} >= 0")
-
-
 def check_all(good: Tensor, crow: Tensor, labels: Tensor, must: str) -> None:
-    """Names the first label that is not good, and its row."""
+    """Raises ValueError where a label is not good: it names the first one and its row."""
     if good.all():
         return
     at = int((~good).nonzero()[0])
@@ -100,10 +98,12 @@ def check_all(good: Tensor, crow: Tensor, labels: Tensor, must: str) -> None:
 
 
 def check_below(indices: Tensor, end: int, must: str) -> None:
+    """Raises ValueError where an index is not in [0, end)."""
     if indices.numel() and (indices.min() < 0 or indices.max() >= end):
         got = f"got numbers from {int(indices.min())} to {int(indices.max())}"
         raise ValueError(f"{must} from 0 to {end - 1}, {got}")
 
 
 def short(dtype: torch.dtype) -> str:
+    """Returns the name of a dtype without torch."""
     return str(dtype).removeprefix("torch.")

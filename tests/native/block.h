@@ -55,7 +55,7 @@ class Block {
     make_all_runnable();
     while (left_ < kThreads) {
       if (runnable_.none()) release_barrier();
-      current_ = thread_at_[runnable_._Find_first()];
+      current_ = thread_at_[first_runnable()];
       fibers_[current_].resume(host_);
     }
   }
@@ -83,6 +83,12 @@ class Block {
   }
 
  private:
+  int first_runnable() const {
+    int position = 0;
+    while (!runnable_[position]) ++position;
+    return position;
+  }
+
   enum class Wait : uint8_t { kNot, kBarrier, kShuffle, kLeft };
   // Stacks at multiples of a page would all use the same few lines of the caches.
   static constexpr size_t kStack = 64 * 1024 + 5 * 64;

@@ -93,7 +93,7 @@ class CudaCase {
              counts_none(problem, out);
     run(Mode::kUnreduced, problem, &out);
     return passed && case_.elements_are("unreduced", out, case_.losses) &&
-           out.kept_to_its_elements(problem.numel) && in_place(both) &&
+           out.kept_to_its_elements("unreduced", problem.numel) && in_place(both) &&
            with_grad_output_tensor(share);
   }
 
@@ -251,7 +251,7 @@ class CudaCase {
     const auto results = run(Mode::kLossAndGrad, problem, &both, &case_.x);
     return is(grad.out == wanted.out && results.out == wanted.out, "in place grad differs") &&
            is(same(results.loss, wanted.loss), "in place the loss differs") &&
-           both.kept_to_its_elements(problem.numel);
+           both.kept_to_its_elements("in place", problem.numel);
   }
 
   bool with_grad_output_tensor(double share) const {
@@ -261,7 +261,7 @@ class CudaCase {
     if (!takes(problem)) return true;
     run(Mode::kGrad, problem, &out);
     return case_.elements_are("grad with a tensor of grad_output", out, case_.grads, share) &&
-           out.kept_to_its_elements(problem.numel);
+           out.kept_to_its_elements("grad with a tensor of grad_output", problem.numel);
   }
 };
 

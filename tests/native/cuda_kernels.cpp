@@ -96,7 +96,7 @@ bool survives(int index_size) {
   workspace.loss = &count;
   problem.mode = Mode::kCount;
   start_count<T>(problem, workspace, {blocks, Order::kForward});
-  if (out.kept_to_its_elements(problem.numel)) return true;
+  if (out.kept_to_its_elements("malformed labels", problem.numel)) return true;
   labels->describe();
   return false;
 }

@@ -45,7 +45,7 @@ bool writes(const Case& one, const char* what, const Isa& isa, Mode mode, Proble
     problem.x = out.operand;
   }
   if (!one.sum_is(what, in_chunks(isa, planned(problem, mode, one.numbers)), sum)) return false;
-  return one.elements_are(what, out, all, scale) && out.kept_to_its_elements(problem.numel);
+  return one.elements_are(what, out, all, scale) && out.kept_to_its_elements(what, problem.numel);
 }
 
 bool passes(const Case& one, const Isa& isa) {

@@ -138,17 +138,23 @@ class Tensor {
   /// The memory is address space that exists where it is touched, of as many elements and without
   /// guards, so that there may be more of them than any machine has memory for.
   Tensor(const Shape& shape, Dtype dtype, const Shape& strides, int64_t elements)
-      : shape_(shape), begin_(0), end_(elements * kBytesOf[static_cast<int>(dtype)]) {
+      : shape_(shape),
+        begin_(0),
+        end_(elements * kBytesOf[static_cast<int>(dtype)]),
+        mapped_(true) {
     operand.dtype = dtype;
     operand.element_size = static_cast<uint8_t>(kBytesOf[static_cast<int>(dtype)]);
     std::copy(strides.begin(), strides.end(), operand.strides);
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     void* const memory = mmap(nullptr, end_, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (memory == MAP_FAILED) std::abort();  // there is no address space
+    if (memory == MAP_FAILED) {
+      std::printf("no address space for %lld bytes\n", static_cast<long long>(end_));
+      std::abort();
+    }
     operand.data = memory_ = static_cast<char*>(memory);
   }
   ~Tensor() {
-    if (begin_ == 0) {
+    if (mapped_) {
       munmap(memory_, end_);
       return;
     }
@@ -191,12 +197,12 @@ class Tensor {
 
   /// Whether all bytes that belong to none of the first n elements are as they were made, which
   /// ends the use of the tensor.
-  bool kept_to_its_elements(int64_t n) {
+  bool kept_to_its_elements(const char* what, int64_t n) {
     ASAN_UNPOISON_MEMORY_REGION(memory_, end_ + kGuard);
     for (int64_t i = 0; i < n; ++i) std::memset(at(i), kUntouched, operand.element_size);
     const bool kept =
         std::all_of(memory_, memory_ + end_ + kGuard, [](char c) { return c == kUntouched; });
-    if (!kept) std::printf("wrote where no element lies\n");
+    if (!kept) std::printf("%s: wrote where no element lies\n", what);
     return kept;
   }
 
@@ -234,6 +240,7 @@ class Tensor {
   Shape shape_;
   char* memory_;
   int64_t begin_, end_;
+  bool mapped_ = false;  // else it is from the heap
 };
 
 }  // namespace native

@@ -114,18 +114,30 @@ def _kernel(row: Row) -> str:
     return f"{row['kernel'].removesuffix(', loss and gradient')}: {', '.join(facts)}"
 
 
+def _profile(rows: Sequence[Row]) -> list[str]:
+    return [_kernel(row) for row in rows]
+
+
+def _sanitize(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"{row['tool']}: {row['says']}, {row['in our kernels']} in our kernels; {row['cases']}"
+        for row in rows
+    ]
+
+
+def _smoke(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        done = f"{row['failed']} of {row['cases']} cases failed in {row['seconds']:.1f} s"
+        lines.append("; ".join(filter(None, (f"{row['group']}: {done}", row["remark"]))))
+    return lines
+
+
 # The summary has these in this order, as many lines as there is space for.
 LINES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "tests": _tests,
-    "profile": lambda rows: [_kernel(row) for row in rows],
+    "profile": _profile,
     "figures": tables.lines,
-    "sanitize": lambda rows: [
-        f"{row['tool']}: {row['says']}, {row['in our kernels']} in our kernels; {row['cases']}"
-        for row in rows
-    ],
-    "smoke": lambda rows: [
-        f"{row['group']}: {row['failed']} of {row['cases']} cases failed in {row['seconds']:.1f} s"
-        f"{'; ' * bool(row['remark'])}{row['remark']}"
-        for row in rows
-    ],
+    "sanitize": _sanitize,
+    "smoke": _smoke,
 }

@@ -81,7 +81,9 @@ def main() -> int:
     seconds = min(options.seconds, options.until - time.time())
     end, rows = time.monotonic() + seconds, []
     each = (Tally(group) for group in groups(options.device, options.small, options.far))
-    for some in ([*each],) if options.small else ([tally] for tally in each):
+    # Small cases of all groups take turns.
+    together = [list(each)] if options.small else ([tally] for tally in each)
+    for some in together:
         run(some, end)
         rows += [tally.row for tally in some]
         print("\n".join(json.dumps(tally.row) for tally in some), flush=True)

@@ -218,10 +218,7 @@ def outcome(
 def check(
     case: Case, chosen: str | None = None, grad_output: float = 1.0, tolerances: int = 1
 ) -> None:
-    """Loss, dtype and gradient of a case against the truth, by this backend or that of the test.
-
-    They may be off by so many tolerances.
-    """
+    """Loss, dtype and gradient of a case against the truth, within so many tolerances."""
     expected = truth(case)
     expected.size, expected.terms = tolerances * expected.size, tolerances * expected.terms
     by = divisor(case, expected.count)

@@ -144,10 +144,10 @@ BY_KEY = {baseline.key: baseline for baseline in BASELINES}
 @cache
 def why_not(package: str) -> str | None:
     """Why a package cannot be imported: "" where it is not installed; None where it can be."""
-    if package and find_spec(package) is None:
+    if find_spec(package) is None:
         return ""
     try:
-        import_module(package or "torch")
+        import_module(package)
     except Exception as error:  # such as a torchvision for another torch
         return f"{package} does not import: {reason(error)}"
     return None

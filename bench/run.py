@@ -103,7 +103,7 @@ def _usable(options: Namespace, console: Console) -> list[Baseline]:
     """The baselines that are asked for and whose packages can be imported."""
     usable = []
     for baseline in filter(lambda one: one.is_wanted(options), baselines.BASELINES):
-        why_not = baselines.why_not(baseline.needs)
+        why_not = baselines.why_not(baseline.needs) if baseline.needs else None
         if why_not is None:
             usable.append(baseline)
         elif why_not:

@@ -7,7 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ._csr_checks import check_form, check_indices, is_readable
+from ._csr_checks import check_form, check_indices, is_readable, short
 from ._numbers import checked_at_least_0, checked_number
 from ._options import BATCHMEAN, NONE, REDUCTIONS, Options
 from .losses import Loss
@@ -81,7 +81,7 @@ def _check_input(input: Tensor) -> None:
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
     if input.dtype not in _INPUT_DTYPES:
         raise TypeError(
-            f"input must be float16, bfloat16, float32 or float64, got {_name(input.dtype)}"
+            f"input must be float16, bfloat16, float32 or float64, got {short(input.dtype)}"
         )
 
 
@@ -89,7 +89,7 @@ def _check_tensors(input: Tensor, target: Tensor, logits_name: str) -> None:
     _check_input(input)
     if target.dtype.is_complex:
         raise TypeError(
-            f"target must be bool, integer or floating point, got {_name(target.dtype)}"
+            f"target must be bool, integer or floating point, got {short(target.dtype)}"
         )
     if target.layout is not input.layout:
         raise TypeError(f"target must be {input.layout} like input, got {target.layout}")
@@ -153,15 +153,11 @@ def check_csr_indices(shape: Sequence[int], options: Options) -> None:
         check_indices(labels, shape[1])
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _check_factor(name: str, factor: Tensor, input: Tensor, logits_name: str) -> None:
     if not isinstance(factor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(factor).__name__}")
     if factor.dtype.is_complex or factor.dtype == torch.bool:
-        raise TypeError(f"{name} must be real numbers, got {_name(factor.dtype)}")
+        raise TypeError(f"{name} must be real numbers, got {short(factor.dtype)}")
     shape, missing = factor.shape, input.dim() - factor.dim()
     fits = missing >= 0 and all(
         n in (1, m) for n, m in zip(shape, input.shape[missing:], strict=True)
@@ -243,7 +239,7 @@ def _check_parameter(name: str, parameter: Tensor, input: Tensor, any_dtype: boo
     mixed = any_dtype and parameter.dtype in _INPUT_DTYPES - {torch.float64}
     if parameter.dtype != input.dtype and not (mixed and input.dtype != torch.float64):
         raise TypeError(
-            f"{name} must be {_name(input.dtype)} like input, got {_name(parameter.dtype)}"
+            f"{name} must be {short(input.dtype)} like input, got {short(parameter.dtype)}"
         )
     if parameter.device != input.device:
         raise ValueError(f"{name} must be on {input.device} like input, got {parameter.device}")

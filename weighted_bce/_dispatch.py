@@ -10,7 +10,7 @@ from . import _vmap as _vmap  # gives the ops their rules
 from ._checks import check_csr_indices
 from ._dtensor_import import import_rules_for_dtensors, is_dtensor
 from ._kernels import Kernels, kernels_for
-from ._options import KERNEL_TARGET_DTYPES, NONE, SUM, Options
+from ._options import NONE, SUM, Options
 
 _EXACT_TYPES = (Tensor, torch.nn.Parameter)
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
@@ -24,7 +24,7 @@ _How = Callable[[Tensor, Options, Kernels | None, bool], Tensor]
 def loss(input: Tensor, options: Options, inplace_backward: bool = False) -> Tensor:
     """Returns the loss after the reduction, by the first implementation that serves the call."""
     kernels = kernels_for(input)
-    if kernels is not None and options.target.dtype not in KERNEL_TARGET_DTYPES:
+    if kernels is not None:
         options = options.with_readable_target()
     for serves, compute in _TABLE:
         if serves(input, options, kernels):

@@ -111,8 +111,11 @@ class FusedLoss(Function):
 def is_first_order(grad_output: Tensor) -> bool:
     """Tells whether a backward pass asks neither for derivatives of the gradient nor for many
     gradients at once."""
-    batched = _transforms.is_legacy_batched(grad_output)
-    return not (torch.is_grad_enabled() or batched or _transforms.is_active())
+    if torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling():  # which neither traces what follows nor has many gradients
+        return True
+    return not (_transforms.is_legacy_batched(grad_output) or _transforms.is_active())
 
 
 def _write_over(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:

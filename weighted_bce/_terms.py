@@ -60,10 +60,8 @@ class FocalTerm:
     def _factors(self, x: Tensor) -> tuple[Tensor, float, Tensor]:
         """Returns x within the limit, gamma and u^gamma, all finite: infinity times 0 is NaN."""
         wide = x.double() if x.device.type in ("cpu", "cuda", "meta") else x
-        gamma, t = (
-            min(self._gamma, torch.finfo(wide.dtype).max),
-            wide.clamp(-self._LIMIT, self._LIMIT),
-        )
+        gamma = min(self._gamma, torch.finfo(wide.dtype).max)
+        t = wide.clamp(-self._LIMIT, self._LIMIT)
         return t, gamma, torch.exp(-gamma * softplus(-t))
 
     def value(self, x: Tensor) -> Tensor:

@@ -59,9 +59,7 @@ def gradients(
     needs: tuple[bool, ...],
 ) -> Gradients:
     """Returns what the layer's tensors receive, from logits that are computed again."""
-    # Dynamo traces whether gradients are recorded, but not what else is_first_order looks at.
-    is_traced = torch.compiler.is_compiling()
-    if torch.is_grad_enabled() or not (is_traced or is_first_order(grad_output)):
+    if not is_first_order(grad_output):
         return differentiable_gradients(grad_output, layer, options, needs)
     needs = tuple(n and t is not None for n, t in zip(needs, layer, strict=True))
     *required, loss, parameters = options

@@ -12,8 +12,8 @@ from weighted_bce import _config, _eager, backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
 
 from . import selection
+from .comparison import backends
 from .processes import Processes
-from .truth import backends
 
 # The workers of xdist share the processors. Threads that wait for one another would take most of
 # the time: even torch's logsigmoid of a few numbers starts all of them.

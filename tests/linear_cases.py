@@ -9,8 +9,9 @@ from torch import Tensor
 
 from weighted_bce import linear_weighted_bce_with_logits
 
+from .comparison import divisor
 from .tolerances import TOLERANCES, compute_dtype
-from .truth import Case, as_given, divisor, truth
+from .truth import Case, as_given, truth
 
 ROWS, FEATURES, LABELS = 7, 12, 150
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -5,9 +5,10 @@ import torch
 
 from weighted_bce import backend
 
+from .comparison import outcome
 from .grids import one_at_a_time
 from .tolerances import ulp, ulps_off
-from .truth import Case, logits, outcome, truth
+from .truth import Case, logits, truth
 
 # Against float64, which as its own truth is some ulp off as well. A GPU approximates 2^x and 1 / x
 # in float32, at most 2 ulp and 1 ulp off: both at their worst make 9 ulp of a gradient.

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from weighted_bce import weighted_bce_with_logits
 
 from . import linear_cases
+from .comparison import assert_grad
 from .linear_cases import assert_loss, base, grads_of
-from .truth import REDUCTIONS, Case, assert_grad, labels, truth
+from .truth import REDUCTIONS, Case, labels, truth
 from .ways import assert_grads, in_each_way, leaves_of, one_case
 
 HALVES = (torch.float16, torch.bfloat16)

@@ -17,9 +17,10 @@ from torch.utils.checkpoint import (
     set_checkpoint_early_stop,
 )
 
+from .comparison import assert_grad
 from .linear_cases import grads_of
 from .transforms import Ops
-from .truth import Case, assert_grad, labels, truth
+from .truth import Case, labels, truth
 from .ways import (
     Scored,
     assert_grads,

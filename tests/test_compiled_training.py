@@ -12,8 +12,9 @@ from torch.fx import GraphModule
 
 from weighted_bce._extension import extension
 
+from .comparison import outcome
 from .test_compile import COMPILERS, error_on_recompile, fused_ops, ops_of
-from .truth import REDUCTIONS, labels, outcome, sample_inputs
+from .truth import REDUCTIONS, labels, sample_inputs
 from .ways import Scored, assert_grads, leaves_of, one_case, target_of
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")

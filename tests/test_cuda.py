@@ -13,8 +13,9 @@ from tools.gpu.cases import captured
 from weighted_bce import WeightedBCEWithLogitsLoss, _eager, backend, weighted_bce_with_logits
 from weighted_bce._kernels import why_not_on_cuda
 
+from .comparison import assert_grad, check, divisor
 from .tolerances import assert_close
-from .truth import Case, assert_grad, check, divisor, labels, logits, truth
+from .truth import Case, labels, logits, truth
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from .truth import INPUT_DTYPES, Case, labels, logits, outcome
+from .comparison import outcome
+from .truth import INPUT_DTYPES, Case, labels, logits
 
 
 @pytest.mark.parametrize("dtype", INPUT_DTYPES)

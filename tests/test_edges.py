@@ -13,7 +13,8 @@ from torch import Tensor
 
 from weighted_bce import weighted_bce_with_logits
 
-from .truth import INPUT_DTYPES, REDUCTIONS, TARGET_DTYPES, Case, check, labels, logits, outcome
+from .comparison import check, outcome
+from .truth import INPUT_DTYPES, REDUCTIONS, TARGET_DTYPES, Case, labels, logits
 
 INF, NAN = math.inf, math.nan
 

@@ -23,9 +23,9 @@ from weighted_bce import (
     weighted_bce_with_logits,
 )
 
+from .comparison import backends
 from .scripts import run_python
 from .sparse_values import GOOD, WRONG_VALUES, sparse_labels
-from .truth import backends
 
 X = torch.full((3, 5), 0.5)
 Y = torch.zeros(3, 5, dtype=torch.bool)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from .comparison import check
 from .truth import (
     INPUT_DTYPES,
     REDUCTIONS,
     TARGET_DTYPES,
     Case,
-    check,
     labels,
     logits,
     numpy_truth,

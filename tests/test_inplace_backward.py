@@ -6,7 +6,8 @@ from torch import Tensor
 
 from weighted_bce import backend, weighted_bce_with_logits
 
-from .truth import INPUT_DTYPES, Case, as_given, assert_grad, labels, logits, truth
+from .comparison import assert_grad
+from .truth import INPUT_DTYPES, Case, as_given, labels, logits, truth
 
 
 def run(case: Case, hidden: Tensor, factor: float = 1.0) -> Tensor:

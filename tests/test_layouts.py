@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from .comparison import assert_grad, backends, check, outcome
 from .tolerances import assert_close
-from .truth import Case, assert_grad, backends, check, labels, logits, outcome, truth
+from .truth import Case, labels, logits, truth
 
 SHAPE = (4, 6, 5, 8)
 

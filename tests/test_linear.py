@@ -11,6 +11,7 @@ from weighted_bce import LinearWeightedBCEWithLogitsLoss, SparseLabels, backend
 from weighted_bce import linear_weighted_bce_with_logits as linear_loss
 from weighted_bce.linear import _chunks
 
+from .comparison import backends
 from .linear_cases import (
     DTYPES,
     FEATURES,
@@ -23,7 +24,6 @@ from .linear_cases import (
     cases,
     grads_of,
 )
-from .truth import backends
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -27,17 +27,9 @@ from weighted_bce import (
 from weighted_bce._extension import extension
 from weighted_bce._kernels import why_not_on_cuda
 
+from .comparison import outcome
 from .scripts import run_python
-from .truth import (
-    REDUCTIONS,
-    TARGET_DTYPES,
-    as_given,
-    labels,
-    logits,
-    options_of,
-    outcome,
-    positives_of,
-)
+from .truth import REDUCTIONS, TARGET_DTYPES, as_given, labels, logits, options_of, positives_of
 
 
 def masked_multiply(x: Tensor, y: Tensor, weight: float) -> Tensor:

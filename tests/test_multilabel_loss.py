@@ -27,18 +27,8 @@ from weighted_bce import (
 )
 from weighted_bce.losses import Loss
 
-from .truth import (
-    INPUT_DTYPES,
-    REDUCTIONS,
-    Case,
-    check,
-    labels,
-    logits,
-    options_of,
-    outcome,
-    positives_of,
-    terms,
-)
+from .comparison import check, outcome
+from .truth import INPUT_DTYPES, REDUCTIONS, Case, labels, logits, options_of, positives_of, terms
 
 LOSSES = (BCE(), Focal(), Focal(0.0), Focal(0.5, 0.25), Focal(2.7, 1.0))
 INF = math.inf

@@ -12,9 +12,10 @@ import torch
 from weighted_bce import BCE, Focal
 from weighted_bce._extension import extension
 
+from .comparison import assert_grad
 from .grids import one_at_a_time
 from .tolerances import compute_dtype
-from .truth import INPUT_DTYPES, REDUCTIONS, Case, assert_grad, labels, logits, sample_inputs
+from .truth import INPUT_DTYPES, REDUCTIONS, Case, labels, logits, sample_inputs
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 

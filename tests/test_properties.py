@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from .comparison import check
 from .draws import drawn
-from .truth import INPUT_DTYPES, REDUCTIONS, TARGET_DTYPES, Case, check
+from .truth import INPUT_DTYPES, REDUCTIONS, TARGET_DTYPES, Case
 
 SHAPES = st.one_of(
     st.lists(st.integers(1, 9), max_size=5),

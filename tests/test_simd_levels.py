@@ -14,9 +14,10 @@ from weighted_bce import backend
 from weighted_bce._extension import extension
 
 from . import test_accuracy, test_edges, test_formula
+from .comparison import outcome
 from .scripts import run_python
 from .tolerances import ulps_off
-from .truth import INPUT_DTYPES, Case, labels, logits, outcome
+from .truth import INPUT_DTYPES, Case, labels, logits
 
 LEVELS = dict(extension.simd_levels()) if extension is not None else {}
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")

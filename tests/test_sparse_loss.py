@@ -14,16 +14,8 @@ from torch.utils._pytree import tree_leaves
 from weighted_bce import backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
 
-from .truth import (
-    INPUT_DTYPES,
-    REDUCTIONS,
-    backends,
-    labels,
-    logits,
-    options_of,
-    outcome,
-    positives_of,
-)
+from .comparison import backends, outcome
+from .truth import INPUT_DTYPES, REDUCTIONS, labels, logits, options_of, positives_of
 
 INDICES = (torch.int32, torch.int64)
 # Around the vectors, blocks (384 or 768) and chunks (32768) of the CPU and the groups of a GPU.

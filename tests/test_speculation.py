@@ -8,9 +8,10 @@ from torch import Tensor
 
 from weighted_bce import _eager, weighted_bce_with_logits
 
+from .comparison import outcome
 from .linear_cases import grads_of
 from .tolerances import compute_dtype
-from .truth import INPUT_DTYPES, Case, labels, logits, outcome
+from .truth import INPUT_DTYPES, Case, labels, logits
 from .ways import assert_grads, in_each_way, leaves_of, one_case
 
 SCALES = (1.0, 65536.0, 65536.0, 1.0, -2.5, 0.0, 0.0, -0.0, 1.0, 3.7, 3.7, math.inf, 32768.0)

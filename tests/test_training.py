@@ -18,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from weighted_bce import WeightedBCEWithLogitsLoss
 
+from .comparison import assert_grad, outcome
 from .linear_cases import grads_of
-from .truth import REDUCTIONS, Case, as_given, assert_grad, labels, logits, outcome
+from .truth import REDUCTIONS, Case, as_given, labels, logits
 from .ways import WAYS, AnyCase, assert_grads, in_each_way, leaves_of, one_case, with_options
 
 

@@ -20,17 +20,8 @@ from weighted_bce import (
     weighted_bce_with_logits,
 )
 
-from .truth import (
-    INPUT_DTYPES,
-    REDUCTIONS,
-    SUM,
-    Case,
-    check,
-    labels,
-    logits,
-    outcome,
-    sample_inputs,
-)
+from .comparison import check, outcome
+from .truth import INPUT_DTYPES, REDUCTIONS, SUM, Case, labels, logits, sample_inputs
 
 INF = float("inf")
 

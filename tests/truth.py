@@ -5,7 +5,6 @@ Also the samples that feed correctness, gradients and opcheck.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,15 +16,11 @@ from torch import Tensor
 from weighted_bce import (
     BCE,
     Focal,
-    backend,
     multilabel_loss_with_logits,
     weighted_bce_with_logits,
 )
-from weighted_bce._extension import extension
 from weighted_bce._terms import Term, terms_of
 from weighted_bce.sparse import SparseLabels
-
-from .tolerances import assert_close, compute_dtype
 
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (
@@ -180,69 +175,6 @@ def numpy_truth(case: Case) -> tuple[np.ndarray, np.ndarray]:
     positive, negative, of_positive, of_negative = numpy_terms(case.loss, x)
     loss, grad = a * positive + b * negative, a * of_positive + b * of_negative
     return np.where(kept, loss, 0), np.where(kept, grad, 0)
-
-
-def divisor(case: Case, count: int) -> float:
-    if case.reduction == "mean":
-        # Nothing that counts among something gives 0, the mean of nothing at all NaN.
-        return max(count, 1) if case.input.numel() else 0
-    return len(case.input) if case.reduction == "batchmean" else 1
-
-
-def assert_grad(
-    actual: Tensor | None,
-    case: Case,
-    grad_output: float | Tensor = 1.0,
-    what: str = "",
-    expected: Truth | None = None,
-) -> None:
-    """The gradient that a case gives for this grad_output."""
-    assert actual is not None, what
-    expected = expected or truth(case)
-    factor = grad_output / (divisor(case, expected.count) or 1)
-    assert_close(actual, expected.grad * factor, expected.terms * abs(factor), what or case.name)
-
-
-def outcome(
-    loss: Callable[[Tensor], Tensor], x: Tensor, grad_output: float | Tensor = 1.0
-) -> tuple[Tensor, Tensor]:
-    """The loss of some logits, and the gradient that `grad_output` becomes."""
-    leaf = x.detach().requires_grad_()
-    result = loss(leaf)
-    if not isinstance(grad_output, Tensor):
-        grad_output = torch.full_like(result, grad_output)
-    (grad,) = torch.autograd.grad(result, leaf, grad_output)
-    return result.detach(), grad
-
-
-def check(
-    case: Case, chosen: str | None = None, grad_output: float = 1.0, tolerances: int = 1
-) -> None:
-    """Loss, dtype and gradient of a case against the truth, within so many tolerances."""
-    expected = truth(case)
-    expected.size, expected.terms = tolerances * expected.size, tolerances * expected.terms
-    by = divisor(case, expected.count)
-    x = case.input
-    what = f"{case.name} {chosen} {x.dtype} {case.target.dtype} {case.reduction} {tuple(x.shape)}"
-    with backend(chosen) if chosen else nullcontext():
-        loss, grad = outcome(case, x, grad_output)
-        with torch.no_grad():
-            unneeded = case()
-    if case.reduction == "none":
-        assert (loss.dtype, loss.shape) == (x.dtype, x.shape), what
-        assert_close(loss, expected.loss, expected.size, f"loss: {what}")
-    else:
-        assert (loss.dtype, loss.shape) == (compute_dtype(x.dtype), ()), what
-        total, size = expected.loss.sum() / by, expected.size.sum() / by
-        assert_close(loss, total, size, f"loss: {what}")
-    assert torch.equal(loss.nan_to_num(), unneeded.nan_to_num()), what
-    assert grad.dtype == x.dtype, what
-    assert_grad(grad, case, grad_output, f"gradient: {what}", expected)
-
-
-def backends(device: str) -> tuple[str, str]:
-    built = extension is not None and (device == "cpu" or extension.cuda_archs)
-    return ("fused" if built else "auto", "reference")
 
 
 def logits(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:

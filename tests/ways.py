@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from weighted_bce import LinearWeightedBCEWithLogitsLoss, WeightedBCEWithLogitsLoss
 
 from . import linear_cases
+from .comparison import assert_grad, check, outcome
 from .linear_cases import LABELS, LinearCase, base, dense_and_sparse
-from .truth import Case, as_given, assert_grad, check, labels, logits, outcome, sample_inputs
+from .truth import Case, as_given, labels, logits, sample_inputs
 
 AnyCase = Case | LinearCase
 WAYS = ("dense", "sparse", "linear", "linear, sparse")

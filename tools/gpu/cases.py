@@ -11,17 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.comparison import assert_grad, check
 from tests.linear_cases import assert_right, base
-from tests.truth import (
-    INPUT_DTYPES,
-    Case,
-    assert_grad,
-    check,
-    labels,
-    logits,
-    positives_of,
-    sample_inputs,
-)
+from tests.truth import INPUT_DTYPES, Case, labels, logits, positives_of, sample_inputs
 from weighted_bce import backend, weighted_bce_with_logits
 
 Check = Callable[[], object]

@@ -1,16 +1,10 @@
 #include "args.h"
 
 #include "plan.h"
-#include "terms.h"
+#include "losses.h"
 
 namespace weighted_bce {
 namespace {
-
-/// This arithmetic computes nothing: it serves to ask a loss for what is the same in all.
-struct NoMath {
-  using Value = double;
-  using Element = double;
-};
 
 /// A schema names a type so.
 template <class T>

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "elementary.h"
+#include "losses.h"
 
 namespace weighted_bce {
 namespace {
@@ -161,13 +161,7 @@ CallConstants<T> constants(const Arguments& a, double weight, double pos_weight)
   if (a.ignores()) {
     c.ignore_index = static_cast<T>(rounded_to(*a.ignore_index, a.target.scalar_type()));
   }
-  // Products with a larger parameter might overflow, and mean nothing.
-  constexpr double kMost = std::numeric_limits<T>::max() / (1 << 14);
-  for (size_t k = 0; a.parameters && k < a.parameters->size(); ++k) {
-    const Pair<T> parameter = split<T>(std::clamp((*a.parameters)[k], -kMost, kMost));
-    c.parameters[k] = parameter.high;
-    c.remainders[k] = parameter.low;
-  }
+  set_parameters(c, static_cast<Loss>(a.loss), a.parameters ? a.parameters->data() : nullptr);
   return c;
 }
 

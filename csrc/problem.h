@@ -53,7 +53,7 @@ constexpr bool kHasGrad = kMode == Mode::kGrad || kMode == Mode::kLossAndGrad;
 /// The losses as the ops number them; terms.h says what each is. Exported programs hold these
 /// numbers, so that none may change.
 enum class Loss : uint8_t { kBce = 0, kFocal = 1 };
-constexpr int kLosses = 2, kMaxParameters = 2;
+constexpr int kLosses = 2, kMaxParameters = 4;
 
 /// An iteration has no more dimensions: no tensor that fits into memory has more above size 1.
 constexpr int kMaxDims = 40;
@@ -111,7 +111,9 @@ struct CallConstants {
   T keep, shift;                 // of label smoothing e: 1 - e and e / 2
   T ignore_index;                // NaN ignores NaN targets
   T parameters[kMaxParameters];  // of the loss
-  T remainders[kMaxParameters];  // what the conversion to T has taken from them
+  T derived;                     // a constant that follows from them, see losses.h
+  T remainders[kMaxParameters];  // what the conversion to T has taken from the parameters,
+  T derived_remainder;           // and from the other constant
 };
 
 /// The iteration is [sizes[0], ..., sizes[dims - 1]], row-major.

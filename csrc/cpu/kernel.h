@@ -98,10 +98,10 @@ WEIGHTED_BCE_INLINE typename Simd<T>::Value any_target(typename Simd<T>::Value x
 
 /// The losses of a range are summed in two: those of hard positives, which pos_weight multiplies at
 /// the end, and all others.
-template <class T>
+template <class L, class T>
 struct Sums {
-  Sum<T> negatives, positives;
-  template <class L>
+  using One = Sum<T, L::template Terms<Simd<T>>::kHasLogarithm>;
+  One negatives, positives;
   double total(const Constants<L, T>& constants) {
     const double of_positives = positives.total();
     if (of_positives == 0) return negatives.total();  // pos_weight may be infinite
@@ -109,20 +109,25 @@ struct Sums {
   }
 };
 
+/// Logits are asked for so many bytes before they are used: the processor's own prefetcher is late
+/// where the arithmetic takes as long as the memory does.
+constexpr int kAhead = 2048;
+
 /// Computes a block whose logits and results lie in memory as S. Where a group is more than a
 /// vector, the block is whole groups.
 template <class L, class T, Mode mode, class S>
 void compute_block(const S* logits, const Block<T>& in, const Constants<L, T>& constants, int64_t n,
-                   Sums<T>& sums, const Output<T, S>& out) {
+                   Sums<L, T>& sums, const Output<T, S>& out) {
   using V = typename Simd<T>::Value;
   using Mask = typename Simd<T>::Mask;
   using Terms = typename L::template Terms<Simd<T>>;
   constexpr int kVectors = Group<T, S>::kVectors;
-  typename Sum<T>::Part negatives, positives;
+  typename Sums<L, T>::One::Part negatives, positives;
   bool any_positives = false;
   int64_t i = 0;
   for (; i + kGroup<T, S> <= n; i += kGroup<T, S>) {
     V x[kVectors], result[kVectors];
+    __builtin_prefetch(reinterpret_cast<const char*>(logits + i) + kAhead);
     Group<T, S>::load(logits + i, x);
     constexpr bool kFast = mode != Mode::kUnreduced;
     if (kFast && constants.negatives_are_fast && !any_positive<kVectors>(in, i)) {
@@ -181,7 +186,7 @@ double run_mode(const Problem& problem, int64_t begin, int64_t end) {
   const bool sparse = problem.csr.crow_indices != nullptr;
   const bool each_has_grad_output = problem.grad_output.form > Form::kUniform;
   SparseTargets sparse_targets(problem.csr, begin);
-  Sums<T> sums;
+  Sums<L, T> sums;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t n = std::min(kBlock, end - at);
     const uint8_t* const y_bytes = sparse ? sparse_targets.next(n) : bytes ? bytes + at : nullptr;

@@ -9,7 +9,7 @@ namespace {
 /// The values of terms are summed here. Their logarithms are not summed one by one: `products_`
 /// holds, lane by lane, prod(1 + z) - 1, whose log1p is the sum of their log1p(z). It keeps its
 /// relative accuracy for tiny z.
-template <class T>
+template <class T, bool kHasLogarithm>
 class Sum {
   using V = typename Simd<T>::Value;
   static constexpr int kLanes = Simd<T>::kLanes;
@@ -27,7 +27,7 @@ class Sum {
     V product = V{}, rest = V{};
 
     WEIGHTED_BCE_INLINE void add(const Term<V>& term) {
-      product += Simd<T>::fma(term.logarithm, product, term.logarithm);
+      if (kHasLogarithm) product += Simd<T>::fma(term.logarithm, product, term.logarithm);
       rest += term.rest;
     }
     WEIGHTED_BCE_INLINE void add_where(typename Simd<T>::Mask chosen, const Term<V>& term) {

@@ -1,7 +1,7 @@
 // One thread has the arithmetic that elementary.h and terms.h ask for, and products of logarithms.
 #pragma once
 
-#include "terms.h"
+#include "losses.h"
 
 namespace weighted_bce::cuda {
 
@@ -15,6 +15,13 @@ struct Basics {
   static WEIGHTED_BCE_DEVICE T select(bool m, T a, T b) { return m ? a : b; }
   static WEIGHTED_BCE_DEVICE T max(T a, T b) { return max_number(a, b); }
   static WEIGHTED_BCE_DEVICE T abs(T v) { return magnitude(v); }
+  static WEIGHTED_BCE_DEVICE Decomposed<T> decomposed(T v) {
+    using Bits = decltype(to_bits(v));
+    constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52, kBias = sizeof(T) == 4 ? 127 : 1023;
+    const Bits biased = to_bits(v) >> kMantissa;
+    return {v * from_bits(static_cast<Bits>((2 * Bits{kBias} - biased) << kMantissa)),
+            static_cast<T>(static_cast<int>(biased) - kBias)};
+  }
   /// Returns what the rounding of a b to `product` has taken.
   static WEIGHTED_BCE_DEVICE T product_remainder(T a, T b, T product) {
     return fused(a, b, -product);
@@ -28,13 +35,9 @@ struct Scalar;
 
 template <>
 struct Scalar<float> : Basics<float> {
-  using Bits = uint32_t;
-  static constexpr int kMantissa = 23, kBias = 127;
-
   /// Is at most 2 ulp off for b in [1, 2^126].
-  static WEIGHTED_BCE_DEVICE float divide(float a, float b) {
-    return a * reciprocal_approximate(b);
-  }
+  static WEIGHTED_BCE_DEVICE float divide(float a, float b) { return a * reciprocal(b); }
+  static WEIGHTED_BCE_DEVICE float reciprocal(float b) { return reciprocal_approximate(b); }
 
   /// Returns exp(-|x|), at most 5 ulp off, denormal results included. NaN gives NaN, infinity 0.
   ///
@@ -49,14 +52,16 @@ struct Scalar<float> : Basics<float> {
     constexpr float kSmall = 0x1p-64f;
     return exp2_approximate(h) * fused(low, 0.693147182f * kSmall, kSmall);
   }
+  /// Returns the same: what the approximation has taken is not known.
+  static WEIGHTED_BCE_DEVICE Pair<float> exp_minus_abs_pair(float x) {
+    return {exp_minus_abs(x), 0};
+  }
 };
 
 template <>
 struct Scalar<double> : Basics<double> {
-  using Bits = uint64_t;
-  static constexpr int kMantissa = 52, kBias = 1023;
-
   static WEIGHTED_BCE_DEVICE double divide(double a, double b) { return a / b; }
+  static WEIGHTED_BCE_DEVICE double reciprocal(double b) { return 1 / b; }
   /// Returns v 2^n for n from -2^11 to 0. It takes two factors, each a normal number, so that a
   /// denormal result is rounded once.
   static WEIGHTED_BCE_DEVICE double times_power_of_two(double v, double n) {
@@ -64,28 +69,16 @@ struct Scalar<double> : Basics<double> {
     return v * power_of_two(half) * power_of_two(whole - half);
   }
   static WEIGHTED_BCE_DEVICE double power_of_two(int64_t n) {
-    return from_bits(static_cast<uint64_t>(n + kBias) << kMantissa);
+    return from_bits(static_cast<uint64_t>(n + 1023) << 52);
   }
   /// Returns exp(-|x|), with the error of exp_of_negative.
   static WEIGHTED_BCE_DEVICE double exp_minus_abs(double x) {
     return exp_of_negative<Scalar>(max_or_nan(-abs(x), Floating<double>::kLowest));
   }
+  static WEIGHTED_BCE_DEVICE Pair<double> exp_minus_abs_pair(double x) {
+    return exp_of_negative_pair<Scalar>(max_or_nan(-abs(x), Floating<double>::kLowest));
+  }
 };
-
-/// Returns log(1 + r) for r from 0 to the largest power of two, at most 4 ulp off. A NaN gives NaN.
-template <class T>
-WEIGHTED_BCE_DEVICE T log1p_of_product(T r) {
-  using S = Scalar<T>;
-  using Bits = typename S::Bits;
-  // 1 + r = 2^k (1 + m), m in [0, 1). Below 1, r itself has more digits than 1 + r.
-  const T whole = T(1) + r;
-  const Bits exponent = to_bits(whole) >> S::kMantissa;  // k + kBias
-  const T shrink = from_bits(static_cast<Bits>((Bits{2} * S::kBias - exponent) << S::kMantissa));
-  const bool below = r < T(1);
-  const T m = below ? r : whole * shrink - T(1);
-  const T k = below ? T(0) : static_cast<T>(static_cast<int>(exponent) - S::kBias);
-  return fused(k, T(0.693147180559945309), log1p_unit<S>(m));
-}
 
 /// A Product is prod(1 + z) - 1 over up to kFactors z in [0, 1], so that their logarithms are one.
 /// It keeps its relative accuracy for tiny z.

@@ -64,8 +64,8 @@ class VectorThread : public Thread<L, X, kTargets, kMode> {
   /// Callers do this after at most kUncollected elements.
   WEIGHTED_BCE_DEVICE void collect() {
     if constexpr (kSums<kMode> && Terms::kHasLogarithm) {
-      sum_ += log1p_of_product(negatives_.value);
-      const T of_positives = log1p_of_product(positives_.value);
+      sum_ += log1p<S>(negatives_.value);
+      const T of_positives = log1p<S>(positives_.value);
       if (shared_.hard_fast_path && !shared_.own_p) {
         sum_ = S::fma(shared_.pos_weight, of_positives, sum_);
       }

@@ -1,0 +1,186 @@
+// The losses: formulas, slopes and errors of each, the one copy for every backend. The numbers by
+// which ops know the losses are in problem.h.
+//
+// S is the softplus, u = sigmoid(x), v = sigmoid(-x). The errors stated below are those of an
+// arithmetic that rounds quotients correctly and whose exp(-|x|) is at most 1 ulp off, as on the
+// CPU; cuda/thread_math.h says by how much a GPU's are. They hold for the coefficients of hard
+// targets; for soft ones, where the two terms' slopes cancel, relative to the larger of the two.
+//
+// A loss is added here, with its line in with_loss(); its number, kLosses and kMaxParameters are in
+// problem.h.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "logistic.h"
+#include "terms.h"
+
+namespace weighted_bce {
+
+/// Binary cross-entropy: P(x) = S(-x), N(x) = S(x). Value and slope are at most 4 ulp off.
+template <class Math>
+class Bce : public LossTerms<Bce, Math> {
+  using typename LossTerms<Bce, Math>::V;
+  using typename LossTerms<Bce, Math>::Constants;
+  V x_, z_;
+
+ public:
+  static constexpr bool kHasLogarithm = true, kIsMirrored = true;
+  struct Parameters {
+    WEIGHTED_BCE_INLINE explicit Parameters(const Constants&) {}
+  };
+
+  WEIGHTED_BCE_INLINE Bce(V x, const Parameters&) : x_(x), z_(Math::exp_minus_abs(x)) {}
+
+  WEIGHTED_BCE_INLINE Term<V> negative(V factor) const { return term(x_, factor); }
+  WEIGHTED_BCE_INLINE Term<V> positive(V factor) const { return term(-x_, -factor); }
+
+  using LossTerms<Bce, Math>::hard;
+  /// The same for a scalar: its masks are predicates, which are cheaper than another sign of x.
+  static WEIGHTED_BCE_INLINE Term<V> hard(V x, bool positive, Coefficients<V> factors,
+                                          const Parameters& parameters) {
+    const V z = Bce(x, parameters).z_;
+    const bool above = (x > 0) != positive;  // the mirrored x is above 0
+    const V factor = positive ? factors.positive : factors.negative;
+    const V large = Math::divide(factor, 1 + z);
+    return {z, above ? Math::abs(x) : 0, above ? large : z * large};
+  }
+  static WEIGHTED_BCE_INLINE V add_rest(V sum, V x, bool positive, Coefficients<V> c,
+                                        const Term<V>&) {
+    const bool above = (x > 0) != positive;
+    return above ? Math::fma(positive ? -c.positive : c.negative, x, sum) : sum;
+  }
+
+ private:
+  /// N at x or -x, and its slope times `factor`.
+  WEIGHTED_BCE_INLINE Term<V> term(V x, V factor) const {
+    const V large = Math::divide(factor, Math::set(1) + z_);
+    return {z_, Math::max(x, Math::set(0)), Math::select(x > Math::set(0), large, z_ * large)};
+  }
+};
+
+/// u^gamma S(x) and its slope, in which the derivative of the power has the factor `gamma`.
+template <class Math, class V = typename Math::Value>
+WEIGHTED_BCE_INLINE Term<V> focal_term(const Logistic<Math>& at, const Exponent<Math>& exponent,
+                                       V gamma) {
+  V power, log1p_z;
+  if (exponent.whole >= 0) {
+    power = exponent.whole == 0   ? Math::set(1)
+            : exponent.whole == 1 ? at.u()
+                                  : whole_power<Math>(at.u_pair(), exponent.whole);
+    log1p_z = at.log1p_z();
+  } else {
+    const Pair<V> log = at.log1p_z_pair();
+    power = exp_minus_product<Math>(exponent, at.minus_log_u(log));
+    log1p_z = log.high;
+  }
+  // Where the softplus is larger, v is 0; infinity times 0 would be NaN.
+  const V most = Math::set(-Floating<typename Math::Element>::kLowest);
+  const V softplus = at.softplus(log1p_z);
+  const V bounded = Math::select(softplus > most, most, softplus);
+  return {Math::set(0), power * softplus, power * Math::fma(gamma * at.v(), bounded, at.u())};
+}
+
+/// The focal loss (Lin et al., Focal Loss for Dense Object Detection, 2017): P(x) = alpha v^gamma
+/// S(-x), N(x) = (1 - alpha) u^gamma S(x). For an alpha of -1 both factors are 1. Value and slope
+/// are at most 8 ulp off for gamma <= 10 and |x| <= 87 (float) or 700 (double), and results below
+/// the smallest normal number by 8 ulp of that. For a larger gamma the error grows to about
+/// gamma / 2, since the power takes up that of z.
+///
+/// Parameters: gamma, alpha.
+template <class Math>
+class Focal : public LossTerms<Focal, Math> {
+  using typename LossTerms<Focal, Math>::V;
+  using typename LossTerms<Focal, Math>::E;
+  using typename LossTerms<Focal, Math>::Constants;
+
+ public:
+  static constexpr bool kIsMirrored = true;  // but for alpha
+  static constexpr int kParameters = 2;
+  static const char* fault(const double* parameters) {
+    if (!(parameters[0] >= 0 && parameters[0] <= 1e300)) return "gamma must be in [0, 1e300]";
+    if (!(parameters[1] == -1 || (parameters[1] >= 0 && parameters[1] <= 1)))
+      return "alpha must be in [0, 1], or -1 for none";
+    return nullptr;
+  }
+  struct Parameters {
+    Exponent<Math> gamma;
+    Coefficients<V> alphas;
+
+    WEIGHTED_BCE_INLINE explicit Parameters(const Constants& constants)
+        : gamma(constants.parameters[0], constants.remainders[0]) {
+      const E alpha = constants.parameters[1], one_minus = E(1) - alpha - constants.remainders[1];
+      alphas = {Math::set(alpha < 0 ? E(1) : alpha), Math::set(alpha < 0 ? E(1) : one_minus)};
+    }
+  };
+
+  WEIGHTED_BCE_INLINE Focal(V x, const Parameters& parameters) : parameters_(parameters), at_(x) {}
+
+  WEIGHTED_BCE_INLINE Term<V> negative(V factor) const {
+    return term(at_, parameters_.alphas.negative, factor);
+  }
+  WEIGHTED_BCE_INLINE Term<V> positive(V factor) const {
+    return term(at_.mirrored(), parameters_.alphas.positive, -factor);
+  }
+  template <class Mask>
+  static WEIGHTED_BCE_INLINE Term<V> hard(V x, Mask positive, Coefficients<V> factors,
+                                          const Parameters& parameters) {
+    const Coefficients<V>& alphas = parameters.alphas;
+    const Focal mirrored(Math::select(positive, -x, x), parameters);
+    return mirrored.term(mirrored.at_, Math::select(positive, alphas.positive, alphas.negative),
+                         Math::select(positive, factors.positive, factors.negative));
+  }
+
+ private:
+  const Parameters& parameters_;
+  Logistic<Math> at_;
+
+  WEIGHTED_BCE_INLINE Term<V> term(const Logistic<Math>& at, V alpha, V factor) const {
+    const Term<V> plain = focal_term(at, parameters_.gamma, parameters_.gamma.gamma);
+    return {Math::set(0), weighted<Math>(alpha, plain.rest), (factor * alpha) * plain.slope};
+  }
+};
+
+/// This arithmetic computes nothing: it serves to ask a loss for what is the same in all.
+struct NoMath {
+  using Value = double;
+  using Element = double;
+};
+
+template <template <class Math> class L>
+struct LossOf {
+  template <class Math>
+  using Terms = L<Math>;
+};
+
+/// The one list of losses: returns visit(LossOf<...>()) for a number.
+template <class Visit>
+auto with_loss(Loss loss, const Visit& visit) {
+  switch (loss) {
+    case Loss::kFocal: return visit(LossOf<Focal>());
+    case Loss::kBce: break;
+  }
+  return visit(LossOf<Bce>());
+}
+
+/// Sets what the constants of a call have from the parameters of its loss.
+template <class T>
+void set_parameters(CallConstants<T>& constants, Loss loss, const double* parameters) {
+  // Products with a larger one might overflow, and mean nothing.
+  constexpr double kMost = std::numeric_limits<T>::max() / 256;
+  with_loss(loss, [&](auto kind) {
+    using Terms = typename decltype(kind)::template Terms<NoMath>;
+    for (int k = 0; k < Terms::kParameters; ++k) {
+      const Pair<T> parameter = split<T>(std::clamp(parameters[k], -kMost, kMost));
+      constants.parameters[k] = parameter.high;
+      constants.remainders[k] = parameter.low;
+    }
+    const Pair<T> derived = split<T>(Terms::derived(parameters));
+    constants.derived = derived.high;
+    constants.derived_remainder = derived.low;
+  });
+}
+
+}  // namespace weighted_bce

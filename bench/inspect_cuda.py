@@ -21,7 +21,7 @@ MODES = ("loss", "loss and gradient", "gradient", "unreduced loss")  # csrc/prob
 # csrc/cuda/targets.h, with the bytes of a target: several where the kernel finds out.
 TARGETS = {"sparse labels": (0,), "1-byte targets": (1,), "larger targets": (2, 4, 8)}
 DTYPES = {"f": "float32", "d": "float64", "NS_4HalfE": "float16", "NS_8BFloat16E": "bfloat16"}
-LOSSES = {"": "", "NS_3BceE": "", "NS_5FocalE": "focal"}  # csrc/terms.h
+LOSSES = {"": "", "NS0_8BceAloneE": "", "NS0_9AllOthersE": "other losses"}  # csrc/cuda/loss_sets.h
 LANES = {"float16": 8, "bfloat16": 8, "float32": 4}  # logits in 16 bytes
 NAME = re.compile(
     rf"_ZN12weighted_bce4cuda\d+([a-z_]+)I((?:{'|'.join(LOSSES)})??)((?:{'|'.join(DTYPES)})+)"

@@ -39,7 +39,7 @@ using OptionalNumbers = std::optional<std::vector<double>>;
 //   reduction        0: none, for `unreduced` alone; 1: the mean over the targets that count;
 //                    2: the sum; 3: the sum divided by the size of the first dimension
 //   loss             its number in problem.h: 0 is binary cross-entropy, 1 the focal loss
-//   parameters       of the loss, in the order of terms.h; None where it has none
+//   parameters       of the loss, in the order of losses.h; None where it has none
 //   values           of sparse positives, one for each of target. Reserved: must be None
 //   normalizer       0-d, what a sum is divided by. Reserved: must be None
 #define WEIGHTED_BCE_ARGUMENTS(ARGUMENT)            \

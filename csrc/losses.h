@@ -157,7 +157,7 @@ struct LossOf {
 
 /// The one list of losses: returns visit(LossOf<...>()) for a number.
 template <class Visit>
-auto with_loss(Loss loss, const Visit& visit) {
+WEIGHTED_BCE_INLINE auto with_loss(Loss loss, const Visit& visit) {
   switch (loss) {
     case Loss::kFocal: return visit(LossOf<Focal>());
     case Loss::kBce: break;

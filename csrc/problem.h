@@ -50,7 +50,7 @@ constexpr bool kSums = sums(kMode);
 template <Mode kMode>
 constexpr bool kHasGrad = kMode == Mode::kGrad || kMode == Mode::kLossAndGrad;
 
-/// The losses as the ops number them; terms.h says what each is. Exported programs hold these
+/// The losses as the ops number them; losses.h says what each is. Exported programs hold these
 /// numbers, so that none may change.
 enum class Loss : uint8_t { kBce = 0, kFocal = 1 };
 constexpr int kLosses = 2, kMaxParameters = 4;

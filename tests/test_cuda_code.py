@@ -68,7 +68,7 @@ def test_has_each_kernel(code: Code) -> None:
         names = [kernel.name for kernel in kernels]
         found = {name: names.count(name) for name in sorted(set(names))}
         once_per_dtype = {"count_targets": 2, "count_sparse_targets": 2, "remember_grad_output": 2}
-        # 2 losses, 4 modes, 2 kinds of targets; 3 in vectors, which float64 does not have
+        # BCE and all others, 4 modes, 2 kinds of targets; 3 in vectors, which float64 does not have
         each_mode = {"on_elements": 64, "on_vectors": 72}
         assert found == {**once_per_dtype, "finish": 3, **each_mode}
 

@@ -9,7 +9,7 @@ from bench.inspect_cuda import Code, kernel_of
 
 PREFIX = "_ZN12weighted_bce4cuda"
 ARGUMENTS = "EEvNS_7ProblemENS0_9WorkspaceE"
-VECTORS = f"{PREFIX}10on_vectorsINS_3BceEfLNS0_7TargetsE1ELNS_4ModeE0E{ARGUMENTS}"
+VECTORS = f"{PREFIX}10on_vectorsINS0_8BceAloneEfLNS0_7TargetsE1ELNS_4ModeE0E{ARGUMENTS}"
 GROUP = 2  # logits of 8 bytes, targets of 4
 # The loop begins at 0x10: 8 instructions, of which 4 copy logits three iterations before their turn
 # and take those that have come. Then 4 with one weight, or 5 with one for each label and
@@ -129,11 +129,11 @@ def test_copies_are_ahead_by_what_is_not_waited_for(
 
 
 NAMES = {
-    "10on_vectorsINS_3BceENS_8BFloat16ELNS0_7TargetsE1ELNS_4ModeE1E": (
+    "10on_vectorsINS0_8BceAloneENS_8BFloat16ELNS0_7TargetsE1ELNS_4ModeE1E": (
         "on_vectors bfloat16, 1-byte targets, loss and gradient"
     ),
-    "11on_elementsINS_5FocalEdLNS0_7TargetsE2ELNS_4ModeE3E": (
-        "on_elements float64, focal, larger targets, unreduced loss"
+    "11on_elementsINS0_9AllOthersEdLNS0_7TargetsE2ELNS_4ModeE3E": (
+        "on_elements float64, other losses, larger targets, unreduced loss"
     ),
     "20count_sparse_targetsINS_4HalfE": "count_sparse_targets float16",
     "6finishIff": "finish float32",

@@ -1,4 +1,4 @@
-"""The kernels of other losses than binary cross-entropy keep the bounds of csrc/terms.h."""
+"""The kernels of other losses than binary cross-entropy keep the bounds of csrc/losses.h."""
 
 from dataclasses import replace
 

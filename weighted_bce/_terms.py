@@ -5,7 +5,7 @@ first and the second derivative, all differentiable again. Each is accurate in r
 the whole range, and has its limit at infinite logits. The reference differentiates values; slopes
 and curvatures serve gradients and second derivatives of what kernels computed.
 
-S(x) is log(1 + exp(x)), u is sigmoid(x) and v is sigmoid(-x). csrc/terms.h has the formulas for
+S(x) is log(1 + exp(x)), u is sigmoid(x) and v is sigmoid(-x). csrc/losses.h has the formulas for
 the kernels.
 """
 

@@ -107,22 +107,22 @@ WEIGHTED_BCE_DEVICE void compute_groups(Work& work, typename Work::Prefetcher pr
 
 /// A multiprocessor has registers for so many blocks of `on_vectors`. One with 100 KiB of shared
 /// memory may hold one less. The loss alone gets no more blocks than the loss with its gradient
-/// (see choose_kernel), so that with sparse targets it may have as many registers. A term without a
-/// logarithm of its own is long, and needs more of them.
-template <template <class> class L, class X, Targets kTargets, Mode kMode>
+/// (see choose_kernel), so that with sparse targets it may have as many registers. The longest
+/// terms of all losses need more of them than those of BCE.
+template <class Losses, class X, Targets kTargets, Mode kMode>
 constexpr int kResident =
     ((kHasGrad<kMode> || (kTargets == Targets::kSparse && kMode == Mode::kLoss)) && sizeof(X) == 2
          ? 3
          : 4) -
-    !L<Scalar<typename Arithmetic<X>::T>>::kHasLogarithm;
+    Losses::kChooses;
 
 /// Takes logits, targets and output that are contiguous and aligned as takes_vectors() says.
-template <template <class> class L, class X, Targets kTargets, Mode kMode>
-WEIGHTED_BCE_KERNEL((kResident<L, X, kTargets, kMode>))
+template <class Losses, class X, Targets kTargets, Mode kMode>
+WEIGHTED_BCE_KERNEL((kResident<Losses, X, kTargets, kMode>))
 on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem,
            const WEIGHTED_BCE_PARAMETER Workspace workspace) {
   using T = typename Arithmetic<X>::T;
-  using Work = VectorThread<L, X, kTargets, kMode>;
+  using Work = VectorThread<Losses, X, kTargets, kMode>;
   constexpr int kLanes = Work::kLanes;
   using Source = TargetsOf<kTargets, kLanes>;
   WEIGHTED_BCE_SHARED BlockConstants<T> copies[kCopies<kMode>];
@@ -145,7 +145,7 @@ on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem,
 }
 
 /// Takes any layout, an element at a time.
-template <template <class> class L, class X, Targets kTargets, Mode kMode>
+template <class Losses, class X, Targets kTargets, Mode kMode>
 WEIGHTED_BCE_KERNEL(4)
 on_elements(const WEIGHTED_BCE_PARAMETER Problem problem,
             const WEIGHTED_BCE_PARAMETER Workspace workspace) {
@@ -157,10 +157,9 @@ on_elements(const WEIGHTED_BCE_PARAMETER Problem problem,
   const Share share = targets.share_of(problem.numel);
   if (!start<X, kMode>(problem, workspace, copies, targets, share)) return;
 
-  Thread<L, X, kTargets, kMode> work(problem, copies[thread() % kCopies<kMode>]);
+  Thread<Losses, X, kTargets, kMode> work(problem, copies[thread() % kCopies<kMode>]);
   // Loads that do not wait for one another pay where terms are short.
-  constexpr bool kShort = L<Scalar<T>>::kHasLogarithm;
-  constexpr int kUnrolled = kTargets != Targets::kSparse && kShort ? 4 : 1;
+  constexpr int kUnrolled = kTargets != Targets::kSparse && !Losses::kChooses ? 4 : 1;
   int64_t i = share.first;
 #pragma unroll(kUnrolled)
   for (int left = share.count; left > 0; --left, i += share.step) {
@@ -247,24 +246,24 @@ inline bool takes_vectors(const Problem& problem) {
          aligned(problem.y, targets < 16 ? targets : 16);
 }
 
-/// Calls start.run<kernel, sized_by>(elements): `elements` is what a block takes at a time, and
-/// `kernel` gets as many blocks as `sized_by` could have. So the loss alone is summed by as many
-/// blocks as the loss with its gradient, and has the same bits.
-template <template <class> class L, class X, Mode kMode, class Start>
-void choose_kernel(const Problem& problem, bool vectors, const Start& start) {
+/// Calls start.run<kernel, sized_by>(elements) for these losses: `elements` is what a block takes
+/// at a time, and `kernel` gets as many blocks as `sized_by` could have. So the loss alone is
+/// summed by as many blocks as the loss with its gradient, and has the same bits.
+template <class Losses, class X, Mode kMode, class Start>
+void choose_kernel_for(const Problem& problem, bool vectors, const Start& start) {
   constexpr Mode kSizedBy = kMode == Mode::kLoss ? Mode::kLossAndGrad : kMode;
   const auto run = [&](auto targets) {
     constexpr Targets kTargets = decltype(targets)::value;
     if constexpr (sizeof(X) < 8) {
       if (vectors) {
-        return start
-            .template run<on_vectors<L, X, kTargets, kMode>, on_vectors<L, X, kTargets, kSizedBy>>(
-                kThreads * 16 / sizeof(X));
+        return start.template run<on_vectors<Losses, X, kTargets, kMode>,
+                                  on_vectors<Losses, X, kTargets, kSizedBy>>(kThreads * 16 /
+                                                                             sizeof(X));
       }
     }
     if constexpr (kTargets != Targets::kBytes) {
-      start.template run<on_elements<L, X, kTargets, kMode>, on_elements<L, X, kTargets, kSizedBy>>(
-          kThreads);
+      start.template run<on_elements<Losses, X, kTargets, kMode>,
+                         on_elements<Losses, X, kTargets, kSizedBy>>(kThreads);
     }
   };
   if (problem.csr.crow_indices != nullptr) {
@@ -273,6 +272,14 @@ void choose_kernel(const Problem& problem, bool vectors, const Start& start) {
     run(std::integral_constant<Targets, Targets::kBytes>());
   } else {
     run(std::integral_constant<Targets, Targets::kAnySize>());
+  }
+}
+template <class X, Mode kMode, class Start>
+void choose_kernel(const Problem& problem, bool vectors, const Start& start) {
+  if (problem.loss == Loss::kBce) {
+    choose_kernel_for<BceAlone, X, kMode>(problem, vectors, start);
+  } else {
+    choose_kernel_for<AllOthers, X, kMode>(problem, vectors, start);
   }
 }
 

@@ -60,15 +60,14 @@ struct Start {
   }
 };
 
-template <template <class> class L, class X>
-void launch_loss(const Problem& problem, const Start& start) {
+template <class X>
+void launch_mode(const Problem& problem, const Start& start) {
   const bool vectors = takes_vectors(problem);
   switch (problem.mode) {
-    case Mode::kLoss: return choose_kernel<L, X, Mode::kLoss>(problem, vectors, start);
-    case Mode::kLossAndGrad:
-      return choose_kernel<L, X, Mode::kLossAndGrad>(problem, vectors, start);
-    case Mode::kGrad: return choose_kernel<L, X, Mode::kGrad>(problem, vectors, start);
-    case Mode::kUnreduced: return choose_kernel<L, X, Mode::kUnreduced>(problem, vectors, start);
+    case Mode::kLoss: return choose_kernel<X, Mode::kLoss>(problem, vectors, start);
+    case Mode::kLossAndGrad: return choose_kernel<X, Mode::kLossAndGrad>(problem, vectors, start);
+    case Mode::kGrad: return choose_kernel<X, Mode::kGrad>(problem, vectors, start);
+    case Mode::kUnreduced: return choose_kernel<X, Mode::kUnreduced>(problem, vectors, start);
     case Mode::kCount: return;
   }
 }
@@ -85,8 +84,7 @@ void launch_dtype(Problem problem, const Workspace& workspace, int device, cudaS
   }
   const Finish last = sums(problem.mode) ? finish<T, T> : nullptr;
   const Start start{problem, workspace, last, device, stream};
-  with_loss(problem.loss,
-            [&](auto loss) { launch_loss<decltype(loss)::template Terms, X>(problem, start); });
+  launch_mode<X>(problem, start);
   if (workspace.expected != nullptr) {
     remember_grad_output<T><<<1, 1, 0, stream>>>(problem, workspace);
     check(cudaGetLastError());

@@ -1,6 +1,7 @@
 // Computes the elements of one thread, one at a time.
 #pragma once
 
+#include "cuda/loss_sets.h"
 #include "cuda/targets.h"
 
 namespace weighted_bce::cuda {
@@ -29,26 +30,21 @@ WEIGHTED_BCE_DEVICE double divided(const Problem& problem, const Workspace& work
 }
 
 /// A Thread computes elements one by one, and the sum of their losses.
-template <template <class> class L, class X, Targets kTargets, Mode kMode>
+template <class Losses, class X, Targets kTargets, Mode kMode>
 class Thread {
  protected:
   using T = typename Arithmetic<X>::T;
   using S = Scalar<T>;
-  using Terms = L<S>;
 
   const Problem& problem_;
   const CallConstants<T>& constants_;
-  const typename Terms::Parameters parameters_;
   const BlockConstants<T> shared_;
   T sum_ = 0;  // of a few losses
   double total_ = 0;
 
  public:
   WEIGHTED_BCE_DEVICE Thread(const Problem& problem, const BlockConstants<T>& shared)
-      : problem_(problem),
-        constants_(constants_of<T>(problem)),
-        parameters_(constants_),
-        shared_(shared) {}
+      : problem_(problem), constants_(constants_of<T>(problem)), shared_(shared) {}
 
   /// Callers do this after some elements, so that few are summed in T.
   WEIGHTED_BCE_DEVICE void collect() {
@@ -58,16 +54,17 @@ class Thread {
   WEIGHTED_BCE_DEVICE double total() const { return total_; }
 
   /// Computes an element with any target and these factors. Returns what the mode writes.
-  WEIGHTED_BCE_DEVICE T general(T x, T y, T w, T p, T grad_output) {
+  template <class Terms>
+  WEIGHTED_BCE_DEVICE T general(const Chosen<Terms>& loss, T x, T y, T w, T p, T grad_output) {
     if (problem_.ignores && is_ignored(y, constants_.ignore_index)) return 0;
     Coefficients<T> c = coefficients<S>(y, p, constants_.keep, constants_.shift);
     c = {w * c.positive, w * c.negative};
-    const Terms terms(x, parameters_);
+    const Terms terms(x, loss.parameters);
     T out = 0;
     if constexpr (kMode != Mode::kGrad) {
-      const T loss = terms.value(c);
-      if constexpr (kSums<kMode>) sum_ += loss;
-      if constexpr (kMode == Mode::kUnreduced) out = loss;
+      const T value = terms.value(c);
+      if constexpr (kSums<kMode>) sum_ += value;
+      if constexpr (kMode == Mode::kUnreduced) out = value;
     }
     if constexpr (kHasGrad<kMode>) {
       c = has_own_grad_output() ? scaled<S>(c, shared_.scale.high * grad_output, T(0))
@@ -96,7 +93,8 @@ class Thread {
     if (problem_.w.data != nullptr) w = factor_at<X, T>(problem_, problem_.w, i);
     if (problem_.p.form > Form::kUniform) p = factor_at<X, T>(problem_, problem_.p, i);
     if (has_own_grad_output()) grad_output = factor_at<X, T>(problem_, problem_.grad_output, i);
-    const T result[1] = {general(widened<X>(x, 0), y, w, p, grad_output)};
+    const T result[1] = {with_loss(
+        [&](auto loss) { return general(loss, widened<X>(x, 0), y, w, p, grad_output); })};
     if constexpr (kMode != Mode::kLoss) {
       X* const out = static_cast<X*>(const_cast<void*>(problem_.out.data));
       store<sizeof(X)>(out + of_out, narrowed<X>(result).words);
@@ -104,6 +102,15 @@ class Thread {
   }
 
  protected:
+  /// Returns visit(Chosen<...>()) for the loss of the call.
+  template <class Visit>
+  WEIGHTED_BCE_DEVICE auto with_loss(const Visit& visit) const {
+    return Losses::with_loss(problem_.loss, [&](auto loss) {
+      using Terms = typename decltype(loss)::template Terms<S>;
+      return visit(Chosen<Terms>{typename Terms::Parameters(constants_)});
+    });
+  }
+
   /// Tells whether each element has a grad_output of its own. The scale contains that of all.
   WEIGHTED_BCE_DEVICE bool has_own_grad_output() const {
     return kMode == Mode::kGrad && problem_.grad_output.form >= Form::kContiguous;

@@ -1,4 +1,4 @@
-// One thread has the arithmetic that elementary.h and terms.h ask for, and products of logarithms.
+// One thread has the arithmetic that elementary.h asks for, and products of logarithms.
 #pragma once
 
 #include "losses.h"
@@ -28,7 +28,7 @@ struct Basics {
   }
 };
 
-/// By its errors, value and slope of a term of Focal (terms.h) are at most 16 ulp off in float,
+/// By its errors, value and slope of a term of Focal (losses.h) are at most 16 ulp off in float,
 /// and 6 in double.
 template <class T>
 struct Scalar;

@@ -12,21 +12,19 @@ namespace weighted_bce::cuda {
 
 /// A VectorThread computes groups of elements, where logits, targets and output are contiguous.
 /// Sparse targets are set as bytes of 0 and 1 before compute().
-template <template <class> class L, class X, Targets kTargets, Mode kMode>
-class VectorThread : public Thread<L, X, kTargets, kMode> {
-  using Base = Thread<L, X, kTargets, kMode>;
+template <class Losses, class X, Targets kTargets, Mode kMode>
+class VectorThread : public Thread<Losses, X, kTargets, kMode> {
+  using Base = Thread<Losses, X, kTargets, kMode>;
   using Base::constants_;
-  using Base::parameters_;
   using Base::problem_;
   using Base::shared_;
   using Base::sum_;
   using typename Base::S;
   using typename Base::T;
-  using typename Base::Terms;
 
-  /// Terms without a logarithm are long, and their code for a group would be, too: where most
-  /// groups take the fast path, the others are computed element by element.
-  static constexpr bool kHasGeneralGroup = Terms::kHasLogarithm || kMode == Mode::kUnreduced;
+  /// The code for a group of any targets is long for several losses: where most groups take the
+  /// fast path, the others are computed element by element.
+  static constexpr bool kHasGeneralGroup = !Losses::kChooses || kMode == Mode::kUnreduced;
 
   const uint64_t one_;                // the bits of a hard positive
   Product<T> negatives_, positives_;  // logarithms that have a coefficient in common
@@ -43,17 +41,19 @@ class VectorThread : public Thread<L, X, kTargets, kMode> {
 
   WEIGHTED_BCE_DEVICE void compute(Group& group, int64_t i) {
     if (kMode != Mode::kUnreduced && shared_.hard_fast_path && prepare_hard(group.targets, i)) {
-      if constexpr (!Terms::kHasLogarithm) {
-        hard_group(group, i, shared_.own_p);
-      } else if (kTargets == Targets::kSparse && !any(group.targets)) {
-        negative_group(group, i);
-      } else if (shared_.own_p) {  // constants give two versions of the code
-        hard_group(group, i, true);
-      } else {
-        hard_group(group, i, false);
-      }
+      Base::with_loss([&](auto loss) {
+        if constexpr (Losses::kChooses) {
+          hard_group(loss, group, i, shared_.own_p);
+        } else if (kTargets == Targets::kSparse && !any(group.targets)) {
+          negative_group(loss, group, i);
+        } else if (shared_.own_p) {  // constants give two versions of the code
+          hard_group(loss, group, i, true);
+        } else {
+          hard_group(loss, group, i, false);
+        }
+      });
     } else if (kHasGeneralGroup && within_row(i)) {
-      general_group(group, i);
+      Base::with_loss([&](auto loss) { general_group(loss, group, i); });
     } else {
       const uint32_t positives = kTargets == Targets::kSparse ? positives_of(group) : 0;
 #pragma unroll 1
@@ -63,7 +63,7 @@ class VectorThread : public Thread<L, X, kTargets, kMode> {
 
   /// Callers do this after at most kUncollected elements.
   WEIGHTED_BCE_DEVICE void collect() {
-    if constexpr (kSums<kMode> && Terms::kHasLogarithm) {
+    if constexpr (kSums<kMode>) {
       sum_ += log1p<S>(negatives_.value);
       const T of_positives = log1p<S>(positives_.value);
       if (shared_.hard_fast_path && !shared_.own_p) {
@@ -101,31 +101,37 @@ class VectorThread : public Thread<L, X, kTargets, kMode> {
   }
 
   /// Does what hard_group does where all targets are 0, as most are with sparse labels.
-  WEIGHTED_BCE_DEVICE void negative_group(const Group& group, int64_t i) {
+  template <class Terms>
+  WEIGHTED_BCE_DEVICE void negative_group(const Chosen<Terms>& loss, const Group& group,
+                                          int64_t i) {
     T results[kLanes];
 #pragma unroll
-    for (int j = 0; j < kLanes; ++j) results[j] = hard(widened<X>(group.logits, j), false, false);
+    for (int j = 0; j < kLanes; ++j)
+      results[j] = hard(loss, widened<X>(group.logits, j), false, false);
     write(results, i);
   }
 
-  WEIGHTED_BCE_DEVICE void hard_group(const Group& group, int64_t i, bool own_p) {
+  template <class Terms>
+  WEIGHTED_BCE_DEVICE void hard_group(const Chosen<Terms>& loss, const Group& group, int64_t i,
+                                      bool own_p) {
     T results[kLanes];
     uint32_t positives = 0;
 #pragma unroll
     for (int j = 0; j < kLanes; ++j) {
       const auto y = static_cast<uint32_t>(group.targets.template element<1>(j));
-      results[j] = hard(widened<X>(group.logits, j), y != 0, own_p);
+      results[j] = hard(loss, widened<X>(group.logits, j), y != 0, own_p);
       positives |= y << j;
     }
-    if (own_p) take_positives(group, positives, i, results);
+    if (own_p) take_positives(loss, group, positives, i, results);
     write(results, i);
   }
 
   /// Computes an element with a hard target. A positive that has its own pos_weight is left to
   /// take_positives.
-  WEIGHTED_BCE_DEVICE T hard(T x, bool positive, bool own_p) {
+  template <class Terms>
+  WEIGHTED_BCE_DEVICE T hard(const Chosen<Terms>& loss, T x, bool positive, bool own_p) {
     const Term<T> term =
-        Terms::hard(x, positive, {shared_.positive_factor, shared_.scale.high}, parameters_);
+        Terms::hard(x, positive, {shared_.positive_factor, shared_.scale.high}, loss.parameters);
     if constexpr (kSums<kMode>) {
       if constexpr (Terms::kHasLogarithm) {
         if (!positive) {
@@ -143,8 +149,9 @@ class VectorThread : public Thread<L, X, kTargets, kMode> {
 
   /// Computes the positives of a group one by one: they are few. Registers have no index at run
   /// time.
-  WEIGHTED_BCE_DEVICE void take_positives(const Group& group, uint32_t lanes, int64_t i,
-                                          T (&results)[kLanes]) {
+  template <class Terms>
+  WEIGHTED_BCE_DEVICE void take_positives(const Chosen<Terms>& loss, const Group& group,
+                                          uint32_t lanes, int64_t i, T (&results)[kLanes]) {
 #pragma unroll 1
     for (; lanes != 0; lanes &= lanes - 1) {
       const int lane = lowest_bit(lanes);
@@ -153,13 +160,14 @@ class VectorThread : public Thread<L, X, kTargets, kMode> {
       for (int j = 0; j < kLanes; ++j) x = j == lane ? widened<X>(group.logits, j) : x;
       T p = shared_.pos_weight;
       if (problem_.p.form > Form::kUniform) p = factor_at<X, T>(problem_, problem_.p, i + lane);
-      const T result = Base::general(x, T(1), T(1), p, T(1));
+      const T result = Base::general(loss, x, T(1), T(1), p, T(1));
 #pragma unroll
       for (int j = 0; j < kLanes; ++j) results[j] = j == lane ? result : results[j];
     }
   }
 
-  WEIGHTED_BCE_DEVICE void general_group(const Group& group, int64_t i) {
+  template <class Terms>
+  WEIGHTED_BCE_DEVICE void general_group(const Chosen<Terms>& loss, const Group& group, int64_t i) {
     T y[kLanes], w[kLanes], p[kLanes], grad_output[kLanes], results[kLanes];
 #pragma unroll
     for (int j = 0; j < kLanes; ++j) {
@@ -175,7 +183,8 @@ class VectorThread : public Thread<L, X, kTargets, kMode> {
     }
 #pragma unroll
     for (int j = 0; j < kLanes; ++j) {
-      results[j] = Base::general(widened<X>(group.logits, j), y[j], w[j], p[j], grad_output[j]);
+      results[j] =
+          Base::general(loss, widened<X>(group.logits, j), y[j], w[j], p[j], grad_output[j]);
     }
     write(results, i);
   }

@@ -31,16 +31,15 @@ struct Start {
   }
 };
 
-template <template <class> class L, class X>
-void start_loss(const Start& start, bool vectors) {
+template <class X>
+void start_mode(const Start& start, bool vectors) {
   const Problem& problem = start.problem;
   switch (problem.mode) {
-    case Mode::kLoss: return cuda::choose_kernel<L, X, Mode::kLoss>(problem, vectors, start);
+    case Mode::kLoss: return cuda::choose_kernel<X, Mode::kLoss>(problem, vectors, start);
     case Mode::kLossAndGrad:
-      return cuda::choose_kernel<L, X, Mode::kLossAndGrad>(problem, vectors, start);
-    case Mode::kGrad: return cuda::choose_kernel<L, X, Mode::kGrad>(problem, vectors, start);
-    case Mode::kUnreduced:
-      return cuda::choose_kernel<L, X, Mode::kUnreduced>(problem, vectors, start);
+      return cuda::choose_kernel<X, Mode::kLossAndGrad>(problem, vectors, start);
+    case Mode::kGrad: return cuda::choose_kernel<X, Mode::kGrad>(problem, vectors, start);
+    case Mode::kUnreduced: return cuda::choose_kernel<X, Mode::kUnreduced>(problem, vectors, start);
     case Mode::kCount: return fail("a count is started by start_count");
   }
 }
@@ -59,9 +58,7 @@ void start(Problem problem, const cuda::Workspace& workspace, bool vectors, cons
     std::memcpy(workspace.used, problem.grad_output.data, sizeof(T));
     problem.grad_output.data = workspace.used;
   }
-  weighted_bce::with_loss(problem.loss, [&](auto loss) {
-    start_loss<decltype(loss)::template Terms, X>({problem, workspace, grid}, vectors);
-  });
+  start_mode<X>({problem, workspace, grid}, vectors);
   if (workspace.expected != nullptr) {
     Grid{1, grid.order}.run([&] { cuda::remember_grad_output<T>(problem, workspace); });
   }

@@ -57,9 +57,13 @@ def coefficients(options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return positive, negative
 
 
-def _finite_where_unused(x: Tensor, coefficient: Tensor) -> Tensor:
-    """An infinite logit under a coefficient of 0 adds nothing; 0 times infinity would be NaN."""
-    return torch.where((coefficient == 0) & torch.isinf(x), 0, x)
+def _limited_where_unused(x: Tensor, coefficient: Tensor) -> Tensor:
+    """A term under a coefficient of 0 adds nothing; 0 times infinity would be NaN.
+
+    The bound is what a loss may square.
+    """
+    most = math.sqrt(torch.finfo(x.dtype).max) / 4
+    return torch.where(coefficient == 0, x.clamp(-most, most), x)
 
 
 def unreduced(input: Tensor, options: Options) -> Tensor:
@@ -71,8 +75,8 @@ def _dense_unreduced(input: Tensor, options: Options) -> tuple[Tensor]:
     x, options, skip = without_ignored(input, options)
     positive, negative = coefficients(options, x.dtype)
     of_positive, of_negative = terms_of(options.loss, options.parameters)
-    loss = positive * of_positive.value(_finite_where_unused(x, positive))
-    loss = loss + negative * of_negative.value(_finite_where_unused(x, negative))
+    loss = positive * of_positive.value(_limited_where_unused(x, positive))
+    loss = loss + negative * of_negative.value(_limited_where_unused(x, negative))
     return (loss if skip is None else loss.masked_fill(skip, 0),)
 
 
@@ -179,8 +183,11 @@ def _dense_derivatives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]
     x, options, skip = without_ignored(input, options)
     positive, negative = coefficients(options, x.dtype)
     of_positive, of_negative = terms_of(options.loss, options.parameters)
-    slope = positive * of_positive.slope(x) + negative * of_negative.slope(x)
-    curvature = positive * of_positive.curvature(x) + negative * of_negative.curvature(x)
+    at_positive, at_negative = (_limited_where_unused(x, c) for c in (positive, negative))
+    slope = positive * of_positive.slope(at_positive)
+    slope = slope + negative * of_negative.slope(at_negative)
+    curvature = positive * of_positive.curvature(at_positive)
+    curvature = curvature + negative * of_negative.curvature(at_negative)
     if skip is None:
         return slope, curvature
     return slope.masked_fill(skip, 0), curvature.masked_fill(skip, 0)

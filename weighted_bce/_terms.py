@@ -10,20 +10,22 @@ the kernels.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import logsigmoid
 
+_Of = Callable[[Tensor], Tensor]
 
-class Term(Protocol):
-    """One of the two terms. x is of any shape, float32 or float64, and so are the results."""
 
-    def value(self, x: Tensor) -> Tensor: ...
-    def slope(self, x: Tensor) -> Tensor: ...
-    def curvature(self, x: Tensor) -> Tensor: ...
+class Term(NamedTuple):
+    """One of the two terms, as functions of logits in float32 or float64, which they return."""
+
+    value: _Of
+    slope: _Of
+    curvature: _Of
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -31,101 +33,111 @@ def softplus(x: Tensor) -> Tensor:
     return -logsigmoid(-x)
 
 
-class Softplus:
-    """S(x), with which binary cross-entropy weighs negatives."""
-
-    def value(self, x: Tensor) -> Tensor:
-        return softplus(x)
-
-    def slope(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(x)
-
-    def curvature(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(x) * torch.sigmoid(-x)
+_SOFTPLUS = Term(softplus, torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x))
 
 
-class FocalTerm:
-    """u^gamma S(x), with which the focal loss weighs negatives.
-
-    The power is exp(-gamma S(-x)), right for any gamma >= 0. Its exponent needs more digits than
-    the result: where a device has float64, it is float64.
-    """
-
-    # Beyond it, the term is x; below its opposite, 0. Both hold in float64 for gamma up to 1e300.
-    _LIMIT = 1000.0
-
-    def __init__(self, gamma: float) -> None:
-        self._gamma = gamma
-
-    def _factors(self, x: Tensor) -> tuple[Tensor, float, Tensor]:
-        """Returns x within the limit, gamma and u^gamma, all finite: infinity times 0 is NaN."""
-        wide = x.double() if x.device.type in ("cpu", "cuda", "meta") else x
-        gamma = min(self._gamma, torch.finfo(wide.dtype).max)
-        t = wide.clamp(-self._LIMIT, self._LIMIT)
-        return t, gamma, torch.exp(-gamma * softplus(-t))
-
-    def value(self, x: Tensor) -> Tensor:
-        t, _, power = self._factors(x)
-        return torch.where(x > self._LIMIT, x, (power * softplus(t)).to(x.dtype))
-
-    def slope(self, x: Tensor) -> Tensor:
-        t, gamma, power = self._factors(x)
-        u, v = torch.sigmoid(t), torch.sigmoid(-t)
-        return (power * (gamma * v * softplus(t) + u)).to(x.dtype)
-
-    def curvature(self, x: Tensor) -> Tensor:
-        t, gamma, power = self._factors(x)
-        u, v = torch.sigmoid(t), torch.sigmoid(-t)
-        # The power comes first: where it is 0, gamma^2 may be too large.
-        terms = power * gamma * (gamma * v - u) * (v * softplus(t)) + 2 * (power * gamma * u * v)
-        return (terms + power * u * v).to(x.dtype)
+def _mirrored(term: Term) -> Term:
+    """A term at -x: what weighs negatives becomes what weighs positives."""
+    return Term(lambda x: term.value(-x), lambda x: -term.slope(-x), lambda x: term.curvature(-x))
 
 
-class Scaled:
+def _scaled(term: Term, factor: float) -> Term:
     """A term times a factor; 0 times an infinite value is 0."""
 
-    def __init__(self, term: Term, factor: float) -> None:
-        self._term, self._factor = term, factor
+    def times_factor(function: _Of) -> _Of:
+        if factor:
+            return lambda x: factor * function(x)
+        return lambda x: torch.where(x.isnan(), x, 0)
 
-    def _times_factor(self, t: Tensor) -> Tensor:
-        return self._factor * t if self._factor else torch.where(t.isnan(), t, 0)
-
-    def value(self, x: Tensor) -> Tensor:
-        return self._times_factor(self._term.value(x))
-
-    def slope(self, x: Tensor) -> Tensor:
-        return self._times_factor(self._term.slope(x))
-
-    def curvature(self, x: Tensor) -> Tensor:
-        return self._times_factor(self._term.curvature(x))
+    return Term(*map(times_factor, term))
 
 
-class Mirrored:
-    """A term at -x: what weighs negatives becomes what weighs positives."""
+def _in_float64(term: Term) -> Term:
+    """A term computed in float64 where the device has it, for parts that need more digits, or a
+    wider range, than the result."""
 
-    def __init__(self, term: Term) -> None:
-        self._term = term
+    def converted(function: _Of) -> _Of:
+        def result(x: Tensor) -> Tensor:
+            wide = x.double() if x.device.type in ("cpu", "cuda", "meta") else x
+            return function(wide).to(x.dtype)
 
-    def value(self, x: Tensor) -> Tensor:
-        return self._term.value(-x)
+        return result
 
-    def slope(self, x: Tensor) -> Tensor:
-        return -self._term.slope(-x)
+    return Term(*map(converted, term))
 
-    def curvature(self, x: Tensor) -> Tensor:
-        return self._term.curvature(-x)
+
+# Beyond it, the terms are at their limits. That holds in float64, for exponents up to 1e300 too.
+_LIMIT = 1000.0
+
+
+def _limited(x: Tensor) -> Tensor:
+    """x within the limit, where all parts of a term are finite: infinity times 0 is NaN."""
+    return x.clamp(-_LIMIT, _LIMIT)
+
+
+class _Parts(NamedTuple):
+    """What a term b^gamma L is made of: log b and L, with their two derivatives."""
+
+    log_base: Tensor
+    base_slope: Tensor
+    base_curvature: Tensor
+    value: Tensor
+    slope: Tensor
+    curvature: Tensor
+
+
+def _focused(parts: Callable[[Tensor], _Parts], gamma: float) -> Term:
+    """b^gamma L, right for any gamma >= 0: the power is exp(gamma log b)."""
+
+    def power(log_base: Tensor) -> Tensor:
+        return torch.exp(min(gamma, torch.finfo(log_base.dtype).max) * log_base)
+
+    def value(x: Tensor) -> Tensor:
+        p = parts(x)
+        return power(p.log_base) * p.value
+
+    def slope(x: Tensor) -> Tensor:
+        p = parts(x)
+        g = min(gamma, torch.finfo(x.dtype).max)
+        return power(p.log_base) * (g * p.base_slope * p.value + p.slope)
+
+    def curvature(x: Tensor) -> Tensor:
+        p = parts(x)
+        b, g = power(p.log_base), min(gamma, torch.finfo(x.dtype).max)
+        # The power comes first: where it is 0, gamma^2 may be too large.
+        of_base = b * g * (g * p.base_slope * p.base_slope + p.base_curvature) * p.value
+        return of_base + 2 * (b * g * p.base_slope * p.slope) + b * p.curvature
+
+    return Term(value, slope, curvature)
+
+
+def _focal_parts(x: Tensor) -> _Parts:
+    u, v = torch.sigmoid(x), torch.sigmoid(-x)
+    return _Parts(-softplus(-x), v, -u * v, softplus(x), u, u * v)
+
+
+def _focal_term(gamma: float) -> Term:
+    """u^gamma S(x), with which the focal loss weighs negatives."""
+    term = _focused(_focal_parts, gamma)
+    return _in_float64(
+        Term(
+            lambda x: torch.where(x > _LIMIT, x, term.value(_limited(x))),
+            lambda x: term.slope(_limited(x)),
+            lambda x: term.curvature(_limited(x)),
+        )
+    )
 
 
 def _bce() -> tuple[Term, Term]:
-    return Mirrored(Softplus()), Softplus()
+    return _mirrored(_SOFTPLUS), _SOFTPLUS
 
 
 def _focal(gamma: float, alpha: float) -> tuple[Term, Term]:
     """Lin et al., "Focal Loss for Dense Object Detection" (2017). An alpha of -1 is none."""
-    term = FocalTerm(gamma)
+    term = _focal_term(gamma)
     if alpha == -1:
-        return Mirrored(term), term
-    return Mirrored(Scaled(term, alpha)), Scaled(term, 1 - alpha)
+        return _mirrored(term), term
+    return _mirrored(_scaled(term, alpha)), _scaled(term, 1 - alpha)
 
 
 _TERMS = (_bce, _focal)  # by the numbers of csrc/problem.h

@@ -21,6 +21,11 @@ class Loss:
     _parameters: Sequence[float] | None = None  # in the order of the terms
 
 
+def _capped(number: float) -> float:
+    """Keeps sums and products with a parameter finite; a larger exponent makes no difference."""
+    return max(-1e300, min(float(number), 1e300))
+
+
 @dataclass(frozen=True)
 class BCE(Loss):
     """Binary cross-entropy: P(x) = S(-x) and N(x) = S(x).
@@ -79,8 +84,7 @@ class Focal(Loss):
 
     @property
     def _parameters(self) -> Sequence[float]:  # type: ignore[override]
-        gamma = min(float(self.gamma), 1e300)  # a larger one could not make any difference
-        return gamma, -1.0 if self.alpha is None else float(self.alpha)
+        return _capped(self.gamma), -1.0 if self.alpha is None else float(self.alpha)
 
 
 _LOSSES = (BCE, Focal)
@@ -90,5 +94,5 @@ torch.serialization.add_safe_globals(list(_LOSSES))  # for torch.load, which tak
 def check_loss(loss: object) -> None:
     """Raises TypeError unless this is one of the losses above."""
     if not isinstance(loss, _LOSSES):
-        names = " or ".join(f"{kind.__name__}()" for kind in _LOSSES)
-        raise TypeError(f"loss must be {names}, got {loss!r}")
+        *names, last = (f"{kind.__name__}()" for kind in _LOSSES)
+        raise TypeError(f"loss must be {', '.join(names)} or {last}, got {loss!r}")

@@ -143,6 +143,33 @@ class Focal : public LossTerms<Focal, Math> {
   }
 };
 
+/// The squared hinge loss, as extreme classifiers use it (Babbar and Schoelkopf, DiSMEC, 2017):
+/// P(x) = max(0, 1 - x)^2, N(x) = max(0, 1 + x)^2. Value and slope are at most 3 ulp off.
+template <class Math>
+class SquaredHinge : public LossTerms<SquaredHinge, Math> {
+  using typename LossTerms<SquaredHinge, Math>::V;
+  using typename LossTerms<SquaredHinge, Math>::Constants;
+  V x_;
+
+ public:
+  static constexpr bool kIsMirrored = true;
+  struct Parameters {
+    WEIGHTED_BCE_INLINE explicit Parameters(const Constants&) {}
+  };
+
+  WEIGHTED_BCE_INLINE SquaredHinge(V x, const Parameters&) : x_(x) {}
+
+  WEIGHTED_BCE_INLINE Term<V> negative(V factor) const { return term(x_, factor); }
+  WEIGHTED_BCE_INLINE Term<V> positive(V factor) const { return term(-x_, -factor); }
+
+ private:
+  static WEIGHTED_BCE_INLINE Term<V> term(V x, V factor) {
+    const V margin = Math::set(1) + x;
+    const V positive = Math::select(Math::set(0) > margin, Math::set(0), margin);  // or NaN
+    return {Math::set(0), positive * positive, weighted<Math>(factor, positive + positive)};
+  }
+};
+
 /// This arithmetic computes nothing: it serves to ask a loss for what is the same in all.
 struct NoMath {
   using Value = double;
@@ -160,6 +187,7 @@ template <class Visit>
 WEIGHTED_BCE_INLINE auto with_loss(Loss loss, const Visit& visit) {
   switch (loss) {
     case Loss::kFocal: return visit(LossOf<Focal>());
+    case Loss::kSquaredHinge: return visit(LossOf<SquaredHinge>());
     case Loss::kBce: break;
   }
   return visit(LossOf<Bce>());

@@ -52,8 +52,12 @@ constexpr bool kHasGrad = kMode == Mode::kGrad || kMode == Mode::kLossAndGrad;
 
 /// The losses as the ops number them; losses.h says what each is. Exported programs hold these
 /// numbers, so that none may change.
-enum class Loss : uint8_t { kBce = 0, kFocal = 1 };
-constexpr int kLosses = 2, kMaxParameters = 4;
+enum class Loss : uint8_t {
+  kBce = 0,
+  kFocal = 1,
+  kSquaredHinge = 2,
+};
+constexpr int kLosses = 3, kMaxParameters = 4;
 
 /// An iteration has no more dimensions: no tensor that fits into memory has more above size 1.
 constexpr int kMaxDims = 40;

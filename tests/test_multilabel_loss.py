@@ -20,6 +20,7 @@ from weighted_bce import (
     LinearMultilabelLoss,
     LinearWeightedBCEWithLogitsLoss,
     MultilabelLoss,
+    SquaredHinge,
     linear_multilabel_loss_with_logits,
     linear_weighted_bce_with_logits,
     multilabel_loss_with_logits,
@@ -30,7 +31,7 @@ from weighted_bce.losses import Loss
 from .comparison import check, outcome
 from .truth import INPUT_DTYPES, REDUCTIONS, Case, labels, logits, options_of, positives_of, terms
 
-LOSSES = (BCE(), Focal(), Focal(0.0), Focal(0.5, 0.25), Focal(2.7, 1.0))
+LOSSES = (BCE(), Focal(), Focal(0.0), Focal(0.5, 0.25), Focal(2.7, 1.0), SquaredHinge())
 INF = math.inf
 
 
@@ -54,12 +55,13 @@ def test_slopes_and_curvatures_are_derivatives_of_values(loss: Any) -> None:
 def at_infinity() -> Iterator[Any]:
     """Losses, the value and slope of the positive term at -inf, and of the negative one at inf.
 
-    At the other end both are 0.
+    The curvature is 2 where the slope is infinite, else 0; at the other end all are 0.
     """
     for gamma in (0.0, 1e-3, 0.5, 1.0, 2.0, 1e4, 1e38, 1e100, 1e300):
         yield Focal(gamma), (INF, -1), (INF, 1)
     yield Focal(2.0, 0.0), (0, 0), (INF, 1)
     yield Focal(2.0, 1.0), (INF, -1), (0, 0)
+    yield SquaredHinge(), (INF, -INF), (INF, INF)
 
 
 AT_INFINITY = pytest.mark.parametrize(("loss", "of_positive", "of_negative"), [*at_infinity()])
@@ -76,10 +78,10 @@ def test_terms_have_their_limits(
     for term, sign, limits in zip(terms(loss), (-1, 1), (of_positive, of_negative), strict=True):
         value, slope, curvature = term.value(x), term.slope(x), term.curvature(x)
         assert not torch.stack((value, slope, curvature)).isnan().any()
-        for actual, limit in zip((value, slope), limits, strict=True):
+        limits = (*limits, 2 if abs(limits[1]) == INF else 0)
+        for actual, limit in zip((value, slope, curvature), limits, strict=True):
             assert actual[sign * x == INF].item() == pytest.approx(limit)
             assert actual[sign * x == -INF].item() == 0
-        assert (curvature[x.isinf()] == 0).all()
         assert term.value(torch.tensor([math.nan])).isnan().all()
 
 
@@ -109,9 +111,10 @@ def test_infinite_and_huge_logits(
                 (result,) = torch.autograd.grad(result.sum(), x, create_graph=True)
                 assert not result.isnan().any(), order
                 if not order:
-                    slopes = target * of_positive[1], (1 - target) * of_negative[1]
-                    assert result[:2].tolist() == [slopes[1], slopes[0]]
-                assert not order or not result[:5].any(), order
+                    slopes = (1 - target, of_negative[1]), (target, of_positive[1])
+                    assert result[:2].tolist() == [a * slope if a else 0 for a, slope in slopes]
+                    continue
+                assert not result[:5].any() or loss == SquaredHinge(), order
 
 
 def forms(device: str, dtype: torch.dtype) -> Iterator[Case]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from weighted_bce import (
     BCE,
     Focal,
+    SquaredHinge,
     multilabel_loss_with_logits,
     weighted_bce_with_logits,
 )
@@ -150,6 +151,9 @@ def numpy_terms(loss: Any, x: np.ndarray) -> tuple[np.ndarray, ...]:
             of_positive * (g * u * log_u - v),
             of_negative * (u - g * v * log_v),
         )
+    elif isinstance(loss, SquaredHinge):
+        below, above = np.maximum(0, 1 - x), np.maximum(0, 1 + x)
+        results = below**2, above**2, -2 * below, 2 * above
     return tuple(result.astype(np.float64) for result in results)
 
 
@@ -232,3 +236,4 @@ def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -
         yield Case(x, hard, loss=Focal(), name="focal")
         yield Case(x, soft, w[:, :1], 3.0, "sum", 0.1, loss=Focal(1.5, 0.25), name="focal, soft")
         yield Case(x, hard, w, w[0], name="focal, sparse", sparse=torch.int64, loss=Focal(0.5))
+        yield Case(x, soft, w, w[0], "sum", 0.1, loss=SquaredHinge(), name="squared hinge")

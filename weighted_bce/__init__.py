@@ -10,7 +10,7 @@ from .linear import (
     linear_multilabel_loss_with_logits,
     linear_weighted_bce_with_logits,
 )
-from .losses import BCE, Focal
+from .losses import BCE, Focal, SquaredHinge
 from .modules import (
     MultilabelLoss,
     WeightBCEWithLogitsLoss,
@@ -30,6 +30,7 @@ __all__ = [
     "LinearWeightedBCEWithLogitsLoss",
     "MultilabelLoss",
     "SparseLabels",
+    "SquaredHinge",
     "WeightBCEWithLogitsLoss",
     "WeightedBCELoss",
     "WeightedBCEWithLogitsLoss",

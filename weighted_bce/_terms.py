@@ -140,7 +140,16 @@ def _focal(gamma: float, alpha: float) -> tuple[Term, Term]:
     return _mirrored(_scaled(term, alpha)), _scaled(term, 1 - alpha)
 
 
-_TERMS = (_bce, _focal)  # by the numbers of csrc/problem.h
+def _squared_hinge() -> tuple[Term, Term]:
+    term = Term(
+        lambda x: (1 + x).clamp(min=0).square(),
+        lambda x: 2 * (1 + x).clamp(min=0),
+        lambda x: 2 * (x > -1).to(x.dtype),
+    )
+    return _mirrored(term), term
+
+
+_TERMS = (_bce, _focal, _squared_hinge)  # by the numbers of csrc/problem.h
 
 
 def terms_of(loss: int, parameters: Sequence[float] | None) -> tuple[Term, Term]:

@@ -87,7 +87,29 @@ class Focal(Loss):
         return _capped(self.gamma), -1.0 if self.alpha is None else float(self.alpha)
 
 
-_LOSSES = (BCE, Focal)
+@dataclass(frozen=True)
+class SquaredHinge(Loss):
+    r"""The squared hinge loss, exactly 0 where a logit is beyond the margin of 1.
+
+    .. math::
+        P(x) = \max(0, 1 - x)^2, \quad N(x) = \max(0, 1 + x)^2
+
+    as in linear classifiers with very many labels: Babbar and Schölkopf, "DiSMEC: Distributed
+    Sparse Machines for Extreme Multi-label Classification" (WSDM 2017). Its logits are no log-odds:
+    their signs are the predictions.
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import SquaredHinge, multilabel_loss_with_logits
+        >>> logits, target = torch.tensor([0.5, -2.0]), torch.tensor([1, 0])
+        >>> multilabel_loss_with_logits(logits, target, SquaredHinge(), reduction="sum").item()
+        0.25
+    """
+
+    _loss_id = 2
+
+
+_LOSSES = (BCE, Focal, SquaredHinge)
 torch.serialization.add_safe_globals(list(_LOSSES))  # for torch.load, which takes weights alone
 
 

@@ -170,6 +170,51 @@ class SquaredHinge : public LossTerms<SquaredHinge, Math> {
   }
 };
 
+/// Poly-1 cross-entropy (Leng et al., PolyLoss, 2022): P(x) = S(-x) + epsilon v, N(x) = S(x) +
+/// epsilon u. Value and slope are at most 8 ulp off; where epsilon < 0, relative to the sum of both
+/// parts.
+///
+/// Parameters: epsilon.
+template <class Math>
+class Poly1 : public LossTerms<Poly1, Math> {
+  using typename LossTerms<Poly1, Math>::V;
+  using typename LossTerms<Poly1, Math>::Constants;
+
+ public:
+  static constexpr bool kHasLogarithm = true, kIsMirrored = true;
+  static constexpr int kParameters = 1;
+  static const char* fault(const double* parameters) {
+    return std::isfinite(parameters[0]) ? nullptr : "epsilon must be finite";
+  }
+  struct Parameters {
+    V epsilon;
+    WEIGHTED_BCE_INLINE explicit Parameters(const Constants& constants)
+        : epsilon(Math::set(constants.parameters[0])) {}
+  };
+
+  WEIGHTED_BCE_INLINE Poly1(V x, const Parameters& parameters)
+      : parameters_(parameters),
+        x_(x),
+        z_(Math::exp_minus_abs(x)),
+        larger_(Math::reciprocal(Math::set(1) + z_)) {}
+
+  WEIGHTED_BCE_INLINE Term<V> negative(V factor) const { return term(x_, factor); }
+  WEIGHTED_BCE_INLINE Term<V> positive(V factor) const { return term(-x_, -factor); }
+
+ private:
+  const Parameters& parameters_;
+  V x_, z_, larger_;  // z = exp(-|x|), sigmoid(|x|)
+
+  /// N at x or -x, and its slope u (1 + epsilon v).
+  WEIGHTED_BCE_INLINE Term<V> term(V x, V factor) const {
+    const auto above = x > Math::set(0);
+    const V smaller = z_ * larger_;
+    const V u = Math::select(above, larger_, smaller), v = Math::select(above, smaller, larger_);
+    return {z_, Math::fma(parameters_.epsilon, u, Math::max(x, Math::set(0))),
+            factor * (u * Math::fma(parameters_.epsilon, v, Math::set(1)))};
+  }
+};
+
 /// This arithmetic computes nothing: it serves to ask a loss for what is the same in all.
 struct NoMath {
   using Value = double;
@@ -188,6 +233,7 @@ WEIGHTED_BCE_INLINE auto with_loss(Loss loss, const Visit& visit) {
   switch (loss) {
     case Loss::kFocal: return visit(LossOf<Focal>());
     case Loss::kSquaredHinge: return visit(LossOf<SquaredHinge>());
+    case Loss::kPoly1: return visit(LossOf<Poly1>());
     case Loss::kBce: break;
   }
   return visit(LossOf<Bce>());

@@ -56,8 +56,9 @@ enum class Loss : uint8_t {
   kBce = 0,
   kFocal = 1,
   kSquaredHinge = 2,
+  kPoly1 = 3,
 };
-constexpr int kLosses = 3, kMaxParameters = 4;
+constexpr int kLosses = 4, kMaxParameters = 4;
 
 /// An iteration has no more dimensions: no tensor that fits into memory has more above size 1.
 constexpr int kMaxDims = 40;

@@ -20,6 +20,7 @@ from weighted_bce import (
     LinearMultilabelLoss,
     LinearWeightedBCEWithLogitsLoss,
     MultilabelLoss,
+    Poly1,
     SquaredHinge,
     linear_multilabel_loss_with_logits,
     linear_weighted_bce_with_logits,
@@ -31,7 +32,10 @@ from weighted_bce.losses import Loss
 from .comparison import check, outcome
 from .truth import INPUT_DTYPES, REDUCTIONS, Case, labels, logits, options_of, positives_of, terms
 
-LOSSES = (BCE(), Focal(), Focal(0.0), Focal(0.5, 0.25), Focal(2.7, 1.0), SquaredHinge())
+LOSSES = (
+    *(BCE(), Focal(), Focal(0.0), Focal(0.5, 0.25), Focal(2.7, 1.0)),
+    *(SquaredHinge(), Poly1(), Poly1(7.5)),
+)
 INF = math.inf
 
 
@@ -62,6 +66,8 @@ def at_infinity() -> Iterator[Any]:
     yield Focal(2.0, 0.0), (0, 0), (INF, 1)
     yield Focal(2.0, 1.0), (INF, -1), (0, 0)
     yield SquaredHinge(), (INF, -INF), (INF, INF)
+    for epsilon in (1.0, -1.0, 1e30, -1e30):
+        yield Poly1(epsilon), (INF, -1), (INF, 1)
 
 
 AT_INFINITY = pytest.mark.parametrize(("loss", "of_positive", "of_negative"), [*at_infinity()])
@@ -250,6 +256,8 @@ def test_losses_are_values() -> None:
         (lambda: Focal(2.0, 1.5), ValueError, r"alpha must be in \[0, 1\], got 1.5"),
         (lambda: Focal(2.0, -1), ValueError, r"alpha must be in \[0, 1\], got -1"),
         (lambda: Focal(2.0, math.nan), ValueError, r"alpha must be in \[0, 1\], got nan"),
+        (lambda: Poly1(INF), ValueError, "epsilon must be a finite number, got inf"),
+        (lambda: Poly1(None), TypeError, "epsilon must be a number, got NoneType"),
         (lambda: Focal(2.0, "a"), TypeError, "alpha must be a number or None, got str"),
     ],
 )

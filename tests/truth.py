@@ -16,6 +16,7 @@ from torch import Tensor
 from weighted_bce import (
     BCE,
     Focal,
+    Poly1,
     SquaredHinge,
     multilabel_loss_with_logits,
     weighted_bce_with_logits,
@@ -154,6 +155,9 @@ def numpy_terms(loss: Any, x: np.ndarray) -> tuple[np.ndarray, ...]:
     elif isinstance(loss, SquaredHinge):
         below, above = np.maximum(0, 1 - x), np.maximum(0, 1 + x)
         results = below**2, above**2, -2 * below, 2 * above
+    elif isinstance(loss, Poly1):
+        e = np.longdouble(loss.epsilon)
+        results = e * v - log_u, e * u - log_v, -v * (1 + e * u), u * (1 + e * v)
     return tuple(result.astype(np.float64) for result in results)
 
 
@@ -237,3 +241,4 @@ def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -
         yield Case(x, soft, w[:, :1], 3.0, "sum", 0.1, loss=Focal(1.5, 0.25), name="focal, soft")
         yield Case(x, hard, w, w[0], name="focal, sparse", sparse=torch.int64, loss=Focal(0.5))
         yield Case(x, soft, w, w[0], "sum", 0.1, loss=SquaredHinge(), name="squared hinge")
+        yield Case(x, hard, None, w[0], "sum", loss=Poly1(2.5), name="poly1")

@@ -10,7 +10,7 @@ from .linear import (
     linear_multilabel_loss_with_logits,
     linear_weighted_bce_with_logits,
 )
-from .losses import BCE, Focal, SquaredHinge
+from .losses import BCE, Focal, Poly1, SquaredHinge
 from .modules import (
     MultilabelLoss,
     WeightBCEWithLogitsLoss,
@@ -29,6 +29,7 @@ __all__ = [
     "LinearMultilabelLoss",
     "LinearWeightedBCEWithLogitsLoss",
     "MultilabelLoss",
+    "Poly1",
     "SparseLabels",
     "SquaredHinge",
     "WeightBCEWithLogitsLoss",

@@ -22,6 +22,14 @@ def checked_number(name: str, value: object, otherwise: str = "") -> float:
     return float(value)
 
 
+def checked_finite(name: str, value: object) -> float:
+    """Returns the number as a float; raises ValueError unless it is finite."""
+    number = checked_number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, got {value}")
+    return number
+
+
 def checked_at_least_0(name: str, value: object) -> float:
     """Returns the number as a float; raises ValueError unless it is finite and at least 0."""
     number = checked_number(name, value)

@@ -149,7 +149,24 @@ def _squared_hinge() -> tuple[Term, Term]:
     return _mirrored(term), term
 
 
-_TERMS = (_bce, _focal, _squared_hinge)  # by the numbers of csrc/problem.h
+def _poly1(epsilon: float) -> tuple[Term, Term]:
+    """Leng et al., "PolyLoss" (2022): S(x) + epsilon u weighs negatives."""
+
+    def value(x: Tensor) -> Tensor:
+        return softplus(x) + epsilon * torch.sigmoid(x)
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.sigmoid(x) + epsilon * _SOFTPLUS.curvature(x)
+
+    def curvature(x: Tensor) -> Tensor:
+        u, v = torch.sigmoid(x), torch.sigmoid(-x)
+        return u * v + epsilon * (u * v * (v - u))
+
+    term = _in_float64(Term(value, slope, curvature))
+    return _mirrored(term), term
+
+
+_TERMS = (_bce, _focal, _squared_hinge, _poly1)  # by the numbers of csrc/problem.h
 
 
 def terms_of(loss: int, parameters: Sequence[float] | None) -> tuple[Term, Term]:

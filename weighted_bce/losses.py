@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from ._numbers import checked_at_least_0, checked_number
+from ._numbers import checked_at_least_0, checked_finite, checked_number
 
 
 class Loss:
@@ -109,7 +109,48 @@ class SquaredHinge(Loss):
     _loss_id = 2
 
 
-_LOSSES = (BCE, Focal, SquaredHinge)
+@dataclass(frozen=True)
+class Poly1(Loss):
+    r"""Binary cross-entropy with another weight for the first power of an error.
+
+    With :math:`u = \sigma(x)` and :math:`v = 1 - u`,
+
+    .. math::
+        P(x) = S(-x) + \epsilon v, \quad N(x) = S(x) + \epsilon u
+
+    where S(x) is a series in the powers of u: Leng, Tan, Liu, Cubuk, Shi, Cheng and Anguelov,
+    "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions" (ICLR 2022).
+    Below an epsilon of 0 the two parts cancel, and errors are relative to the parts.
+
+    Args:
+        epsilon: what is added to the weight of the first power, a finite number. Default: 1.
+
+    Raises:
+        TypeError: epsilon is no number.
+        ValueError: epsilon is not finite.
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import Poly1, multilabel_loss_with_logits
+        >>> logits, target = torch.tensor([0.0, -5.0]), torch.tensor([1, 0])
+        >>> loss = multilabel_loss_with_logits(logits, target, Poly1(), reduction="sum")
+        >>> print(f"{loss.item():.4f}")
+        1.2066
+    """
+
+    epsilon: float = 1.0
+
+    _loss_id = 3
+
+    def __post_init__(self) -> None:
+        checked_finite("epsilon", self.epsilon)
+
+    @property
+    def _parameters(self) -> Sequence[float]:  # type: ignore[override]
+        return (_capped(self.epsilon),)
+
+
+_LOSSES = (BCE, Focal, SquaredHinge, Poly1)
 torch.serialization.add_safe_globals(list(_LOSSES))  # for torch.load, which takes weights alone
 
 

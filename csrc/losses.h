@@ -215,6 +215,64 @@ class Poly1 : public LossTerms<Poly1, Math> {
   }
 };
 
+/// The Hill loss (Zhang et al., Simple and Robust Loss Design for Multi-Label Learning with Missing
+/// Labels, 2021): P(x) = v^gamma S(-x) at x - margin, N(x) = (lam - u) u^2. Value and slope are at
+/// most 8 ulp off; where lam < 1.5, those of N relative to the sum of the absolute parts.
+///
+/// Parameters: lam, margin, gamma.
+template <class Math>
+class Hill : public LossTerms<Hill, Math> {
+  using typename LossTerms<Hill, Math>::V;
+  using typename LossTerms<Hill, Math>::Constants;
+
+ public:
+  static constexpr int kParameters = 3;
+  static const char* fault(const double* parameters) {
+    if (!std::isfinite(parameters[0])) return "lam must be finite";
+    if (!std::isfinite(parameters[1])) return "margin must be finite";
+    if (!(parameters[2] >= 0 && parameters[2] <= 1e300)) return "gamma must be in [0, 1e300]";
+    return nullptr;
+  }
+  struct Parameters {
+    V above_one;    // lam - 1
+    V above_three;  // 2 lam - 3
+    Pair<V> margin;
+    Exponent<Math> gamma;
+
+    WEIGHTED_BCE_INLINE explicit Parameters(const Constants& constants)
+        : margin{Math::set(constants.parameters[1]), Math::set(constants.remainders[1])},
+          gamma(constants.parameters[2], constants.remainders[2]) {
+      const auto lam = constants.parameters[0], rest = constants.remainders[0];
+      above_one = Math::set((lam - 1) + rest);
+      above_three = Math::set((lam + lam - 3) + (rest + rest));
+    }
+  };
+
+  WEIGHTED_BCE_INLINE Hill(V x, const Parameters& parameters) : parameters_(parameters), x_(x) {}
+
+  WEIGHTED_BCE_INLINE Term<V> negative(V factor) const {
+    const V z = Math::exp_minus_abs(x_);
+    const Pair<V> inverse = reciprocal<Math>(sum_of_larger(Math::set(1), z));
+    const V larger = inverse.high + inverse.low, smaller = z * larger;
+    const auto above = x_ > Math::set(0);
+    const V u = Math::select(above, larger, smaller), v = Math::select(above, smaller, larger);
+    const V slope = (u * u) * (v * Math::fma(Math::set(3), v, parameters_.above_three));
+    return {Math::set(0), (u * u) * (parameters_.above_one + v), factor * slope};
+  }
+  WEIGHTED_BCE_INLINE Term<V> positive(V factor) const {
+    Pair<V> x = sum(x_, -parameters_.margin.high);
+    const auto finite = x.high - x.high == Math::set(0);
+    x.low = Math::select(finite, x.low - parameters_.margin.low, Math::set(0));
+    const Term<V> plain =
+        focal_term(Logistic<Math>(x).mirrored(), parameters_.gamma, parameters_.gamma.gamma);
+    return {Math::set(0), plain.rest, -factor * plain.slope};
+  }
+
+ private:
+  const Parameters& parameters_;
+  V x_;
+};
+
 /// This arithmetic computes nothing: it serves to ask a loss for what is the same in all.
 struct NoMath {
   using Value = double;
@@ -234,6 +292,7 @@ WEIGHTED_BCE_INLINE auto with_loss(Loss loss, const Visit& visit) {
     case Loss::kFocal: return visit(LossOf<Focal>());
     case Loss::kSquaredHinge: return visit(LossOf<SquaredHinge>());
     case Loss::kPoly1: return visit(LossOf<Poly1>());
+    case Loss::kHill: return visit(LossOf<Hill>());
     case Loss::kBce: break;
   }
   return visit(LossOf<Bce>());

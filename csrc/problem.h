@@ -57,8 +57,9 @@ enum class Loss : uint8_t {
   kFocal = 1,
   kSquaredHinge = 2,
   kPoly1 = 3,
+  kHill = 4,
 };
-constexpr int kLosses = 4, kMaxParameters = 4;
+constexpr int kLosses = 5, kMaxParameters = 4;
 
 /// An iteration has no more dimensions: no tensor that fits into memory has more above size 1.
 constexpr int kMaxDims = 40;

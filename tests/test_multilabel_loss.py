@@ -17,6 +17,7 @@ import weighted_bce
 from weighted_bce import (
     BCE,
     Focal,
+    Hill,
     LinearMultilabelLoss,
     LinearWeightedBCEWithLogitsLoss,
     MultilabelLoss,
@@ -34,7 +35,7 @@ from .truth import INPUT_DTYPES, REDUCTIONS, Case, labels, logits, options_of, p
 
 LOSSES = (
     *(BCE(), Focal(), Focal(0.0), Focal(0.5, 0.25), Focal(2.7, 1.0)),
-    *(SquaredHinge(), Poly1(), Poly1(7.5)),
+    *(SquaredHinge(), Poly1(), Poly1(7.5), Hill(), Hill(2.0, -0.3, 0.5)),
 )
 INF = math.inf
 
@@ -68,6 +69,8 @@ def at_infinity() -> Iterator[Any]:
     yield SquaredHinge(), (INF, -INF), (INF, INF)
     for epsilon in (1.0, -1.0, 1e30, -1e30):
         yield Poly1(epsilon), (INF, -1), (INF, 1)
+    for lam, margin, gamma in ((1.5, 1.0, 2.0), (1.0, -1e30, 0.0), (-1e30, 1e30, 1e300)):
+        yield Hill(lam, margin, gamma), (INF, -1), (lam - 1, 0)
 
 
 AT_INFINITY = pytest.mark.parametrize(("loss", "of_positive", "of_negative"), [*at_infinity()])
@@ -258,6 +261,9 @@ def test_losses_are_values() -> None:
         (lambda: Focal(2.0, math.nan), ValueError, r"alpha must be in \[0, 1\], got nan"),
         (lambda: Poly1(INF), ValueError, "epsilon must be a finite number, got inf"),
         (lambda: Poly1(None), TypeError, "epsilon must be a number, got NoneType"),
+        (lambda: Hill(math.nan), ValueError, "lam must be a finite number, got nan"),
+        (lambda: Hill(margin=INF), ValueError, "margin must be a finite number, got inf"),
+        (lambda: Hill(gamma=-1), ValueError, "gamma must be a finite number >= 0, got -1"),
         (lambda: Focal(2.0, "a"), TypeError, "alpha must be a number or None, got str"),
     ],
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 from weighted_bce import (
     BCE,
     Focal,
+    Hill,
     Poly1,
     SquaredHinge,
     multilabel_loss_with_logits,
@@ -158,6 +159,10 @@ def numpy_terms(loss: Any, x: np.ndarray) -> tuple[np.ndarray, ...]:
     elif isinstance(loss, Poly1):
         e = np.longdouble(loss.epsilon)
         results = e * v - log_u, e * u - log_v, -v * (1 + e * u), u * (1 + e * v)
+    elif isinstance(loss, Hill):
+        lam, (positive, _, slope, _) = loss.lam, numpy_terms(Focal(loss.gamma), x - loss.margin)
+        # v + (lam - 1) is lam - u.
+        results = positive, u * u * (v + (lam - 1)), slope, u * u * v * (2 * lam - 3 + 3 * v)
     return tuple(result.astype(np.float64) for result in results)
 
 
@@ -242,3 +247,4 @@ def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -
         yield Case(x, hard, w, w[0], name="focal, sparse", sparse=torch.int64, loss=Focal(0.5))
         yield Case(x, soft, w, w[0], "sum", 0.1, loss=SquaredHinge(), name="squared hinge")
         yield Case(x, hard, None, w[0], "sum", loss=Poly1(2.5), name="poly1")
+        yield Case(x, soft, w, 3.0, "sum", loss=Hill(1.75, 0.5, 1.5), name="hill")

@@ -10,7 +10,7 @@ from .linear import (
     linear_multilabel_loss_with_logits,
     linear_weighted_bce_with_logits,
 )
-from .losses import BCE, Focal, Poly1, SquaredHinge
+from .losses import BCE, Focal, Hill, Poly1, SquaredHinge
 from .modules import (
     MultilabelLoss,
     WeightBCEWithLogitsLoss,
@@ -26,6 +26,7 @@ __all__ = [
     "Focal",
     "FusedAdam",
     "FusedSGD",
+    "Hill",
     "LinearMultilabelLoss",
     "LinearWeightedBCEWithLogitsLoss",
     "MultilabelLoss",

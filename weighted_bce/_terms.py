@@ -52,6 +52,11 @@ def _scaled(term: Term, factor: float) -> Term:
     return Term(*map(times_factor, term))
 
 
+def _shifted(term: Term, margin: float) -> Term:
+    """A term at x - margin."""
+    return Term(*((lambda x, of=of: of(x - margin)) for of in term))
+
+
 def _in_float64(term: Term) -> Term:
     """A term computed in float64 where the device has it, for parts that need more digits, or a
     wider range, than the result."""
@@ -119,12 +124,10 @@ def _focal_parts(x: Tensor) -> _Parts:
 def _focal_term(gamma: float) -> Term:
     """u^gamma S(x), with which the focal loss weighs negatives."""
     term = _focused(_focal_parts, gamma)
-    return _in_float64(
-        Term(
-            lambda x: torch.where(x > _LIMIT, x, term.value(_limited(x))),
-            lambda x: term.slope(_limited(x)),
-            lambda x: term.curvature(_limited(x)),
-        )
+    return Term(
+        lambda x: torch.where(x > _LIMIT, x, term.value(_limited(x))),
+        lambda x: term.slope(_limited(x)),
+        lambda x: term.curvature(_limited(x)),
     )
 
 
@@ -134,7 +137,7 @@ def _bce() -> tuple[Term, Term]:
 
 def _focal(gamma: float, alpha: float) -> tuple[Term, Term]:
     """Lin et al., "Focal Loss for Dense Object Detection" (2017). An alpha of -1 is none."""
-    term = _focal_term(gamma)
+    term = _in_float64(_focal_term(gamma))
     if alpha == -1:
         return _mirrored(term), term
     return _mirrored(_scaled(term, alpha)), _scaled(term, 1 - alpha)
@@ -166,7 +169,31 @@ def _poly1(epsilon: float) -> tuple[Term, Term]:
     return _mirrored(term), term
 
 
-_TERMS = (_bce, _focal, _squared_hinge, _poly1)  # by the numbers of csrc/problem.h
+def _hill(lam: float, margin: float, gamma: float) -> tuple[Term, Term]:
+    """Zhang et al., "Simple and Robust Loss Design for Multi-Label Learning with Missing Labels"
+    (2021): (lam - u) u^2 weighs negatives, and the focal loss of x - margin positives."""
+    rest, double = lam - 1.5, 2 * lam - 3
+
+    def value(x: Tensor) -> Tensor:
+        # A function of the smaller of u and v: otherwise the derivative that autograd makes of it
+        # would be a difference of nearby numbers, such as 1 - u. At a lam of 1.5, it is 3 u^2 v^2.
+        s = torch.sigmoid(torch.where(x > 0, -x, x))
+        tail = s.square() * (1.5 - s)
+        return torch.where(x > 0, 0.5 - tail + rest * (1 - s).square(), tail + rest * s.square())
+
+    def slope(x: Tensor) -> Tensor:
+        u, v = torch.sigmoid(x), torch.sigmoid(-x)
+        return u * u * v * (double + 3 * v)
+
+    def curvature(x: Tensor) -> Tensor:
+        u, v = torch.sigmoid(x), torch.sigmoid(-x)
+        return u * u * v * ((2 * v - u) * (double + 3 * v) - 3 * u * v)
+
+    positive = _shifted(_mirrored(_focal_term(gamma)), margin)
+    return _in_float64(positive), _in_float64(Term(value, slope, curvature))
+
+
+_TERMS = (_bce, _focal, _squared_hinge, _poly1, _hill)  # by the numbers of csrc/problem.h
 
 
 def terms_of(loss: int, parameters: Sequence[float] | None) -> tuple[Term, Term]:

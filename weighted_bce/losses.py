@@ -150,7 +150,54 @@ class Poly1(Loss):
         return (_capped(self.epsilon),)
 
 
-_LOSSES = (BCE, Focal, SquaredHinge, Poly1)
+@dataclass(frozen=True)
+class Hill(Loss):
+    r"""The Hill loss, for labels of which some are missing: negatives far above 0 count less.
+
+    With :math:`u = \sigma(x)`, margin m and the focal loss' positive term F,
+
+    .. math::
+        P(x) = F(x - m), \quad N(x) = (\lambda - u) u^2
+
+    as in Zhang, Cheng, Huang, Wen, Feng, Li and Guo, "Simple and Robust Loss Design for Multi-Label
+    Learning with Missing Labels" (2021). Below a lam of 1.5 the parts of N cancel, and errors are
+    relative to the parts.
+
+    Args:
+        lam: a finite number; above 1.5, N grows with x. Default: 1.5.
+        margin: what a positive's logit must exceed, a finite number. Default: 1.
+        gamma: the exponent of the positives, finite and at least 0. Default: 2.
+
+    Raises:
+        TypeError: a parameter is no number.
+        ValueError: a parameter is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import Hill, multilabel_loss_with_logits
+        >>> logits, target = torch.tensor([1.0, 0.0]), torch.tensor([1, 0])
+        >>> loss = multilabel_loss_with_logits(logits, target, Hill(), reduction="sum")
+        >>> print(f"{loss.item():.4f}")
+        0.4233
+    """
+
+    lam: float = 1.5
+    margin: float = 1.0
+    gamma: float = 2.0
+
+    _loss_id = 4
+
+    def __post_init__(self) -> None:
+        checked_finite("lam", self.lam)
+        checked_finite("margin", self.margin)
+        checked_at_least_0("gamma", self.gamma)
+
+    @property
+    def _parameters(self) -> Sequence[float]:  # type: ignore[override]
+        return _capped(self.lam), _capped(self.margin), _capped(self.gamma)
+
+
+_LOSSES = (BCE, Focal, SquaredHinge, Poly1, Hill)
 torch.serialization.add_safe_globals(list(_LOSSES))  # for torch.load, which takes weights alone
 
 

@@ -58,8 +58,9 @@ enum class Loss : uint8_t {
   kSquaredHinge = 2,
   kPoly1 = 3,
   kHill = 4,
+  kAsymmetric = 5,
 };
-constexpr int kLosses = 5, kMaxParameters = 4;
+constexpr int kLosses = 6, kMaxParameters = 4;
 
 /// An iteration has no more dimensions: no tensor that fits into memory has more above size 1.
 constexpr int kMaxDims = 40;

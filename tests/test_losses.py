@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from weighted_bce import Focal, Hill, Poly1, SquaredHinge
+from weighted_bce import Asymmetric, Focal, Hill, Poly1, SquaredHinge
 from weighted_bce._extension import extension
 
 from .tolerances import ulp
@@ -15,6 +15,11 @@ from .truth import Case, numpy_terms
 GAMMAS = 0.0, 0.5, 1.0, 2.0, 2.7, 4.0, 10.0
 LOSSES = [Focal(gamma, {0.0: 0.999, 2.0: 0.25}.get(gamma)) for gamma in GAMMAS]
 LOSSES += [SquaredHinge(), Poly1(), Poly1(7.5), Hill(), Hill(2.0, -0.3, 2.7)]
+LOSSES += [
+    Asymmetric(gamma, 4.0 - min(gamma, 4.0), clip, detach)
+    for gamma in GAMMAS
+    for clip, detach in ((0.0, False), (0.05, False), (0.2, True))
+]
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 

@@ -16,6 +16,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import weighted_bce
 from weighted_bce import (
     BCE,
+    Asymmetric,
     Focal,
     Hill,
     LinearMultilabelLoss,
@@ -36,7 +37,10 @@ from .truth import INPUT_DTYPES, REDUCTIONS, Case, labels, logits, options_of, p
 LOSSES = (
     *(BCE(), Focal(), Focal(0.0), Focal(0.5, 0.25), Focal(2.7, 1.0)),
     *(SquaredHinge(), Poly1(), Poly1(7.5), Hill(), Hill(2.0, -0.3, 0.5)),
+    *(Asymmetric(), Asymmetric(2.7, 0.5, 0.2, True), Asymmetric(0.0, 2.0, 0.0, True)),
 )
+# What autograd has with .detach() is no derivative of the value.
+DIFFERENTIABLE = [loss for loss in LOSSES if not getattr(loss, "detach_focus", False)]
 INF = math.inf
 
 
@@ -71,6 +75,10 @@ def at_infinity() -> Iterator[Any]:
         yield Poly1(epsilon), (INF, -1), (INF, 1)
     for lam, margin, gamma in ((1.5, 1.0, 2.0), (1.0, -1e30, 0.0), (-1e30, 1e30, 1e300)):
         yield Hill(lam, margin, gamma), (INF, -1), (lam - 1, 0)
+    yield Asymmetric(4.0, 1.0, 0.0, True), (INF, -1), (INF, 1)
+    for gamma, clip in ((0.0, 0.05), (0.5, 0.5), (4.0, 0.9999), (1e4, 1e-30), (1e300, 5e-324)):
+        value = -((1 - clip) ** gamma) * math.log(clip)
+        yield Asymmetric(gamma, gamma, clip), (INF, -1), (value, 0)
 
 
 AT_INFINITY = pytest.mark.parametrize(("loss", "of_positive", "of_negative"), [*at_infinity()])
@@ -167,7 +175,7 @@ def test_bce_is_weighted_bce(device: str, loss: Any, smoothing: float, rtol: flo
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("loss", LOSSES, ids=str)
+@pytest.mark.parametrize("loss", DIFFERENTIABLE, ids=str)
 def test_derivatives_of_all_orders(device: str, loss: Any, reduction: str) -> None:
     x = (logits(4, 5, dtype=torch.float64, device=device) / 3).requires_grad_()
     soft, weight, p = torch.rand(3, 4, 5, dtype=torch.float64, device=device)
@@ -264,6 +272,11 @@ def test_losses_are_values() -> None:
         (lambda: Hill(math.nan), ValueError, "lam must be a finite number, got nan"),
         (lambda: Hill(margin=INF), ValueError, "margin must be a finite number, got inf"),
         (lambda: Hill(gamma=-1), ValueError, "gamma must be a finite number >= 0, got -1"),
+        (lambda: Asymmetric(-1), ValueError, "gamma_neg must be a finite number >= 0, got -1"),
+        (lambda: Asymmetric(0, INF), ValueError, "gamma_pos must be a finite number >= 0, got inf"),
+        (lambda: Asymmetric(clip=1.0), ValueError, r"clip must be in \[0, 1\), got 1.0"),
+        (lambda: Asymmetric(clip=None), TypeError, "clip must be a number, got NoneType"),
+        (lambda: Asymmetric(detach_focus=1), TypeError, "detach_focus must be a bool, got int"),
         (lambda: Focal(2.0, "a"), TypeError, "alpha must be a number or None, got str"),
     ],
 )

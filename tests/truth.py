@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weighted_bce import (
     BCE,
+    Asymmetric,
     Focal,
     Hill,
     Poly1,
@@ -163,6 +164,19 @@ def numpy_terms(loss: Any, x: np.ndarray) -> tuple[np.ndarray, ...]:
         lam, (positive, _, slope, _) = loss.lam, numpy_terms(Focal(loss.gamma), x - loss.margin)
         # v + (lam - 1) is lam - u.
         results = positive, u * u * (v + (lam - 1)), slope, u * u * v * (2 * lam - 3 + 3 * v)
+    elif isinstance(loss, Asymmetric):
+        (positive, _, slope, _), m = numpy_terms(Focal(loss.gamma_pos), x), np.longdouble(loss.clip)
+        if loss.detach_focus:
+            slope = -np.exp(loss.gamma_pos * log_v) * v
+        g = np.longdouble(loss.gamma_neg)
+        with np.errstate(divide="ignore"):
+            distance = np.maximum(x - (np.log(m) - np.log1p(-m)), 0)  # 0: base is 0, and all else
+        base = -np.expm1(-distance) * u * (1 - m)  # u - m
+        log, rate = np.log1p(base / (v + m)) if m else -log_v, u * v / (v + m)
+        safe = np.where(base > 0, base, 1)
+        power = np.where(base > 0, np.exp(g * (np.log(safe) if m else log_u)), 0)
+        of_power = 0 if loss.detach_focus else g * (u * v / safe if m else v) * log
+        results = positive, power * log, slope, power * (of_power + rate)
     return tuple(result.astype(np.float64) for result in results)
 
 
@@ -248,3 +262,5 @@ def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -
         yield Case(x, soft, w, w[0], "sum", 0.1, loss=SquaredHinge(), name="squared hinge")
         yield Case(x, hard, None, w[0], "sum", loss=Poly1(2.5), name="poly1")
         yield Case(x, soft, w, 3.0, "sum", loss=Hill(1.75, 0.5, 1.5), name="hill")
+        yield Case(x, hard, w, 3.0, loss=Asymmetric(), name="asymmetric")
+        yield Case(x, soft, None, w[0], loss=Asymmetric(2.5, 0.0, 0.0, True), name="detached")

@@ -10,7 +10,7 @@ from .linear import (
     linear_multilabel_loss_with_logits,
     linear_weighted_bce_with_logits,
 )
-from .losses import BCE, Focal, Hill, Poly1, SquaredHinge
+from .losses import BCE, Asymmetric, Focal, Hill, Poly1, SquaredHinge
 from .modules import (
     MultilabelLoss,
     WeightBCEWithLogitsLoss,
@@ -23,6 +23,7 @@ from .weighting import pos_weight_from_labels, propensity_from_labels
 
 __all__ = [
     "BCE",
+    "Asymmetric",
     "Focal",
     "FusedAdam",
     "FusedSGD",

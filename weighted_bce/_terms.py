@@ -9,7 +9,9 @@ S(x) is log(1 + exp(x)), u is sigmoid(x) and v is sigmoid(-x). csrc/losses.h has
 the kernels.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import torch
@@ -91,24 +93,30 @@ class _Parts(NamedTuple):
     curvature: Tensor
 
 
-def _focused(parts: Callable[[Tensor], _Parts], gamma: float) -> Term:
-    """b^gamma L, right for any gamma >= 0: the power is exp(gamma log b)."""
+def _focused(parts: Callable[[Tensor], _Parts], gamma: float, detach: bool = False) -> Term:
+    """b^gamma L, right for any gamma >= 0: the power is exp(gamma log b).
+
+    With `detach`, derivatives take the power for a constant.
+    """
 
     def power(log_base: Tensor) -> Tensor:
-        return torch.exp(min(gamma, torch.finfo(log_base.dtype).max) * log_base)
+        result = torch.exp(min(gamma, torch.finfo(log_base.dtype).max) * log_base)
+        return result.detach() if detach else result
+
+    def exponent(x: Tensor) -> float:
+        return 0.0 if detach else min(gamma, torch.finfo(x.dtype).max)
 
     def value(x: Tensor) -> Tensor:
         p = parts(x)
         return power(p.log_base) * p.value
 
     def slope(x: Tensor) -> Tensor:
-        p = parts(x)
-        g = min(gamma, torch.finfo(x.dtype).max)
+        p, g = parts(x), exponent(x)
         return power(p.log_base) * (g * p.base_slope * p.value + p.slope)
 
     def curvature(x: Tensor) -> Tensor:
-        p = parts(x)
-        b, g = power(p.log_base), min(gamma, torch.finfo(x.dtype).max)
+        p, g = parts(x), exponent(x)
+        b = power(p.log_base)
         # The power comes first: where it is 0, gamma^2 may be too large.
         of_base = b * g * (g * p.base_slope * p.base_slope + p.base_curvature) * p.value
         return of_base + 2 * (b * g * p.base_slope * p.slope) + b * p.curvature
@@ -121,9 +129,9 @@ def _focal_parts(x: Tensor) -> _Parts:
     return _Parts(-softplus(-x), v, -u * v, softplus(x), u, u * v)
 
 
-def _focal_term(gamma: float) -> Term:
+def _focal_term(gamma: float, detach: bool = False) -> Term:
     """u^gamma S(x), with which the focal loss weighs negatives."""
-    term = _focused(_focal_parts, gamma)
+    term = _focused(_focal_parts, gamma, detach)
     return Term(
         lambda x: torch.where(x > _LIMIT, x, term.value(_limited(x))),
         lambda x: term.slope(_limited(x)),
@@ -193,7 +201,72 @@ def _hill(lam: float, margin: float, gamma: float) -> tuple[Term, Term]:
     return _in_float64(positive), _in_float64(Term(value, slope, curvature))
 
 
-_TERMS = (_bce, _focal, _squared_hinge, _poly1, _hill)  # by the numbers of csrc/problem.h
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _logit(m: float) -> tuple[float, float]:
+    """The logit of m as a sum of two numbers: near it, the loss depends on its distance to x."""
+    exact = (Decimal(m) / (1 - Decimal(m))).ln()
+    return float(exact), float(exact - Decimal(float(exact)))
+
+
+def _log1mexp(d: Tensor) -> Tensor:
+    """log(1 - exp(-d)) for d > 0, in two forms: each has its digits, and so have its derivatives
+    that autograd makes, on one side of 1."""
+    below = d < 1
+    near = torch.log(-torch.expm1(-torch.where(below, d, 1)))
+    far = torch.log1p(-torch.exp(-torch.where(below, 1, d)))
+    return torch.where(below, near, far)
+
+
+def _clipped_term(gamma: float, m: float, detach: bool) -> Term:
+    """-(u - m)^gamma log(1 - (u - m)) where u > m, else 0.
+
+    With d the distance of x to the logit of m, u - m is (1 - exp(-d)) u (1 - m), a product. The
+    logarithm is S(log b - log(v + m)) for b = u - m, and v + m is 1 - b.
+    """
+    (m,) = {m}  # torch.compile makes constants of the numbers that it hashes
+    logit: tuple[float, float] = _logit(m)
+    (high, low), log_m = logit, math.log(m)
+
+    def distance(x: Tensor) -> Tensor:
+        return (x - high) - low
+
+    def parts(x: Tensor) -> _Parts:
+        u, v, d = torch.sigmoid(x), torch.sigmoid(-x), distance(x)
+        of_v = torch.sigmoid(-softplus(x) - log_m)  # v / (v + m)
+        of_m = torch.sigmoid(softplus(x) + log_m)
+        log_base = _log1mexp(d) - softplus(-x) + math.log1p(-m)
+        log_rest = log_m + softplus(-softplus(x) - log_m)
+        of_distance = torch.exp(-d) / -torch.expm1(-d)  # the derivative of log(1 - exp(-d))
+        return _Parts(
+            log_base,
+            of_distance + v,
+            -of_distance * (1 + of_distance) - u * v,
+            softplus(log_base - log_rest),
+            u * of_v,
+            u * of_v * (v - u * of_m),
+        )
+
+    def above(of: _Of) -> _Of:
+        def result(x: Tensor) -> Tensor:
+            below = distance(x) <= 1e-60  # a smaller distance is 0: its powers would overflow
+            return torch.where(below, 0, of(_limited(torch.where(below, high + 1, x))))
+
+        return result
+
+    return Term(*map(above, _focused(parts, min(gamma, 1e100), detach)))
+
+
+def _asymmetric(
+    gamma_neg: float, gamma_pos: float, clip: float, detach_focus: float
+) -> tuple[Term, Term]:
+    """Ridnik et al., "Asymmetric Loss For Multi-Label Classification" (2021)."""
+    detach = detach_focus != 0
+    negative = _clipped_term(gamma_neg, clip, detach) if clip else _focal_term(gamma_neg, detach)
+    return _in_float64(_mirrored(_focal_term(gamma_pos, detach))), _in_float64(negative)
+
+
+# By the numbers of csrc/problem.h.
+_TERMS = (_bce, _focal, _squared_hinge, _poly1, _hill, _asymmetric)
 
 
 def terms_of(loss: int, parameters: Sequence[float] | None) -> tuple[Term, Term]:

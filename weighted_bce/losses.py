@@ -197,7 +197,60 @@ class Hill(Loss):
         return _capped(self.lam), _capped(self.margin), _capped(self.gamma)
 
 
-_LOSSES = (BCE, Focal, SquaredHinge, Poly1, Hill)
+@dataclass(frozen=True)
+class Asymmetric(Loss):
+    r"""The asymmetric loss: focal with an exponent for each term, and no loss of easy negatives.
+
+    With :math:`u = \sigma(x)`, :math:`v = 1 - u` and clip m,
+
+    .. math::
+        P(x) = v^{\gamma_+} S(-x), \quad N(x) = -(u - m)^{\gamma_-} \log(1 - (u - m))
+
+    where u is above m, elsewhere N and its derivatives are exactly 0: Ridnik, Ben-Baruch, Zamir,
+    Noy, Friedman, Protter and Zelnik-Manor, "Asymmetric Loss For Multi-Label Classification" (ICCV
+    2021). Soft targets weigh the two terms.
+
+    Args:
+        gamma_neg: the exponent of the negatives, finite and at least 0. Default: 4.
+        gamma_pos: the exponent of the positives, finite and at least 0. Default: 1.
+        clip: what is taken off a negative's probability, in [0, 1). Default: 0.05.
+        detach_focus: derivatives take the powers for constants. Default: False.
+
+    Raises:
+        TypeError: a parameter is no number, or detach_focus no bool.
+        ValueError: a parameter is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import Asymmetric, multilabel_loss_with_logits
+        >>> logits, target = torch.tensor([0.0, -5.0]), torch.tensor([1, 0])
+        >>> loss = multilabel_loss_with_logits(logits, target, Asymmetric(), reduction="sum")
+        >>> print(f"{loss.item():.4f}")
+        0.3466
+    """
+
+    gamma_neg: float = 4.0
+    gamma_pos: float = 1.0
+    clip: float = 0.05
+    detach_focus: bool = False
+
+    _loss_id = 5
+
+    def __post_init__(self) -> None:
+        checked_at_least_0("gamma_neg", self.gamma_neg)
+        checked_at_least_0("gamma_pos", self.gamma_pos)
+        if not 0 <= checked_number("clip", self.clip) < 1:
+            raise ValueError(f"clip must be in [0, 1), got {self.clip}")
+        if not isinstance(self.detach_focus, bool):
+            raise TypeError(f"detach_focus must be a bool, got {type(self.detach_focus).__name__}")
+
+    @property
+    def _parameters(self) -> Sequence[float]:  # type: ignore[override]
+        gammas = _capped(self.gamma_neg), _capped(self.gamma_pos)
+        return *gammas, float(self.clip), float(self.detach_focus)
+
+
+_LOSSES = (BCE, Focal, SquaredHinge, Poly1, Hill, Asymmetric)
 torch.serialization.add_safe_globals(list(_LOSSES))  # for torch.load, which takes weights alone
 
 

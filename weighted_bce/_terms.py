@@ -12,11 +12,10 @@ the kernels.
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.nn.functional import logsigmoid
 
 _Of = Callable[[Tensor], Tensor]
@@ -273,36 +272,3 @@ def terms_of(loss: int, parameters: Sequence[float] | None) -> tuple[Term, Term]
     """Returns the positive and the negative term of a loss, by its number in the ops."""
     make: Callable[..., tuple[Term, Term]] = _TERMS[loss]
     return make(*parameters or ())
-
-
-class _LimitedLog(Function):
-    """log(x) or log(1 - x), at least -100, with a derivative of at most 1e12, as in nn.BCELoss."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, complement: bool) -> Tensor:
-        return (torch.log1p(-x) if complement else torch.log(x)).clamp(min=-100)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, ctx.complement = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return _LimitedLog.jvp(ctx, grad_output, None), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
-        x: Tensor
-        (x,) = ctx.saved_tensors
-        slope = -1 / (1 - x).clamp(min=1e-12) if ctx.complement else 1 / x.clamp(min=1e-12)
-        return tangent * slope
-
-
-def probability_terms(x: Tensor) -> tuple[Tensor, Tensor]:
-    """-log(x) and -log(1 - x), the values of the terms where x is a probability and no logit."""
-    log: Callable[[Tensor, bool], Tensor] = _LimitedLog.apply
-    return -log(x, False), -log(x, True)

@@ -146,7 +146,7 @@ on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem,
 
 /// Takes any layout, an element at a time.
 template <class Losses, class X, Targets kTargets, Mode kMode>
-WEIGHTED_BCE_KERNEL(4)
+WEIGHTED_BCE_KERNEL(4 - Losses::kChooses)
 on_elements(const WEIGHTED_BCE_PARAMETER Problem problem,
             const WEIGHTED_BCE_PARAMETER Workspace workspace) {
   using T = typename Arithmetic<X>::T;

@@ -200,11 +200,14 @@ def _hill(lam: float, margin: float, gamma: float) -> tuple[Term, Term]:
     return _in_float64(positive), _in_float64(Term(value, slope, curvature))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _logit(m: float) -> tuple[float, float]:
     """The logit of m as a sum of two numbers: near it, the loss depends on its distance to x."""
     exact = (Decimal(m) / (1 - Decimal(m))).ln()
     return float(exact), float(exact - Decimal(float(exact)))
+
+
+# What torch.compiler.assume_constant_result does, see _dtensor_import.py.
+_logit._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _log1mexp(d: Tensor) -> Tensor:
@@ -223,8 +226,7 @@ def _clipped_term(gamma: float, m: float, detach: bool) -> Term:
     logarithm is S(log b - log(v + m)) for b = u - m, and v + m is 1 - b.
     """
     (m,) = {m}  # torch.compile makes constants of the numbers that it hashes
-    logit: tuple[float, float] = _logit(m)
-    (high, low), log_m = logit, math.log(m)
+    (high, low), log_m = _logit(m), math.log(m)
 
     def distance(x: Tensor) -> Tensor:
         return (x - high) - low

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from weighted_bce import SparseLabels, backend, pos_weight_from_labels, weighted_bce_with_logits
+from weighted_bce import (
+    SparseLabels,
+    backend,
+    pos_weight_from_labels,
+    prior_logits,
+    weighted_bce_with_logits,
+)
 from weighted_bce import propensity_from_labels as propensity
 
 from .truth import TARGET_DTYPES
@@ -67,7 +73,8 @@ def test_every_kind_of_labels(device: str, kind: str) -> None:
     assert torch.equal(limited, weights.clamp(max=4).float())
     total = (300 * 30 - counts.sum().item()) / counts.sum().item()
     assert pos_weight(KINDS[kind](y), 30, per_class=False) == total
-    assert torch.equal(propensity(KINDS[kind](y), 30), propensity(y))
+    for function in (propensity, prior_logits):
+        assert torch.equal(function(KINDS[kind](y), 30), function(y))
 
 
 def test_a_stream_is_not_kept(device: str) -> None:
@@ -131,6 +138,35 @@ def test_propensity_of_soft_labels_and_of_few_rows(device: str) -> None:
     for rows in (1, 2):
         assert torch.equal(propensity(hard[:rows]).cpu(), torch.ones(1))
     assert propensity(hard[:3]).item() < 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 300, 5000])
+def test_prior_against_numpy(device: str, rows: int) -> None:
+    y = skewed(device, rows)
+    y[:, 28] = True
+    n = y.cpu().numpy().sum(0).astype(np.float64)
+    n[n == 0], n[n == rows] = 0.5, rows - 0.5
+    prior = prior_logits(SparseLabels.from_dense(y), 30)
+    assert (prior.dtype, prior.device) == (torch.float32, y.device)
+    assert prior.isfinite().all()
+    expected = np.log(n) - np.log(rows - n)
+    np.testing.assert_allclose(prior.cpu().numpy(), expected, rtol=2e-7, atol=1e-15)
+    assert torch.equal(prior[28], -prior[29])
+
+
+def test_prior_of_soft_labels(device: str) -> None:
+    soft = torch.tensor([[0.5, 0.1, 0.9], [0.25, 0.0, 1.0], [0.0, 0.0, 1.0]], device=device)
+    expected = torch.tensor([0.75 / 2.25, 0.5 / 2.5, 2.5 / 0.5]).log()
+    torch.testing.assert_close(prior_logits(soft).cpu(), expected, rtol=2e-7, atol=0)
+
+
+def test_prior_is_where_a_constant_classifier_ends(device: str) -> None:
+    """There the gradient of the mean loss over the training rows is 0."""
+    y = skewed(device)
+    bias = prior_logits(y)[1:25].requires_grad_()  # those that are neither always nor never true
+    weighted_bce_with_logits(bias.expand(300, 24), y[:, 1:25], reduction="batchmean").backward()
+    assert bias.grad is not None
+    torch.testing.assert_close(bias.grad, torch.zeros_like(bias), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", TARGET_DTYPES)
@@ -204,7 +240,7 @@ WRONG_OPTIONS: list[Wrong] = [
 @pytest.mark.parametrize(
     ("function", "labels", "options", "error", "words"),
     [
-        *((f, *row) for row in WRONG_LABELS for f in (pos_weight, propensity)),
+        *((f, *row) for row in WRONG_LABELS for f in (pos_weight, propensity, prior_logits)),
         *(
             (f, Y, given, error, f"{next(iter(given))} must be {words}$")
             for f, given, error, words in WRONG_OPTIONS

@@ -19,7 +19,7 @@ from .modules import (
 )
 from .optim import FusedAdam, FusedSGD
 from .sparse import SparseLabels
-from .weighting import pos_weight_from_labels, propensity_from_labels
+from .weighting import pos_weight_from_labels, prior_logits, propensity_from_labels
 
 __all__ = [
     "BCE",
@@ -45,6 +45,7 @@ __all__ = [
     "linear_weighted_bce_with_logits",
     "multilabel_loss_with_logits",
     "pos_weight_from_labels",
+    "prior_logits",
     "propensity_from_labels",
     "show_config",
     "weighted_bce",

@@ -1,4 +1,4 @@
-"""Weights of the positives from the labels themselves."""
+"""Weights, propensities and first biases, counted from the labels themselves."""
 
 import math
 from collections.abc import Iterable
@@ -120,6 +120,44 @@ def propensity_from_labels(
     C = max(math.log(rows) - 1, 0.0) * (B + 1) ** A
     inverse: Tensor = 1 + C * (counts + B).pow(-A)
     return inverse.reciprocal().float()
+
+
+def prior_logits(labels: Labels, num_labels: int | None = None) -> Tensor:
+    r"""The log-odds of each label, log(n / (rows - n)) for n positives: a classifier's first bias.
+
+    A classifier whose logits start at 0 spends its first steps on making every label rare. With
+    this bias it starts at each label's frequency. The idea is that of Lin et al., "Focal Loss for
+    Dense Object Detection" (ICCV 2017), sections 3.3 and 4.1, who use one prior for all classes.
+
+    Args:
+        labels: as for `pos_weight_from_labels`: those of the whole training set.
+        num_labels: needed for SparseLabels; otherwise checked against the shape, where given.
+
+    Returns:
+        (labels,) float32, finite. A label that is never true counts as half a positive, one that is
+        always true as half a negative: n is limited to [0.5, rows - 0.5].
+
+    Raises:
+        TypeError: `labels` is no real tensor and no SparseLabels.
+        ValueError: a wrong shape or value, no rows, or no `num_labels` for SparseLabels.
+
+    Note:
+        A constant classifier that is trained with BCE ends at these logits; with a `pos_weight` of
+        p, at logits that are higher by log(p).
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import prior_logits
+        >>> labels = torch.tensor([[1, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 1]])
+        >>> linear = torch.nn.Linear(16, 3)
+        >>> with torch.no_grad():
+        ...     linear.bias.copy_(prior_logits(labels))
+        Parameter containing:
+        tensor([-1.0986, -1.9459,  1.9459], requires_grad=True)
+    """
+    counts, rows = _counted(labels, num_labels)
+    counts = counts.clamp(0.5, rows - 0.5)
+    return (counts / (rows - counts)).log().float()
 
 
 def _counted(labels: Labels, num_labels: int | None) -> tuple[Tensor, int]:

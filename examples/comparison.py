@@ -5,22 +5,23 @@ import argparse
 import numpy as np
 import torch
 from rich.progress import Progress
-from scipy.sparse import csr_matrix
-from sklearn.metrics import label_ranking_average_precision_score
 from torch import Tensor, nn
 
 from tools.command import progress_on
+from weighted_bce import SparseLabels
 
-from . import report
+from . import measures, picture, ranking, report
 from .data import Dataset, read
 from .losses import LOSSES, Loss, peak_bytes, step_milliseconds
-from .program import consoles
-from .report import Result
-from .training import BATCH, LEARNING_RATE, Encoder, train
+from .program import consoles, insist
+from .report import Quality, Result
+from .training import BATCH, Encoder, train
 
 HIDDEN = 128
-# Rows are scored in blocks of at most this many logits, however many labels there are.
-BLOCK = 2**22
+LEARNING_RATE = 0.01  # with it, 8 epochs are enough for each of the losses
+# Rows are scored in blocks of at most BLOCK logits; of a part that has more scores than SCORES, the
+# first rows alone are judged.
+BLOCK, SCORES = 2**22, 2**27
 # The logits of the measured step: with very many labels they have fewer rows.
 COST_ROWS, COST_ELEMENTS = 1024, 2**26
 
@@ -31,33 +32,57 @@ def run(options: argparse.Namespace) -> None:
     data = read(options.data, options.files, options.seed, progress_on(notes))
     about, labels = data.describe(), data.labels.shape[1]
     console.print(about, highlight=False)
-    some, held_out = data.split(options.seed)
+    few = f"{labels} labels are too few: the first {ranking.DEEPEST} are ranked"
+    insist(labels >= ranking.DEEPEST, few)
+    some, validation, test = parts(data, options.seed)
+    losses = [loss for loss in LOSSES if loss.kind in options.losses]
     rows = max(1, min(COST_ROWS, COST_ELEMENTS // labels))
     shape = (rows, labels, some.positives_per_row)
+    results = []
     with progress_on(notes) as progress:
-        qualities = []
-        for loss in LOSSES:
-            model = fit(some, loss, options.epochs, options.seed, progress)
-            qualities.append(evaluate(model, held_out, loss, some.positives_per_row))
-        milliseconds = step_milliseconds(LOSSES, *shape)
-        costs = progress.track(LOSSES, description="memory of a step")
-        peaks = [peak_bytes(loss, *shape) for loss in costs]
-    results = [
-        Result(loss.name, loss.kind, loss.pos_weight, *quality, *cost)
-        for loss, quality, *cost in zip(LOSSES, qualities, milliseconds, peaks, strict=True)
-    ]
-    console.print(report.table(results, *shape))
-    saved = report.picture(results, about, labels, options.out)
-    report.save_json(results, about, rows, labels, options.out / "sparse_labels.json")
-    for line in (*report.answers(results, labels), f"Picture: {saved[0]} and {saved[1].name}"):
+        peaks = peak_bytes(losses, *shape) or [None] * len(losses)
+        costs = zip(step_milliseconds(losses, *shape), peaks, strict=True)
+        for loss, cost in zip(losses, costs, strict=True):
+            for prior in (False, True):
+                model = fit(some, loss, prior, options.epochs, options.seed, progress)
+                quality = evaluate(model, loss, validation, test, some.positives_per_row)
+                results.append(Result(loss.name, loss.kind, loss.pos_weight, prior, quality, *cost))
+    true = test.positives_per_row
+    for table in report.tables(results, true, *shape):
+        console.print(table, "")
+    saved = picture.draw(results, about, true, labels, options.out)
+    step = {"rows": rows, "labels": labels}
+    report.save_json(results, about, step, options.out / "sparse_labels.json")
+    answers = report.answers(results, true, labels)
+    for line in (*answers, f"Picture: {saved[0]} and {saved[1].name}"):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def fit(data: Dataset, loss: Loss, epochs: int, seed: int, progress: Progress) -> nn.Module:
-    """Trains a network whose first weights and batches depend on `seed` alone."""
+def parts(data: Dataset, seed: int) -> tuple[Dataset, Dataset, Dataset]:
+    """Rows to train on, rows to choose a threshold on, and a fifth of all to test on."""
+    rest, test = data.split(seed)
+    some, validation = rest.split(seed)
+    most = slice(max(1, SCORES // data.labels.shape[1]))
+    validation, test = validation.rows(most), test.rows(most)
+    enough = validation.labels.nnz and test.labels.nnz
+    insist(enough, "no row to choose a threshold on, or none to test on, has a label; use more")
+    return some, validation, test
+
+
+def fit(
+    data: Dataset, loss: Loss, prior: bool, epochs: int, seed: int, progress: Progress
+) -> nn.Module:
+    """Trains a network whose first weights and batches depend on `seed` alone.
+
+    The bias starts at zero, or with `prior` at the frequencies of the labels.
+    """
     torch.manual_seed(seed)
-    encoder = Encoder(data.features.shape[1], HIDDEN)
-    model = nn.Sequential(encoder, nn.Linear(HIDDEN, data.labels.shape[1]))
+    num_labels = data.labels.shape[1]
+    classifier = nn.Linear(HIDDEN, num_labels)
+    bias = loss.first_bias(SparseLabels.from_scipy(data.labels), num_labels)
+    with torch.no_grad():
+        classifier.bias.copy_(bias if prior else torch.zeros_like(bias))
+    model = nn.Sequential(Encoder(data.features.shape[1], HIDDEN), classifier)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
 
     def loss_of(rows: np.ndarray) -> Tensor:
@@ -66,46 +91,33 @@ def fit(data: Dataset, loss: Loss, epochs: int, seed: int, progress: Progress) -
 
     batches = list(data.batches(epochs, seed, BATCH))
     steps = train(loss_of, [optimizer], batches)
-    for _ in progress.track(steps, len(batches), description=loss.name):
+    name = f"{loss.name}, prior" if prior else loss.name
+    for _ in progress.track(steps, len(batches), description=name):
         pass
     return model
 
 
-@torch.no_grad()
 def evaluate(
-    model: nn.Module, data: Dataset, loss: Loss, positives_per_row: float
-) -> tuple[float, ...]:
-    """Those of a Result's numbers that say how good the predictions are."""
-    rows, width = data.labels.shape
-    counts = []
-    for block in data.blocks(max(1, BLOCK // width)):
-        logits = model(data.features[block])
-        predicted = predictions(logits, loss, positives_per_row)
-        counts.append(counted(logits.numpy(), predicted.numpy(), data.labels[block]))
-    return quality(rows, counts)
+    model: nn.Module, loss: Loss, validation: Dataset, test: Dataset, positives_per_row: float
+) -> Quality:
+    threshold = measures.best_threshold(scored(model, loss, validation), validation.labels)
+    scores, labels = scored(model, loss, test), test.labels
+    middle = loss.middle(positives_per_row)
+    ranked = torch.from_numpy(scores).topk(ranking.DEEPEST).indices
+    same = torch.ones(labels.shape[1])
+    first = ranking.quality(ranked, SparseLabels.from_scipy(labels), same).precision
+    return Quality(
+        measures.predictions(scores, labels, middle),
+        measures.predictions(scores, labels, threshold),
+        threshold,
+        measures.mean_average_precision(scores, labels),
+        first[0],
+        first[-1],
+    )
 
 
-def predictions(logits: Tensor, loss: Loss, positives_per_row: float) -> Tensor:
-    """The labels whose probability is at least half of what a positive is trained towards.
-
-    That is 1 for the sigmoid, and for the softmax one share among `positives_per_row` positives.
-    """
-    if loss.kind == "categorical":
-        return logits.softmax(1) >= 0.5 / positives_per_row
-    return logits >= 0  # sigmoid(logits) >= 0.5
-
-
-def counted(scores: np.ndarray, predicted: np.ndarray, labels: csr_matrix) -> list[float]:
-    """The sums over a block of rows that `quality` takes; scores, predicted: (rows, labels)."""
-    hits, empty = predicted[labels.nonzero()].sum(), (~predicted.any(1)).sum()
-    # The ranking of a row without labels has no precision.
-    own = np.diff(labels.indptr) > 0
-    ranked = own.sum()
-    mean = label_ranking_average_precision_score(labels[own], scores[own]) if ranked else 0
-    return [hits, predicted.sum(), labels.nnz, empty, mean * ranked, ranked]
-
-
-def quality(rows: int, counts: list[list[float]]) -> tuple[float, ...]:
-    hits, predicted, true, empty, precisions, ranked = np.sum(counts, 0).tolist()
-    micro = hits / max(predicted, 1), hits / max(true, 1), 2 * hits / max(predicted + true, 1)
-    return (*micro, precisions / max(ranked, 1), predicted / rows, true / rows, empty / rows)
+@torch.no_grad()
+def scored(model: nn.Module, loss: Loss, data: Dataset) -> np.ndarray:
+    """The score of each label in each row, (rows, labels)."""
+    blocks = data.blocks(max(1, BLOCK // data.labels.shape[1]))
+    return torch.cat([loss.scores(model(data.features[block])) for block in blocks]).numpy()

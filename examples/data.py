@@ -46,9 +46,9 @@ class Dataset(NamedTuple):
         """Four fifths to train on and one fifth held out, drawn at random."""
         order = np.random.default_rng(seed).permutation(self.labels.shape[0])
         test, train = np.split(order, [max(1, len(order) // 5)])
-        return self._rows(train), self._rows(test)
+        return self.rows(train), self.rows(test)
 
-    def _rows(self, rows: np.ndarray) -> "Dataset":
+    def rows(self, rows: np.ndarray | slice) -> "Dataset":
         return Dataset(self.source, self.features[rows], self.labels[rows])
 
     def at(self, rows: np.ndarray | slice) -> tuple[csr_matrix, SparseLabels]:
@@ -106,8 +106,7 @@ def dataset_of_facts(facts: Sequence[Facts | None], source: str) -> Dataset:
     problem = f"only {len(rows)} files import a module that occurs {MIN_COUNT} times"
     insist(len(rows) >= 10, f"{problem}; use more files")
     buckets, labels = zip(*rows, strict=True)
-    # Sums of rows that add up to 1 are means of embeddings.
-    features = normalize(csr(buckets, BUCKETS, np.float32), norm="l1")
+    features = normalize(csr(buckets, BUCKETS, np.float32))
     return Dataset(source, features, csr(labels, len(columns), bool))
 
 

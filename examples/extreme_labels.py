@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tools.command import FILES, checked, obstacle
 
-from .program import IMPORTS, add, add_shared, insist, run
+from .program import IMPORTS, LOSSES, add, add_shared, insist, run
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "psutil")
 COMPARED_STEPS, MADE_UP_ROWS = 5, 20_000
@@ -27,10 +27,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m examples.extreme_labels",
         description=(
-            "Trains a hashed bag of words and LinearWeightedBCEWithLogitsLoss on sparse labels, "
-            "then prints what a step costs and how well held-out rows are ranked: precision, nDCG "
-            "and propensity-scored precision at 1, 3 and 5. Neither the logits nor a dense target "
-            "are ever held."
+            "Trains a hashed bag of words and LinearMultilabelLoss on sparse labels, then prints "
+            "what a step costs and how well held-out rows are ranked: precision, nDCG and "
+            "propensity-scored precision at 1, 3 and 5. Neither the logits nor a dense target are "
+            "ever held."
         ),
     )
     data = made.add_argument_group("data")
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument("--fused", action="store_true", help=fused)
     rate = "of the classifier (default: 0.003 for adam, 1 for sgd)"
     add(training, "--learning-rate", rate, type=_above_0, metavar="X")
+    add(training, "--loss", "with its default parameters", "bce", choices=tuple(LOSSES))
     weight = "a number, or 'propensity': 1 / propensity of each label"
     add(training, "--pos-weight", weight, 1.0, type=_pos_weight, metavar="X")
     text = "of the propensities (default: 0.55 1.5; Amazon's are 0.6 2.6, Wikipedia's 0.5 0.4)"
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add(training, "--device", "of the training", "cpu", choices=("cpu", "cuda"))
     compare = (
         f"take {COMPARED_STEPS} steps with nn.Linear, F.binary_cross_entropy_with_logits and a "
-        "dense target as well"
+        "dense target as well; with --loss bce only"
     )
     training.add_argument("--compare", action="store_true", help=compare)
     return made

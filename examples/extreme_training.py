@@ -2,7 +2,6 @@
 
 import argparse
 import ctypes
-import math
 import os
 import statistics
 import time
@@ -25,16 +24,17 @@ from tools.measuring import PROC, rise_of_peak
 from weighted_bce import (
     FusedAdam,
     FusedSGD,
-    LinearWeightedBCEWithLogitsLoss,
+    LinearMultilabelLoss,
     SparseLabels,
     empty_cache,
+    prior_logits,
     propensity_from_labels,
 )
 
 from . import training
 from .data import Dataset, dataset_of_file, made_up, read
 from .extreme_labels import COMPARED_STEPS, MADE_UP_ROWS
-from .program import consoles, insist, mebibytes, table
+from .program import consoles, insist, loss_named, mebibytes, table
 from .ranking import DEEPEST, KS, Quality, quality
 
 # With their learning rates, and how many matrices as large as the weight a plain step holds.
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         measured = evaluate(model, held_out, propensity(data, options), progress)
         del model  # plain torch may need all memory
         if options.compare:
-            left_out = too_large_for_plain(len(batches[0]), data.labels.shape[1], options)
+            left_out = why_no_plain(len(batches[0]), data.labels.shape[1], options)
             if not left_out:
                 costs["plain torch"] = train(data, compared, options, progress, plain=True)[1]
     say(f"loss of a row: {ours.losses[0]:.2f} at first, {ours.losses[-1]:.2f} in the last step")
@@ -116,22 +116,24 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(options.seed)
         self.data, self.options, self.plain = data, options, plain
-        rows, labels = data.labels.shape
+        num_labels = data.labels.shape[1]
         pos_weight = options.pos_weight
         if pos_weight == "propensity":
             pos_weight = 1 / propensity(data, options)
         self.encoder = training.Encoder(options.buckets, options.dim, nn.LayerNorm(options.dim))
         # The mean over all labels would have gradients as small as Adam's eps.
-        self.criterion = LinearWeightedBCEWithLogitsLoss(
+        self.criterion = LinearMultilabelLoss(
             options.dim,
-            labels,
+            num_labels,
+            loss_named(options.loss),
             pos_weight=pos_weight,
             reduction="batchmean",
             chunk_labels=options.chunk_labels,
         )
-        # The first step need not teach all labels that they are rare.
-        share = (data.labels.nnz + 1) / (rows * labels)
-        nn.init.constant_(self.criterion.linear.bias, math.log(share))
+        # The first steps need not teach how rare each label is.
+        prior = prior_logits(SparseLabels.from_scipy(data.labels), num_labels)
+        with torch.no_grad():
+            self.criterion.linear.bias.copy_(prior)
         self.to(options.device)
 
     def forward(self, rows: np.ndarray) -> Tensor:
@@ -232,8 +234,10 @@ def evaluate(model: Model, held_out: Dataset, propensities: Tensor, progress: Pr
     return quality(torch.cat(ranked), SparseLabels.from_scipy(held_out.labels), propensities)
 
 
-def too_large_for_plain(rows: int, labels: int, options: argparse.Namespace) -> str:
-    """The sentence that says why training in the usual way is not tried; "" where it fits."""
+def why_no_plain(rows: int, labels: int, options: argparse.Namespace) -> str:
+    """The sentence that says why training in the usual way is not tried; "" where it is."""
+    if options.loss != "bce":
+        return f"Plain torch is left out: it has no function for the loss {options.loss}."
     # The weight, its gradient, and Adam's averages; of matrices as large as the logits 4.75 were
     # measured.
     *_, weights = OPTIMIZERS[options.optimizer]

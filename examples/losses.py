@@ -1,5 +1,6 @@
 """The losses that are compared, and what one step of each costs."""
 
+import math
 import os
 import statistics
 import time
@@ -16,7 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tools.measuring import made_up_labels, rise_of_peak
-from weighted_bce import SparseLabels, weighted_bce_with_logits
+from weighted_bce import (
+    MultilabelLoss,
+    SparseLabels,
+    empty_cache,
+    prior_logits,
+    weighted_bce_with_logits,
+)
+
+from . import program
+from .sparse_labels import OTHERS
 
 LossFunction = Callable[[Tensor, SparseLabels], Tensor]
 
@@ -50,12 +60,31 @@ def masked_multiply(logits: Tensor, labels: SparseLabels, weight: float) -> Tens
 
 
 class Loss(NamedTuple):
-    """One line of the comparison."""
+    """One loss of the comparison."""
 
     name: str
     kind: str
     function: LossFunction
     pos_weight: float | None = None
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """What is compared with a threshold, and over rows; of one row it has the logits' order."""
+        return logits.log_softmax(1) if self.kind == "categorical" else logits
+
+    def middle(self, positives_per_row: float) -> float:
+        """The score of half the probability that a positive is trained towards.
+
+        The sigmoid's is 1, and logit 0 is half of it; the softmax shares 1 among the positives.
+        """
+        return math.log(0.5 / positives_per_row) if self.kind == "categorical" else 0.0
+
+    def first_bias(self, labels: SparseLabels, num_labels: int) -> Tensor:
+        """The bias with which a classifier starts at the frequency of each label.
+
+        The softmax of the frequencies' logarithms is each label's share of all positives.
+        """
+        prior = prior_logits(labels, num_labels)
+        return F.logsigmoid(prior) if self.kind == "categorical" else prior
 
 
 LOSSES = (
@@ -63,8 +92,12 @@ LOSSES = (
     Loss("categorical CE", "categorical", categorical),
     Loss("masked multiply, 7", "masked", partial(masked_multiply, weight=7.0), 7.0),
     *(
-        Loss(f"ours, weight {w:g}", "ours", partial(weighted_bce_with_logits, pos_weight=w), w)
+        Loss(f"ours, weight {w:g}", "weighted", partial(weighted_bce_with_logits, pos_weight=w), w)
         for w in (3.0, 7.0, 30.0, 300.0)
+    ),
+    *(
+        Loss(f"ours, {program.LOSSES[kind]}", kind, MultilabelLoss(program.loss_named(kind)))
+        for kind in OTHERS
     ),
 )
 
@@ -95,23 +128,29 @@ def step_milliseconds(
     return [statistics.median(spent) for spent in times]
 
 
-def peak_bytes(loss: Loss, rows: int, labels: int, positives: float) -> int | None:
-    """How far a step raises the resident set of a fresh process; None where that is not known."""
+def peak_bytes(
+    losses: Sequence[Loss], rows: int, labels: int, positives: float
+) -> list[int] | None:
+    """How far a step of each raises the resident set of a process; None where that is not known."""
     # Large blocks go back to the system when freed, so that the inputs' temporary memory is not
     # silently used again; glibc's own threshold moves, and with it the peak.
     threshold = patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
     try:
         with threshold, ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-            return fresh.submit(_measure_peak, loss, rows, labels, positives).result()
+            return fresh.submit(_measure_peaks, losses, rows, labels, positives).result()
     except (OSError, BrokenProcessPool):
         return None
 
 
-def _measure_peak(loss: Loss, rows: int, labels: int, positives: float) -> int:
-    # Code, threads and pools come into memory on first use, by a step that is too small to leave
-    # memory behind that the measured one could use.
+def _measure_peaks(losses: Sequence[Loss], rows: int, labels: int, positives: float) -> list[int]:
+    # Code, threads and pools come into memory on first use, by steps that are too small to leave
+    # memory behind that a measured one could use.
     few = max(1, min(rows, 2**16 // labels))
-    for _ in range(3):
+    for loss in losses * 3:
         _step(loss, *_sample(few, labels, positives))
     sample = _sample(rows, labels, positives)
-    return rise_of_peak(partial(_step, loss, *sample))
+    peaks = []
+    for loss in losses:
+        empty_cache()
+        peaks.append(rise_of_peak(partial(_step, loss, *sample)))
+    return peaks

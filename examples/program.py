@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from weighted_bce.losses import Loss
 
+
+# The losses by their names on the command line, and their classes in weighted_bce.
+LOSSES = {
+    "bce": "BCE",
+    "focal": "Focal",
+}
 IMPORTS = "imports"
 FORMATS = (
     "a file in the extreme classification repository's format (a first line 'rows features "
@@ -35,6 +42,15 @@ def add_shared(group: Group, source: Group, length: Group, epochs: int) -> None:
     add(length, "--epochs", "how often each row is trained on", epochs)
     add(group, "--seed", "of every choice", 0, type=seed)
     add_reference(group)
+
+
+def loss_named(name: str) -> "Loss":
+    """The loss with its default parameters."""
+    # Imported late, as torch takes seconds.
+    import weighted_bce
+
+    loss: Loss = getattr(weighted_bce, LOSSES[name])()
+    return loss
 
 
 class UserError(Exception):

@@ -1,33 +1,46 @@
-"""The results as a table, a picture, and the answers to two questions."""
+"""The results as tables, and the answers to three questions."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
-import matplotlib
-import numpy as np
 from rich.table import Table
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 from . import program
+from .measures import Predictions
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; the line styles differ too.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
-CURVES = {"precision": (BLUE, "o-"), "recall": (ORANGE, "s-"), "f1": (GREEN, "^--")}
-HEADERS = ("loss", "preci-\nsion", "recall", "micro\nF1", "mAP", "labels\nper row")
-HEADERS += ("rows\nempty", "step\nms", "peak\nMiB")
-CAPTION = (
-    "CE: cross-entropy; weight: pos_weight. Labels predicted: probability >= 0.5; softmax "
-    "(categorical CE) >= 0.5 / {positives:.2f}, half of a positive's mean share of its target. "
-    "mAP: average precision of each row's ranking, mean over rows (as sklearn's, "
-    'average="samples").\n'
+OF_PREDICTIONS = ("preci-\nsion", "recall", "micro\nF1", "macro\nF1")
+AT_HALF = ("loss", *OF_PREDICTIONS, "labels\nper row", "rows\nempty", "step\nms", "peak\nMiB")
+AT_BEST = ("loss", *OF_PREDICTIONS, "thres-\nhold", "mAP", "P@1", "P@5")
+OF_HALF = (
+    "CE: cross-entropy; weight: pos_weight. The last layer's bias starts at 0 or at the prior, the "
+    "log-odds of each label (categorical CE: the logarithm of its share of the positives). "
+    "Predicted: probability >= 0.5, which is logit >= 0, and the squared hinge, which has no "
+    "probability, takes logit >= 0; softmax (categorical CE) >= 0.5 / {positives:.2f}, half of a "
+    "positive's mean share of its target. Macro: mean over the labels that have a positive.\n"
     "Step: loss and backward, from {rows} x {labels} float32 logits and sparse labels to the "
     "gradient of the logits. ms: median of rounds in which the losses take turns. Peak: rise of "
-    "the resident-set high-water mark of a fresh process in its first step, inputs not counted; "
-    "one gradient is {mib} MiB."
+    "the resident-set high-water mark in one step, inputs not counted; one gradient is {mib} MiB."
 )
+OF_BEST = (
+    "Threshold: of the logits (categorical CE: of the logarithm of the softmax), the one with the "
+    "best micro-F1 on validation rows. mAP: average precision of each label's ranking of the rows, "
+    "mean over the labels that have a positive. P@k: the share of true ones among "
+    "the first k labels of a row."
+)
+
+
+class Quality(NamedTuple):
+    """The worth of a trained network on the test rows."""
+
+    at_half: Predictions
+    at_best: Predictions
+    threshold: float  # of the scores, the best one on the validation rows
+    mean_average_precision: float  # of each label's ranking of the rows, mean over labels
+    precision_at_1: float
+    precision_at_5: float
 
 
 class Result(NamedTuple):
@@ -36,107 +49,113 @@ class Result(NamedTuple):
     loss: str
     kind: str
     pos_weight: float | None
-    # Micro-averaged over all (row, label) pairs, except where a row is named.
-    precision: float
-    recall: float
-    f1: float
-    mean_average_precision: float  # of each row's ranking of the labels, averaged over rows
-    predicted_per_row: float
-    true_per_row: float
-    empty_rows: float  # the share of rows without a predicted label
+    prior: bool  # whether the bias started at the frequencies of the labels
+    quality: Quality
     milliseconds: float
     peak_bytes: int | None
 
-    def cells(self) -> list[str]:
-        return [
-            self.loss,
-            f"{self.precision:.3f}" if self.predicted_per_row else "-",
-            *(f"{value:.3f}" for value in (self.recall, self.f1, self.mean_average_precision)),
-            f"{self.predicted_per_row:.2f}",
-            f"{self.empty_rows:.1%}",
-            f"{self.milliseconds:.1f}",
-            program.mebibytes(self.peak_bytes),
-        ]
+
+Cells = Callable[[Result], list[str]]
 
 
-def table(results: list[Result], rows: int, labels: int, positives_per_row: float) -> Table:
+def tables(
+    results: list[Result], true: float, rows: int, labels: int, positives_per_row: float
+) -> tuple[Table, Table]:
+    """The predictions at probability 0.5, and at the best threshold; true: true labels per row."""
     mib = program.mebibytes(4 * rows * labels)
-    true = results[0].true_per_row
-    return program.table(
-        HEADERS,
-        [result.cells() for result in results],
-        title=f"Held-out fifth of the rows, {true:.2f} true labels per row",
-        caption=CAPTION.format(positives=positives_per_row, mib=mib, rows=rows, labels=labels),
-        caption_justify="left",
+    half = OF_HALF.format(positives=positives_per_row, mib=mib, rows=rows, labels=labels)
+    return (
+        _table(AT_HALF, results, _at_half, f"Test rows, {true:.2f} true labels per row", half),
+        _table(AT_BEST, results, _at_best, "Test rows, at the best threshold; ranking", OF_BEST),
     )
 
 
-def answers(results: list[Result], labels: int) -> tuple[str, str]:
-    """Does plain BCE collapse to zeros, does weighting flip everything to ones?"""
-    plain = next(r for r in results if r.kind == "plain")
-    verdict = "Yes" if plain.empty_rows > 0.9 else "Mostly" if plain.empty_rows > 0.5 else "No"
-    ours = [r for r in results if r.kind == "ours"]
+def _table(
+    headers: Sequence[str], results: list[Result], cells: Cells, title: str, caption: str
+) -> Table:
+    rows = [["  from the prior" if r.prior else r.loss, *cells(r)] for r in results]
+    return program.table(headers, rows, title=title, caption=caption, caption_justify="left")
+
+
+def _at_half(result: Result) -> list[str]:
+    at = result.quality.at_half
+    # The step is the same from both starts.
+    cost = (f"{result.milliseconds:.1f}", program.mebibytes(result.peak_bytes))
+    return [
+        *_of_predictions(at),
+        f"{at.per_row:.2f}",
+        f"{at.empty_rows:.1%}",
+        *(("", "") if result.prior else cost),
+    ]
+
+
+def _at_best(result: Result) -> list[str]:
+    _, at, threshold, *ranking = result.quality
+    return [*_of_predictions(at), f"{threshold:.2f}", *(f"{value:.3f}" for value in ranking)]
+
+
+def _of_predictions(at: Predictions) -> list[str]:
+    precision = f"{at.precision:.3f}" if at.per_row else "-"
+    return [precision, *(f"{value:.3f}" for value in (at.recall, at.f1, at.macro_f1))]
+
+
+def answers(results: list[Result], true: float, labels: int) -> list[str]:
+    """Does plain BCE collapse, does weighting flip everything, does the first bias matter?"""
+    plain = [r for r in results if r.kind == "plain"]
+    ours = [r for r in results if r.kind == "weighted" and not r.prior]
+    made = [_collapse(*plain, true)] if plain else []
+    made += [_flip(ours, labels)] if ours else []
+    return [*made, _start(results)]
+
+
+def _collapse(zero: Result, prior: Result, true: float) -> str:
+    at, start = zero.quality.at_half, prior.quality.at_half
+    verdict = "Yes" if at.empty_rows > 0.9 else "Mostly" if at.empty_rows > 0.5 else "No"
+    return (
+        f"Does plain BCE collapse to zeros? {verdict}: it predicts {at.per_row:.2f} labels per row "
+        f"where {true:.2f} are true, and leaves {at.empty_rows:.0%} of the rows empty. From the "
+        f"prior it predicts {start.per_row:.2f}, and leaves {start.empty_rows:.0%} empty."
+    )
+
+
+def _flip(ours: list[Result], labels: int) -> str:
     heaviest = max(ours, key=lambda r: r.pos_weight)
-    best = max(ours, key=lambda r: r.f1)
-    ones = heaviest.predicted_per_row
+    best = max(ours, key=lambda r: r.quality.at_half.f1)
+    ones, at = heaviest.quality.at_half.per_row, best.quality.at_half
     even = "Yes: at" if ones > labels / 2 else "No: even at"
     return (
-        f"Does plain BCE collapse to zeros? {verdict}: it predicts {plain.predicted_per_row:.2f} "
-        f"labels per row where {plain.true_per_row:.2f} are true, and leaves "
-        f"{plain.empty_rows:.0%} of the rows empty.",
-        f"Does weighting flip everything to ones? {even} "
-        f"pos_weight {heaviest.pos_weight:g} it predicts {ones:.1f} of {labels:,} labels per row "
-        f"({ones / labels:.1%}); the best micro-F1, {best.f1:.3f}, is at pos_weight "
-        f"{best.pos_weight:g} with {best.predicted_per_row:.1f} labels per row.",
+        f"Does weighting flip everything to ones? {even} pos_weight {heaviest.pos_weight:g} it "
+        f"predicts {ones:.1f} of {labels:,} labels per row ({ones / labels:.1%}); the best "
+        f"micro-F1 at probability 0.5, {at.f1:.3f}, is at pos_weight {best.pos_weight:g} with "
+        f"{at.per_row:.1f} labels per row."
     )
 
 
-def picture(results: list[Result], data: str, labels: int, out: Path) -> list[Path]:
-    """Precision, recall and predicted labels against pos_weight, as PNG and SVG."""
-    # Plain BCE is pos_weight 1.
-    line = [r for r in results if r.kind in ("plain", "ours")]
-    line.sort(key=lambda r: r.pos_weight)
-    weights, counts = [r.pos_weight for r in line], [r.predicted_per_row for r in line]
-    paths = [out / "sparse_labels.png", out / "sparse_labels.svg"]
-    with plt.rc_context({"font.size": 11, "lines.linewidth": 2, "svg.hashsalt": "weighted_bce"}):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
-        for name, (color, style) in CURVES.items():
-            # Without a prediction there is no precision: a gap, not a zero.
-            has = [r.predicted_per_row > 0 or name != "precision" for r in line]
-            drawn = np.where(has, [getattr(r, name) for r in line], np.nan)
-            left.plot(weights, drawn, style, color=color, label=name.replace("f1", "micro-F1"))
-        left.set(ylim=(-0.02, 1.02), ylabel="held-out rows, threshold 0.5")
-        left.set_title("Precision and recall")
-        right.plot(weights, counts, "o-", color=BLUE)
-        for at in zip(weights, counts, strict=True):
-            # Below and to the right of a rising line no other line is drawn.
-            right.annotate(f"{at[1]:.3g}", at, (7, -14), textcoords="offset points")
-        true = line[0].true_per_row
-        right.axhline(true, color=GREY, linestyle="--", label=f"true: {true:.2f}")
-        right.axhline(labels, color=GREY, linestyle=":", label=f"all {labels:,}")
-        # A logarithm has no place for zero: below this it is a straight line.
-        right.set_yscale("symlog", linthresh=0.1)
-        right.set(ylim=(0, labels * 4), ylabel="predicted labels per row (log scale)")
-        right.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        right.set_title("Predicted labels per row")
-        for axes in (left, right):
-            axes.set_xscale("log")
-            axes.margins(x=0.12)
-            axes.set_xticks(weights, [f"{w:g}" if w != 1 else "1\n(plain BCE)" for w in weights])
-            axes.minorticks_off()
-            axes.set_xlabel("pos_weight (log scale)")
-            axes.grid(True, color="#DDDDDD", linewidth=0.8)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, loc="upper center", ncols=3)
-        figure.suptitle(data, fontsize=10, color=GREY)
-        figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], metadata={"Date": None})
-        plt.close(figure)
-    return paths
+def _start(results: list[Result]) -> str:
+    """What the prior adds to micro-F1 at the best threshold and to mAP, and what is best."""
+    made = []
+    for name, value in (
+        ("micro-F1 at the best threshold", lambda r: r.quality.at_best.f1),
+        ("mAP", lambda r: r.quality.mean_average_precision),
+    ):
+        pairs = zip(results[::2], results[1::2], strict=True)
+        gains = [value(prior) - value(zero) for zero, prior in pairs]
+        best = max(results, key=value)
+        made.append(
+            f"{name} rises for {sum(gain > 0 for gain in gains)} of {len(gains)} losses "
+            f"({min(gains):+.3f} to {max(gains):+.3f}, median {median(gains):+.3f}) and is best, "
+            f"{value(best):.3f}, with {best.loss}{' from the prior' * best.prior}"
+        )
+    return f"Does it matter where the bias starts? From the prior, {'; '.join(made)}."
 
 
-def save_json(results: list[Result], data: str, rows: int, labels: int, path: Path) -> None:
-    """The numbers of the table in full, for other programs."""
-    step = {"rows": rows, "labels": labels}
-    comparison = {"data": data, "loss_step": step, "losses": [r._asdict() for r in results]}
+def save_json(results: list[Result], data: str, step: dict[str, int], path: Path) -> None:
+    """The numbers of the tables in full, for other programs."""
+    losses = []
+    for result in results:
+        quality = result.quality._asdict()
+        for name in ("at_half", "at_best"):
+            quality[name] = quality[name]._asdict()
+        losses.append({**result._asdict(), "quality": quality})
+    comparison = {"data": data, "loss_step": step, "losses": losses}
     path.write_text(json.dumps(comparison, indent=2) + "\n")

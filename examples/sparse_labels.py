@@ -7,11 +7,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tools.command import FILES, READ_SECONDS, obstacle
 
-from .program import add, add_shared, insist, run
+from .program import LOSSES, add, add_shared, insist, run
 
+# What is compared: "weighted" is BCE of ours at several pos_weights.
+OTHERS = tuple(name for name in LOSSES if name != "bce")
+COMPARED = ("plain", "categorical", "masked", "weighted", *OTHERS)
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "matplotlib")
 
 
@@ -21,14 +25,18 @@ def _parser() -> argparse.ArgumentParser:
         description=(
             "Predicts which modules a Python file imports from the names that it uses, on the "
             "files of this environment, with plain BCE, categorical cross-entropy, the masked "
-            "multiply and weighted_bce at several pos_weights. Prints a table, draws a picture, "
-            "and says whether plain BCE collapses to zeros and whether weighting flips everything "
-            "to ones."
+            "multiply, and weighted_bce at several pos_weights and with its other losses: each "
+            "with a bias that starts at zero, and at the labels' frequencies. Prints tables, draws "
+            "a picture, and says whether plain BCE collapses to zeros, whether weighting flips "
+            "everything to ones, and what the start of the bias changes."
         ),
     )
-    add_shared(parser, parser, parser, epochs=10)
+    add_shared(parser, parser, parser, epochs=8)
     files = f"default: {FILES} files, or as many as {READ_SECONDS} seconds allow; all rows"
     add(parser, "--files", f"use at most N files, or rows of --data ({files})")
+    compared = f"which are compared, of: {', '.join(COMPARED)} (default: all)"
+    more: dict[str, Any] = {"nargs": "+", "choices": COMPARED, "metavar": "NAME"}
+    add(parser, "--losses", compared, COMPARED, **more)
     out = "where sparse_labels.png, .svg and .json go (default: examples/out)"
     add(parser, "--out", out, Path(__file__).parent / "out", type=Path, metavar="DIR")
     return parser

@@ -2,7 +2,8 @@
 //
 // The arithmetic is a parameter: a scalar, a SIMD vector, or a CUDA thread's float supplies
 // Math::Value, made of Math::Element, with the operators + - * > ==, and set, fma, select, max,
-// abs, divide, reciprocal, product_remainder, exp_minus_abs, exp_minus_abs_pair and decomposed.
+// abs, divide, reciprocal, product_remainder, exp_minus_abs, exp_minus_abs_pair, decomposed and
+// any.
 //
 // The polynomials are Chebyshev fits. float: (exp(f) - 1 - f) / f^2 on |f| <= log(2) / 2, off by
 // 6.5e-8, and (atanh(s) / s - 1) / s^2 on s^2 <= 1/9 as a polynomial in s^2, off by 9e-11. double:

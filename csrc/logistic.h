@@ -8,7 +8,7 @@
 // so that no difference of nearby numbers appears, and each keeps its relative accuracy at any x.
 #pragma once
 
-#include "elementary.h"
+#include "terms.h"
 
 namespace weighted_bce {
 
@@ -95,9 +95,11 @@ class Logistic {
   /// softplus(-x) = -log(u) for that logarithm; finite, also where it is so large that u is 0.
   WEIGHTED_BCE_INLINE Pair<V> minus_log_u(Pair<V> log1p_z) const {
     const V zero = Math::set(0), most = Math::set(-Floating<E>::kLowest);
-    const V bounded = Math::select(magnitude_ > most, most, magnitude_);
-    const Pair<V> all = sum(Math::select(above_, zero, bounded), log1p_z.high);
-    return {all.high, all.low + (log1p_z.low + Math::select(above_, zero, low_))};
+    const auto is_most = magnitude_ > most;
+    const V relu = Math::select(above_, zero, Math::select(is_most, most, magnitude_));
+    const V low = Math::select(above_, zero, Math::select(is_most, zero, low_));
+    const Pair<V> all = sum(relu, log1p_z.high);
+    return {all.high, all.low + (log1p_z.low + low)};
   }
 
  private:
@@ -116,5 +118,27 @@ class Logistic {
     return {Math::select(large, a.high, b.high), Math::select(large, a.low, b.low)};
   }
 };
+
+/// u^gamma S(x) and its slope, in which the derivative of the power has the factor `gamma`.
+template <class Math, class V = typename Math::Value>
+WEIGHTED_BCE_INLINE Term<V> focal_term(const Logistic<Math>& at, const Exponent<Math>& exponent,
+                                       V gamma) {
+  V power, log1p_z;
+  if (exponent.whole >= 0) {
+    power = exponent.whole == 0   ? Math::set(1)
+            : exponent.whole == 1 ? at.u()
+                                  : whole_power<Math>(at.u_pair(), exponent.whole);
+    log1p_z = at.log1p_z();
+  } else {
+    const Pair<V> log = at.log1p_z_pair();
+    power = exp_minus_product<Math>(exponent, at.minus_log_u(log));
+    log1p_z = log.high;
+  }
+  // Where the softplus is larger, v is 0; infinity times 0 would be NaN.
+  const V most = Math::set(-Floating<typename Math::Element>::kLowest);
+  const V softplus = at.softplus(log1p_z);
+  const V bounded = Math::select(softplus > most, most, softplus);
+  return {Math::set(0), power * softplus, power * Math::fma(gamma * at.v(), bounded, at.u())};
+}
 
 }  // namespace weighted_bce

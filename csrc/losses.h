@@ -14,6 +14,7 @@
 #include <cmath>
 #include <limits>
 
+#include "asymmetric.h"
 #include "logistic.h"
 #include "terms.h"
 
@@ -60,28 +61,6 @@ class Bce : public LossTerms<Bce, Math> {
     return {z_, Math::max(x, Math::set(0)), Math::select(x > Math::set(0), large, z_ * large)};
   }
 };
-
-/// u^gamma S(x) and its slope, in which the derivative of the power has the factor `gamma`.
-template <class Math, class V = typename Math::Value>
-WEIGHTED_BCE_INLINE Term<V> focal_term(const Logistic<Math>& at, const Exponent<Math>& exponent,
-                                       V gamma) {
-  V power, log1p_z;
-  if (exponent.whole >= 0) {
-    power = exponent.whole == 0   ? Math::set(1)
-            : exponent.whole == 1 ? at.u()
-                                  : whole_power<Math>(at.u_pair(), exponent.whole);
-    log1p_z = at.log1p_z();
-  } else {
-    const Pair<V> log = at.log1p_z_pair();
-    power = exp_minus_product<Math>(exponent, at.minus_log_u(log));
-    log1p_z = log.high;
-  }
-  // Where the softplus is larger, v is 0; infinity times 0 would be NaN.
-  const V most = Math::set(-Floating<typename Math::Element>::kLowest);
-  const V softplus = at.softplus(log1p_z);
-  const V bounded = Math::select(softplus > most, most, softplus);
-  return {Math::set(0), power * softplus, power * Math::fma(gamma * at.v(), bounded, at.u())};
-}
 
 /// The focal loss (Lin et al., Focal Loss for Dense Object Detection, 2017): P(x) = alpha v^gamma
 /// S(-x), N(x) = (1 - alpha) u^gamma S(x). For an alpha of -1 both factors are 1. Value and slope
@@ -260,9 +239,11 @@ class Hill : public LossTerms<Hill, Math> {
     return {Math::set(0), (u * u) * (parameters_.above_one + v), factor * slope};
   }
   WEIGHTED_BCE_INLINE Term<V> positive(V factor) const {
-    Pair<V> x = sum(x_, -parameters_.margin.high);
-    const auto finite = x.high - x.high == Math::set(0);
-    x.low = Math::select(finite, x.low - parameters_.margin.low, Math::set(0));
+    const Pair<V> d = sum(x_, -parameters_.margin.high);
+    const Pair<V> exact = sum_of_larger(d.high, d.low - parameters_.margin.low);
+    const auto finite = d.high - d.high == Math::set(0);
+    const Pair<V> x = {Math::select(finite, exact.high, d.high),
+                       Math::select(finite, exact.low, Math::set(0))};
     const Term<V> plain =
         focal_term(Logistic<Math>(x).mirrored(), parameters_.gamma, parameters_.gamma.gamma);
     return {Math::set(0), plain.rest, -factor * plain.slope};
@@ -271,119 +252,6 @@ class Hill : public LossTerms<Hill, Math> {
  private:
   const Parameters& parameters_;
   V x_;
-};
-
-/// The asymmetric loss (Ridnik et al., Asymmetric Loss for Multi-Label Classification, 2021):
-/// P(x) = v^gamma_pos S(-x), N(x) = -p^gamma_neg log(1 - p) with p = u - clip, or exactly 0 where
-/// u <= clip. Where detach_focus is 1, the powers count as constants in the slopes. Value and slope
-/// are at most 8 ulp off for gammas <= 4; an x within 1 ulp of the clip's edge may fall on either
-/// side of it. A clip below the smallest normal number counts as that.
-///
-/// Parameters: gamma_neg, gamma_pos, clip, detach_focus.
-template <class Math>
-class Asymmetric : public LossTerms<Asymmetric, Math> {
-  using typename LossTerms<Asymmetric, Math>::V;
-  using typename LossTerms<Asymmetric, Math>::E;
-  using typename LossTerms<Asymmetric, Math>::Constants;
-
- public:
-  static constexpr int kParameters = 4;
-  static const char* fault(const double* parameters) {
-    const auto is_gamma = [](double gamma) { return gamma >= 0 && gamma <= 1e300; };
-    if (!is_gamma(parameters[0])) return "gamma_neg must be in [0, 1e300]";
-    if (!is_gamma(parameters[1])) return "gamma_pos must be in [0, 1e300]";
-    if (!(parameters[2] >= 0 && parameters[2] < 1)) return "clip must be in [0, 1)";
-    if (parameters[3] != 0 && parameters[3] != 1) return "detach_focus must be 0 or 1";
-    return nullptr;
-  }
-  /// The logit of the clip.
-  static long double derived(const double* parameters) {
-    const long double clip = parameters[2];
-    return clip > 0 ? std::log(clip) - std::log1p(-clip) : 0;
-  }
-  struct Parameters {
-    Exponent<Math> gamma_neg, gamma_pos;
-    V of_negative, of_positive;  // the gammas as factors in the slopes
-    bool clips;
-    Pair<V> clip, unclipped, edge;  // m, 1 - m, logit(m)
-
-    WEIGHTED_BCE_INLINE explicit Parameters(const Constants& constants)
-        : gamma_neg(constants.parameters[0], constants.remainders[0]),
-          gamma_pos(constants.parameters[1], constants.remainders[1]),
-          clips(constants.parameters[2] > 0 || constants.remainders[2] > 0),
-          edge{Math::set(constants.derived), Math::set(constants.derived_remainder)} {
-      const bool detaches = constants.parameters[3] != 0;
-      of_negative = detaches ? Math::set(0) : gamma_neg.gamma;
-      of_positive = detaches ? Math::set(0) : gamma_pos.gamma;
-      constexpr E kLeast = Floating<E>::kLeast;
-      const E m = constants.parameters[2] > kLeast ? constants.parameters[2] : kLeast;
-      const Pair<E> rest = sum_of_larger(E(1), -m);
-      clip = {Math::set(m), Math::set(constants.remainders[2])};
-      unclipped = {Math::set(rest.high), Math::set(rest.low - constants.remainders[2])};
-    }
-  };
-
-  WEIGHTED_BCE_INLINE Asymmetric(V x, const Parameters& parameters)
-      : parameters_(parameters), x_(x), at_(x) {}
-
-  WEIGHTED_BCE_INLINE Term<V> negative(V factor) const {
-    const Term<V> plain = parameters_.clips
-                              ? clipped()
-                              : focal_term(at_, parameters_.gamma_neg, parameters_.of_negative);
-    return {Math::set(0), plain.rest, factor * plain.slope};
-  }
-  WEIGHTED_BCE_INLINE Term<V> positive(V factor) const {
-    const Term<V> plain =
-        focal_term(at_.mirrored(), parameters_.gamma_pos, parameters_.of_positive);
-    return {Math::set(0), plain.rest, -factor * plain.slope};
-  }
-
- private:
-  const Parameters& parameters_;
-  V x_;
-  Logistic<Math> at_;
-
-  /// N, and its slope u v p^(gamma - 1) (gamma L + p / (1 - p)) with L = -log(1 - p).
-  WEIGHTED_BCE_INLINE Term<V> clipped() const {
-    const V zero = Math::set(0), v = at_.v();
-    const Pair<V> most_of_d = sum(x_, -parameters_.edge.high);
-    const Pair<V> d = sum_of_larger(most_of_d.high, most_of_d.low - parameters_.edge.low);
-    const Pair<V> p = clipped_u(d);
-    // 1 - p = v + clip is a sum of positive numbers, and p / (1 - p) the odds of p.
-    const V inverse = Math::reciprocal(v + parameters_.clip.high);
-    const V odds = p.high * inverse;
-    const V log = log1p<Math>(odds);
-    const V power = power_below(p);
-    const V slope = Math::fma(parameters_.of_negative * v, log, (v * inverse) * p.high);
-    const auto counts = d.high > zero;
-    const V nothing = at_.v() * zero;  // or NaN
-    return {zero, Math::select(counts, (power * p.high) * log, nothing),
-            Math::select(counts, (at_.u() * power) * slope, nothing)};
-  }
-
-  /// p = u - clip = (1 - clip) u - clip v. Near the edge, where that cancels, it is
-  /// (1 - clip) u (1 - exp(-d)) with d = x - logit(clip). At least a tiny number.
-  WEIGHTED_BCE_INLINE Pair<V> clipped_u(Pair<V> d) const {
-    const Pair<V> most = product<Math>(parameters_.unclipped, at_.u_pair());
-    const Pair<V> least = product<Math>(parameters_.clip, at_.v_pair());
-    const Pair<V> far = sum_of_larger(most.high, -least.high);
-    Pair<V> e = sum_of_larger(d.high, -(d.high * d.high) * exp_series<Math>(-d.high));
-    e = sum_of_larger(e.high, e.low + (d.low - d.low * d.high));
-    const Pair<V> near = product<Math>(most, e);
-    const auto is_near = Math::set(E(0.34)) > d.high;
-    const V high = Math::select(is_near, near.high, far.high);
-    const V low = Math::select(is_near, near.low, far.low + (most.low - least.low));
-    return sum_of_larger(Math::max(high, Math::set(Floating<E>::kLeast)), low);
-  }
-
-  /// p^(gamma_neg - 1).
-  WEIGHTED_BCE_INLINE V power_below(Pair<V> p) const {
-    const Exponent<Math>& gamma = parameters_.gamma_neg;
-    if (gamma.whole > 0) return whole_power<Math>(p, gamma.whole - 1);
-    const V inverse = Math::divide(Math::set(1), p.high);
-    if (gamma.whole == 0) return inverse;
-    return exp_minus_product<Math>(gamma, minus_log<Math>(p)) * inverse;
-  }
 };
 
 /// This arithmetic computes nothing: it serves to ask a loss for what is the same in all.

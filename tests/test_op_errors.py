@@ -92,7 +92,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         for p in ([], None, [1.0] * 3)
     ),
     ({"parameters": [2.0, 0.25]}, "loss 0 must have 0 parameters, got 2"),
-    *(({"loss": n}, rf"loss must be in \[0, 2\), got {n}") for n in (2, -1, 256)),
+    *(({"loss": n}, rf"loss must be in \[0, 6\), got {n}") for n in (6, -1, 256)),
     *(({"loss": 1, "parameters": [g, 0.5]}, GAMMA) for g in (-0.5, math.inf, math.nan)),
     *(({"loss": 1, "parameters": [2.0, a]}, ALPHA) for a in (1.5, -0.5, math.nan)),
 ]

@@ -154,7 +154,7 @@ def _squared_hinge() -> tuple[Term, Term]:
     term = Term(
         lambda x: (1 + x).clamp(min=0).square(),
         lambda x: 2 * (1 + x).clamp(min=0),
-        lambda x: 2 * (x > -1).to(x.dtype),
+        lambda x: 2 * (1 + x).clamp(min=0).sign(),
     )
     return _mirrored(term), term
 

@@ -218,6 +218,7 @@ struct Simd {
   static WEIGHTED_BCE_INLINE Value set(T v) { return v - Value{}; }
   static WEIGHTED_BCE_INLINE Value fma(Value a, Value b, Value c) { return fused(a, b, c); }
   static WEIGHTED_BCE_INLINE Value select(Mask m, Value a, Value b) { return m ? a : b; }
+  static WEIGHTED_BCE_INLINE bool any(Mask m) { return any_nonzero(m ? set(1) : Value{}); }
   static WEIGHTED_BCE_INLINE Value max(Value a, Value b) { return larger(a, b); }
   static WEIGHTED_BCE_INLINE Value divide(Value a, Value b) { return a / b; }
   static WEIGHTED_BCE_INLINE Value times_power_of_two(Value v, Value n) {

@@ -13,6 +13,7 @@ struct Basics {
   static WEIGHTED_BCE_DEVICE T set(T v) { return v; }
   static WEIGHTED_BCE_DEVICE T fma(T a, T b, T c) { return fused(a, b, c); }
   static WEIGHTED_BCE_DEVICE T select(bool m, T a, T b) { return m ? a : b; }
+  static WEIGHTED_BCE_DEVICE bool any(bool m) { return m; }
   static WEIGHTED_BCE_DEVICE T max(T a, T b) { return max_number(a, b); }
   static WEIGHTED_BCE_DEVICE T abs(T v) { return magnitude(v); }
   static WEIGHTED_BCE_DEVICE Decomposed<T> decomposed(T v) {

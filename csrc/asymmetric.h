@@ -88,7 +88,7 @@ class Asymmetric : public LossTerms<Asymmetric, Math> {
     const V nothing = v * zero;  // or NaN
     // A trained classifier has most of its negatives below the edge.
     if (!Math::any(counts)) return {zero, nothing, nothing};
-    const Pair<V> p = clipped_u(d);
+    const Pair<V> p = clipped_u(d, counts);
     // 1 - p = v + clip is a sum of positive numbers, and p / (1 - p) the odds of p.
     const V inverse = Math::reciprocal(v + parameters_.clip.high);
     const V odds = p.high * inverse;
@@ -100,8 +100,10 @@ class Asymmetric : public LossTerms<Asymmetric, Math> {
   }
 
   /// p = u - clip. Near the edge, where that cancels, it is (1 - clip) u (1 - exp(-d)) with
-  /// d = x - logit(clip). At least a tiny number.
-  WEIGHTED_BCE_INLINE Pair<V> clipped_u(Pair<V> d) const {
+  /// d = x - logit(clip). At least a tiny number, and 1 where it does not count: powers of what is
+  /// computed there would be denormal, and slow.
+  template <class Mask>
+  WEIGHTED_BCE_INLINE Pair<V> clipped_u(Pair<V> d, Mask counts) const {
     const Pair<V> u = at_.u_pair();
     const Pair<V> far = sum_of_larger(u.high, -parameters_.clip.high);
     const V square = d.high * d.high;
@@ -111,7 +113,9 @@ class Asymmetric : public LossTerms<Asymmetric, Math> {
     const auto is_near = Math::set(E(0.34)) > d.high;
     const V high = Math::select(is_near, near.high, far.high);
     const V low = Math::select(is_near, near.low, far.low + (u.low - parameters_.clip.low));
-    return sum_of_larger(Math::max(high, Math::set(Floating<E>::kLeast)), low);
+    const V least = Math::max(high, Math::set(Floating<E>::kLeast));
+    return sum_of_larger(Math::select(counts, least, Math::set(1)),
+                         Math::select(counts, low, Math::set(0)));
   }
 
   /// p^(gamma_neg - 1).

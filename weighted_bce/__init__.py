@@ -3,6 +3,7 @@
 from ._config import backend, empty_cache, show_config
 from ._version import __version__
 from .collation import collate
+from .drop_ins import AsymmetricLoss, sigmoid_focal_loss
 from .functional import multilabel_loss_with_logits, weighted_bce, weighted_bce_with_logits
 from .linear import (
     LinearMultilabelLoss,
@@ -24,6 +25,7 @@ from .weighting import pos_weight_from_labels, prior_logits, propensity_from_lab
 __all__ = [
     "BCE",
     "Asymmetric",
+    "AsymmetricLoss",
     "Focal",
     "FusedAdam",
     "FusedSGD",
@@ -48,6 +50,7 @@ __all__ = [
     "prior_logits",
     "propensity_from_labels",
     "show_config",
+    "sigmoid_focal_loss",
     "weighted_bce",
     "weighted_bce_with_logits",
 ]

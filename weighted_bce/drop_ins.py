@@ -26,9 +26,9 @@ def sigmoid_focal_loss(
     Lin, Goyal, Girshick, He and Dollar, "Focal Loss for Dense Object Detection" (ICCV 2017). For
     targets of 0 and 1 it is torchvision's, except on purpose:
 
-    - The factors u and v are never differences such as 1 - p_t. torchvision's are 12% off at a
-      logit of -16 in float32 and 0 below -10 in float16, and gradients are lost with them; nothing
-      here is NaN for a finite logit, whatever gamma is.
+    - The power is never that of a difference, as 1 - p_t is in torchvision: for a gamma of 2, that
+      is 12% off at a logit of -16 in float32, and 0 at -10 in float16, and so is the gradient.
+      Nothing here is NaN for a finite logit, whatever gamma is.
     - Soft targets weigh the two terms; torchvision's formula takes the factor at the target.
     - Reductions of float16 and bfloat16 are float32.
 
@@ -76,8 +76,8 @@ class AsymmetricLoss(MultilabelLoss):
     Multi-Label Classification" (ICCV 2021). For targets of 0 and 1 it is AsymmetricLoss and
     AsymmetricLossOptimized of github.com/Alibaba-MIIL/ASL, except on purpose:
 
-    - Probabilities are not limited by `eps`. There, a positive with a logit below -18.4 has no
-      gradient, and its loss no longer grows; and float16, in which `eps` is 0, has NaN.
+    - Probabilities are not limited by `eps`. There, a positive with a logit below -18.4 loses its
+      gradient, and its loss no longer grows; float16, in which `eps` is 0, has NaN below -17.
     - Below the clip a negative has no loss and no gradient. There, the limit of 1 on 1 - u + m
       does the same, but for a gamma_neg between 0 and 1 the gradient is NaN.
     - Soft targets weigh the two terms; there, they also choose an exponent between the two.

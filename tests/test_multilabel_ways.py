@@ -11,9 +11,13 @@ from torch import Tensor
 
 from weighted_bce import (
     BCE,
+    Asymmetric,
     Focal,
     FusedSGD,
+    Hill,
     MultilabelLoss,
+    Poly1,
+    SquaredHinge,
     backend,
     linear_multilabel_loss_with_logits,
     multilabel_loss_with_logits,
@@ -24,13 +28,16 @@ from .processes import Processes
 from .test_multilabel_loss import LOSSES, formula
 from .truth import INPUT_DTYPES, labels, logits, positives_of
 
+# One of each kind, and another clip.
+KINDS = (BCE(), Focal(2.0, 0.25), SquaredHinge(), Poly1(), Hill(), Asymmetric())
+KINDS += (Asymmetric(2.0, 0.5, 0.2, True),)
 needs_extension = pytest.mark.skipif(extension is None, reason="no extension")
 
 
 @needs_extension
-def test_losses_that_change_are_compiled(kernel_device: str) -> None:
+def test_losses_that_change_are_compiled(device: str, chosen: str) -> None:
     """A loss may be an argument of what is compiled, and its parameters may change."""
-    x, y = logits(9, 40, device=kernel_device), labels(9, 40, device=kernel_device)
+    x, y = logits(9, 40, device=device), labels(9, 40, device=device)
 
     def focal(x: Tensor, gamma: float) -> Tensor:
         return multilabel_loss_with_logits(x, y, Focal(gamma))
@@ -38,8 +45,9 @@ def test_losses_that_change_are_compiled(kernel_device: str) -> None:
     of_loss = partial(multilabel_loss_with_logits, x, y)
     for function, arguments in (
         (partial(focal, x), (2.0, 1.75, 1.5, 1.25)),
-        (of_loss, (BCE(), Focal(2.0, 0.25))),
+        (of_loss, KINDS),
     ):
+        torch.compiler.reset()  # the number of compilations of a function is limited
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         for argument in arguments:
             torch.testing.assert_close(compiled(argument), function(argument))
@@ -86,9 +94,9 @@ def test_linear_layer(device: str, loss: Any, dtype: torch.dtype) -> None:
                 assert error <= (2.0**-7 if dtype.itemsize == 2 else 10 * tolerance) * size
 
 
-def test_linear_layer_in_other_ways(device: str) -> None:
+@pytest.mark.parametrize("loss", [Focal(1.5, 0.25), SquaredHinge(), Asymmetric()], ids=str)
+def test_linear_layer_in_other_ways(device: str, loss: Any) -> None:
     """A fused step, compile, and torch.func give what the plain call gives."""
-    loss = Focal(1.5, 0.25)
     x, w = torch.randn(7, 12, device=device), torch.randn(150, 12, device=device)
     y = labels(7, 150, device=device)
 
@@ -121,7 +129,7 @@ def check_shards(processes: int) -> None:
     y = torch.rand(7, 13, generator=generator) < 0.3
     w = torch.randn(13, 5, generator=generator)
     csr = positives_of(y)
-    for loss, dim in product((Focal(), Focal(0.5, 0.25)), (0, 1)):
+    for loss, dim in product(KINDS[1:], (0, 1)):
         leaf = x.clone().requires_grad_()
         shards = distribute_tensor(x, mesh, [Shard(dim)]).requires_grad_()
         for target, own in ((y, distribute_tensor(y, mesh, [Shard(dim)])), (csr, csr)):

@@ -30,8 +30,8 @@ def at_infinity() -> Iterator[Any]:
     for lam, margin, gamma in ((1.5, 1.0, 2.0), (1.0, -1e30, 0.0), (-1e30, 1e30, 1e300)):
         yield Hill(lam, margin, gamma), (INF, -1), (lam - 1, 0)
     yield Asymmetric(4.0, 1.0, 0.0, True), (INF, -1), (INF, 1)
-    for gamma, clip in ((0.0, 0.05), (0.5, 0.5), (4.0, 0.9999), (1e4, 1e-30), (1e300, 5e-324)):
-        value = -((1 - clip) ** gamma) * math.log(clip)
+    for gamma, clip in ((0.0, 0.05), (0.5, 0.5), (4.0, 0.9999), (1e4, 1e-3), (1e300, 1e-30)):
+        value = -math.exp(gamma * math.log1p(-clip)) * math.log(clip)
         yield Asymmetric(gamma, gamma, clip), (INF, -1), (value, 0)
 
 

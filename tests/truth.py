@@ -172,7 +172,7 @@ def numpy_terms(loss: Any, x: np.ndarray) -> tuple[np.ndarray, ...]:
         with np.errstate(divide="ignore"):
             distance = np.maximum(x - (np.log(m) - np.log1p(-m)), 0)  # 0: base is 0, and all else
         base = -np.expm1(-distance) * u * (1 - m)  # u - m
-        log, rate = np.log1p(base / (v + m)) if m else -log_v, u * v / (v + m)
+        log, rate = (np.log1p(base / (v + m)), u * v / (v + m)) if m else (-log_v, u)
         safe = np.where(base > 0, base, 1)
         power = np.where(base > 0, np.exp(g * (np.log(safe) if m else log_u)), 0)
         of_power = 0 if loss.detach_focus else g * (u * v / safe if m else v) * log

@@ -154,7 +154,7 @@ def _squared_hinge() -> tuple[Term, Term]:
     term = Term(
         lambda x: (1 + x).clamp(min=0).square(),
         lambda x: 2 * (1 + x).clamp(min=0),
-        lambda x: 2 * (1 + x).clamp(min=0).sign(),
+        lambda x: torch.where(x > -1, 2, 0 * _limited(x)),  # autograd may ask for its derivative
     )
     return _mirrored(term), term
 

@@ -26,7 +26,6 @@ from weighted_bce import (
 )
 
 from . import program
-from .sparse_labels import OTHERS
 
 LossFunction = Callable[[Tensor, SparseLabels], Tensor]
 
@@ -96,8 +95,9 @@ LOSSES = (
         for w in (3.0, 7.0, 30.0, 300.0)
     ),
     *(
-        Loss(f"ours, {program.LOSSES[kind]}", kind, MultilabelLoss(program.loss_named(kind)))
-        for kind in OTHERS
+        Loss(f"ours, {name}", kind, MultilabelLoss(program.loss_named(kind)))
+        for kind, name in program.LOSSES.items()
+        if kind != "bce"
     ),
 )
 

@@ -14,8 +14,13 @@ from tools.command import FILES, READ_SECONDS, obstacle
 from .program import LOSSES, add, add_shared, insist, run
 
 # What is compared: "weighted" is BCE of ours at several pos_weights.
-OTHERS = tuple(name for name in LOSSES if name != "bce")
-COMPARED = ("plain", "categorical", "masked", "weighted", *OTHERS)
+COMPARED = (
+    "plain",
+    "categorical",
+    "masked",
+    "weighted",
+    *(name for name in LOSSES if name != "bce"),
+)
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "matplotlib")
 
 
@@ -31,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
             "everything to ones, and what the start of the bias changes."
         ),
     )
-    add_shared(parser, parser, parser, epochs=8)
+    add_shared(parser, parser, parser, epochs=12)
     files = f"default: {FILES} files, or as many as {READ_SECONDS} seconds allow; all rows"
     add(parser, "--files", f"use at most N files, or rows of --data ({files})")
     compared = f"which are compared, of: {', '.join(COMPARED)} (default: all)"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Files of the environment that are read.
 FILES = 15_000
-# A slow machine reads fewer, and so has less to train on: the demo ends within four minutes.
+# A slow machine reads fewer, and so has less to train on: the demo ends within five minutes.
 READ_SECONDS = 45
 MODULES = {"scikit-learn": "sklearn"}  # packages that are imported by another name
 

@@ -182,10 +182,13 @@ def test_ranking_of_a_small_case() -> None:
     assert (quality.precision_at_1, quality.precision_at_5) == (0.5, pytest.approx(0.3))
     assert quality.at_half.per_row == 7
     assert quality.threshold == 5  # two of its four predictions are true, and two of four labels
-    # The softmax of the first label of each row alone is above a half of a half.
-    softmax = comparison.evaluate(Same(), categorical, rows, rows, 2.0)
-    assert softmax.at_half.per_row == 1
+    # The first labels of a row have the softmax 0.633, 0.233 and 0.086; 0.5 / 2.3 is 0.217.
+    softmax = comparison.evaluate(Same(), categorical, rows, rows, 2.3)
+    assert softmax.at_half.per_row == 2
     assert softmax[4:] == quality[4:]
+    firsts = rows._replace(labels=csr_matrix(logits.numpy() == 6))
+    chosen = comparison.evaluate(Same(), plain, firsts, rows, 2.0)
+    assert (chosen.threshold, chosen.at_best.per_row, chosen.at_best.precision) == (6, 1, 0.5)
 
 
 @pytest.mark.parametrize("loss", losses.LOSSES, ids=lambda loss: loss.name)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 LOSSES = {
     "bce": "BCE",
     "focal": "Focal",
+    "asymmetric": "Asymmetric",
+    "hill": "Hill",
+    "poly1": "Poly1",
+    "squared-hinge": "SquaredHinge",
 }
 IMPORTS = "imports"
 FORMATS = (

@@ -15,10 +15,11 @@ from .data import Dataset, read
 from .losses import LOSSES, Loss, peak_bytes, step_milliseconds
 from .program import consoles, insist
 from .report import Quality, Result
-from .training import BATCH, Encoder, train
+from .training import Encoder, train
 
 HIDDEN = 128
-LEARNING_RATE = 0.01  # at 0.003 most losses are far from done after 12 epochs
+BATCH = 256
+LEARNING_RATE = 0.02  # at 0.003 most losses are far from done after 12 epochs
 # Rows are scored in blocks of at most BLOCK logits; of a part that has more scores than SCORES, the
 # first rows alone are judged.
 BLOCK, SCORES = 2**22, 2**27

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-BATCH = 128
 LEARNING_RATE = 3e-3
 Batch = TypeVar("Batch")
 

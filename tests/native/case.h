@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "draw_loss.h"
 #include "operand.h"
 #include "planned.h"
 #include "sparse_labels.h"
@@ -18,10 +19,6 @@ struct Choices {
   int64_t most_elements;
 };
 
-template <class T>
-T draw_of(const std::vector<T>& choices) {
-  return choices[draw(static_cast<int64_t>(choices.size()))];
-}
 inline int64_t draw_shift() { return draw(2) * draw(4); }
 
 inline Shape draw_shape(int64_t size, int64_t most_elements) {
@@ -110,9 +107,10 @@ class Case {
   void describe(const char* kernels) const {
     std::printf("%s, shape", kernels);
     for (const int64_t n : shape) std::printf(" %lld", (long long)n);
-    std::printf(", loss %d of %g and %g, pos_weight %g, weight %g, label_smoothing %g, ",
-                static_cast<int>(numbers.loss), numbers.parameters[0], numbers.parameters[1],
-                numbers.pos_weight, numbers.weight, numbers.label_smoothing);
+    std::printf(", loss %d of", static_cast<int>(numbers.loss));
+    for (const double parameter : numbers.parameters) std::printf(" %g", parameter);
+    std::printf(", pos_weight %g, weight %g, label_smoothing %g, ", numbers.pos_weight,
+                numbers.weight, numbers.label_smoothing);
     std::printf("ignores %d: %g\n", numbers.ignores, numbers.ignore_index);
     x.describe("logits");
     if (labels) labels->describe();
@@ -124,12 +122,7 @@ class Case {
 
  private:
   void draw_numbers() {
-    if (draw(2)) {
-      const double gammas[] = {0, 0.5, 1, 2, 2.7, 4}, alphas[] = {-1, 0, 0.25, 1};
-      numbers.loss = Loss::kFocal;
-      numbers.parameters[0] = gammas[draw(6)];
-      numbers.parameters[1] = alphas[draw(4)];
-    }
+    if (draw(3)) draw_loss(numbers, static_cast<Loss>(1 + draw(weighted_bce::kLosses - 1)));
     if (draw(4) == 0) numbers.label_smoothing = 0.125;
     if (draw(8) == 0) numbers.weight = 0.75;
     numbers.pos_weight = 0.5 * static_cast<double>(draw(9));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "formula.h"
+#include "losses.h"
 #include "operand.h"
 
 namespace native {
@@ -61,10 +62,7 @@ weighted_bce::CallConstants<T> constants(const Numbers& from) {
   to.keep = static_cast<T>(1 - from.label_smoothing);
   to.shift = static_cast<T>(from.label_smoothing / 2);
   to.ignore_index = static_cast<T>(from.ignore_index);
-  for (int k = 0; k < weighted_bce::kMaxParameters; ++k) {
-    to.parameters[k] = static_cast<T>(from.parameters[k]);
-    to.remainders[k] = static_cast<T>(from.parameters[k] - static_cast<double>(to.parameters[k]));
-  }
+  weighted_bce::set_parameters(to, from.loss, from.parameters);
   return to;
 }
 

@@ -1,5 +1,6 @@
 // The arithmetic of a CUDA thread: its errors against what thread_math.h promises, and divisions.
 #include "cuda_run.h"
+#include "draw_loss.h"
 
 namespace {
 

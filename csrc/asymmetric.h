@@ -82,7 +82,8 @@ class Asymmetric : public LossTerms<Asymmetric, Math> {
   /// N, and its slope u v p^(gamma - 1) (gamma L + p / (1 - p)) with L = -log(1 - p).
   WEIGHTED_BCE_INLINE Term<V> clipped() const {
     const V zero = Math::set(0), v = at_.v();
-    const Pair<V> most_of_d = sum(x_, -parameters_.edge.high);
+    const V most = Math::set(-Floating<E>::kLowest);  // infinity has no difference
+    const Pair<V> most_of_d = sum(Math::select(x_ > most, most, x_), -parameters_.edge.high);
     const Pair<V> d = sum_of_larger(most_of_d.high, most_of_d.low - parameters_.edge.low);
     const auto counts = d.high > zero;
     const V nothing = v * zero;  // or NaN

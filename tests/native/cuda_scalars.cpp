@@ -59,11 +59,11 @@ struct Bounds {
 };
 const Bounds kBounds[] = {
     {"BCE", Loss::kBce, 12, 6},
-    {"focal", Loss::kFocal, 16, 6},
-    {"squared hinge", Loss::kSquaredHinge, 12, 6},
+    {"focal", Loss::kFocal, 40, 6},
+    {"squared hinge", Loss::kSquaredHinge, 4, 4},
     {"poly-1", Loss::kPoly1, 12, 6},
-    {"Hill", Loss::kHill, 16, 6},
-    {"asymmetric", Loss::kAsymmetric, 16, 6},
+    {"Hill", Loss::kHill, 40, 6},
+    {"asymmetric", Loss::kAsymmetric, 96, 6},
 };
 
 /// A logit, also near 0 and near the edge of a clip, where there is one.

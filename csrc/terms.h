@@ -127,13 +127,14 @@ class LossTerms {
   WEIGHTED_BCE_INLINE V slope(Coefficients<V> c) const {
     return terms().positive(c.positive).slope + terms().negative(c.negative).slope;
   }
-
- private:
-  WEIGHTED_BCE_INLINE const L<Math>& terms() const { return static_cast<const L<Math>&>(*this); }
+  /// The value of a term.
   static WEIGHTED_BCE_INLINE V whole(const Term<V>& term) {
     if constexpr (!L<Math>::kHasLogarithm) return term.rest;
     return log1p_unit<Math>(term.logarithm) + term.rest;
   }
+
+ private:
+  WEIGHTED_BCE_INLINE const L<Math>& terms() const { return static_cast<const L<Math>&>(*this); }
 };
 
 }  // namespace weighted_bce

@@ -89,8 +89,22 @@ WEIGHTED_BCE_DEVICE void load_copy(SharedAddress from, uint32_t* to) {
                  : "=r"(to[0]), "=r"(to[1])
                  : "r"(from)
                  : "memory");
-  } else {
+  } else if constexpr (kBytes == 4) {
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(to[0]) : "r"(from) : "memory");
+  } else {
+    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(to[0]) : "r"(from) : "memory");
+  }
+}
+/// Writes there, for the same thread.
+template <int kBytes>
+WEIGHTED_BCE_DEVICE void store_copy(SharedAddress to, const uint32_t* from) {
+  if constexpr (kBytes == 8) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(from[0]), "r"(from[1])
+                 : "memory");
+  } else if constexpr (kBytes == 4) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(from[0]) : "memory");
+  } else {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "r"(from[0]) : "memory");
   }
 }
 

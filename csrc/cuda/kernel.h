@@ -1,11 +1,12 @@
 // The CUDA kernels compute loss and gradient in one pass over the logits. A thread sums its losses;
 // a block adds up its threads and stores the sum in device memory, where `finish` adds all in a
-// fixed order. The work of a thread is in thread.h and vector_thread.h.
+// fixed order. The work of a thread is in thread.h, unrolled_thread.h and pairwise_thread.h.
 //
 // This is included after intrinsics.h, or after what takes its place on the host.
 #pragma once
 
-#include "cuda/vector_thread.h"
+#include "cuda/pairwise_thread.h"
+#include "cuda/unrolled_thread.h"
 
 namespace weighted_bce::cuda {
 
@@ -107,14 +108,12 @@ WEIGHTED_BCE_DEVICE void compute_groups(Work& work, typename Work::Prefetcher pr
 
 /// A multiprocessor has registers for so many blocks of `on_vectors`. One with 100 KiB of shared
 /// memory may hold one less. The loss alone gets no more blocks than the loss with its gradient
-/// (see choose_kernel), so that with sparse targets it may have as many registers. The longest
-/// terms of all losses need more of them than those of BCE.
+/// (see choose_kernel), so that with sparse targets it may have as many registers.
 template <class Losses, class X, Targets kTargets, Mode kMode>
 constexpr int kResident =
     ((kHasGrad<kMode> || (kTargets == Targets::kSparse && kMode == Mode::kLoss)) && sizeof(X) == 2
          ? 3
-         : 4) -
-    Losses::kChooses;
+         : 4);
 
 /// Takes logits, targets and output that are contiguous and aligned as takes_vectors() says.
 template <class Losses, class X, Targets kTargets, Mode kMode>
@@ -122,7 +121,8 @@ WEIGHTED_BCE_KERNEL((kResident<Losses, X, kTargets, kMode>))
 on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem,
            const WEIGHTED_BCE_PARAMETER Workspace workspace) {
   using T = typename Arithmetic<X>::T;
-  using Work = VectorThread<Losses, X, kTargets, kMode>;
+  using Work = std::conditional_t<Losses::kChooses, PairwiseThread<Losses, X, kTargets, kMode>,
+                                  UnrolledThread<Losses, X, kTargets, kMode>>;
   constexpr int kLanes = Work::kLanes;
   using Source = TargetsOf<kTargets, kLanes>;
   WEIGHTED_BCE_SHARED BlockConstants<T> copies[kCopies<kMode>];

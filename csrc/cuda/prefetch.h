@@ -23,7 +23,7 @@ class Prefetcher {
 
  public:
   struct Group {
-    Bits<16> logits;
+    SharedAddress logits;  // 16 bytes, the thread's own until it loads the next group
     Bits<kLanes> targets;
   };
 
@@ -59,9 +59,10 @@ class Prefetcher {
   /// Waits for the group that was loaded kAhead groups before the last one.
   WEIGHTED_BCE_DEVICE void wait() const { wait_for_batches<kAhead>(); }
 
-  /// Reads that group; targets that are not loaded here stay as they are.
+  /// Tells where its logits are, and reads its targets; those that are not loaded here stay as they
+  /// are.
   WEIGHTED_BCE_DEVICE void take(Group& group) const {
-    load_copy<16>(logits_ + slot_ * (16 * kThreads), group.logits.words);
+    group.logits = logits_ + slot_ * (16 * kThreads);
     if constexpr (kTargets) {
       load_copy<kLanes>(targets_ + slot_ * (kLanes * kThreads), group.targets.words);
     }

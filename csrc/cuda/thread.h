@@ -29,6 +29,12 @@ WEIGHTED_BCE_DEVICE double divided(const Problem& problem, const Workspace& work
   return divisor == 0 && problem.numel > 0 ? 0 : v / divisor;
 }
 
+/// What an element has beside its logit.
+template <class T>
+struct Factors {
+  T y, w, p, grad_output;
+};
+
 /// A Thread computes elements one by one, and the sum of their losses.
 template <class Losses, class X, Targets kTargets, Mode kMode>
 class Thread {
@@ -53,25 +59,20 @@ class Thread {
   }
   WEIGHTED_BCE_DEVICE double total() const { return total_; }
 
-  /// Computes an element with any target and these factors. Returns what the mode writes.
-  template <class Terms>
-  WEIGHTED_BCE_DEVICE T general(const Chosen<Terms>& loss, T x, T y, T w, T p, T grad_output) {
-    if (problem_.ignores && is_ignored(y, constants_.ignore_index)) return 0;
-    Coefficients<T> c = coefficients<S>(y, p, constants_.keep, constants_.shift);
-    c = {w * c.positive, w * c.negative};
-    const Terms terms(x, loss.parameters);
-    T out = 0;
-    if constexpr (kMode != Mode::kGrad) {
-      const T value = terms.value(c);
-      if constexpr (kSums<kMode>) sum_ += value;
-      if constexpr (kMode == Mode::kUnreduced) out = value;
-    }
+  /// Computes an element with any target. Returns what the mode writes.
+  WEIGHTED_BCE_DEVICE T general(T x, const Factors<T>& of) {
+    if (problem_.ignores && is_ignored(of.y, constants_.ignore_index)) return 0;
+    Coefficients<T> c = coefficients<S>(of.y, of.p, constants_.keep, constants_.shift);
+    c = {of.w * c.positive, of.w * c.negative};
+    Coefficients<T> of_slopes{};
     if constexpr (kHasGrad<kMode>) {
-      c = has_own_grad_output() ? scaled<S>(c, shared_.scale.high * grad_output, T(0))
-                                : scaled<S>(c, shared_.scale.high, shared_.scale.low);
-      out = terms.slope(c);
+      of_slopes = has_own_grad_output() ? scaled<S>(c, shared_.scale.high * of.grad_output, T(0))
+                                        : scaled<S>(c, shared_.scale.high, shared_.scale.low);
     }
-    return out;
+    const auto [value, slope] =
+        with_loss([&](auto loss) { return value_and_slope(loss, x, c, of_slopes); });
+    if constexpr (kSums<kMode>) sum_ += value;
+    return kMode == Mode::kUnreduced ? value : slope;
   }
 
   /// Computes element i of the iteration, from memory to memory. `positive` is its target, where
@@ -85,16 +86,7 @@ class Thread {
     });
     Bits<sizeof(X)> x;
     load<sizeof(X), false>(static_cast<const X*>(problem_.x.data) + of_x, x.words);
-    T y = positive ? 1 : 0;
-    if constexpr (kTargets != Targets::kSparse) {
-      y = decoded<T>(load_element(problem_.y, of_y), problem_.y.dtype);
-    }
-    T w = constants_.weight, p = shared_.pos_weight, grad_output = 1;
-    if (problem_.w.data != nullptr) w = factor_at<X, T>(problem_, problem_.w, i);
-    if (problem_.p.form > Form::kUniform) p = factor_at<X, T>(problem_, problem_.p, i);
-    if (has_own_grad_output()) grad_output = factor_at<X, T>(problem_, problem_.grad_output, i);
-    const T result[1] = {with_loss(
-        [&](auto loss) { return general(loss, widened<X>(x, 0), y, w, p, grad_output); })};
+    const T result[1] = {general(widened<X>(x, 0), factors_at(i, of_y, positive))};
     if constexpr (kMode != Mode::kLoss) {
       X* const out = static_cast<X*>(const_cast<void*>(problem_.out.data));
       store<sizeof(X)>(out + of_out, narrowed<X>(result).words);
@@ -102,6 +94,20 @@ class Thread {
   }
 
  protected:
+  /// Reads the factors of element i of the iteration, whose target lies at of_y.
+  WEIGHTED_BCE_DEVICE Factors<T> factors_at(int64_t i, int64_t of_y, bool positive) const {
+    Factors<T> of{T(positive), constants_.weight, shared_.pos_weight, T(1)};
+    if constexpr (kTargets != Targets::kSparse) {
+      of.y = decoded<T>(load_element(problem_.y, of_y), problem_.y.dtype);
+    }
+    if (problem_.w.data != nullptr) of.w = factor_at<X, T>(problem_, problem_.w, i);
+    if (problem_.p.form > Form::kUniform) of.p = factor_at<X, T>(problem_, problem_.p, i);
+    if (has_own_grad_output()) {
+      of.grad_output = factor_at<X, T>(problem_, problem_.grad_output, i);
+    }
+    return of;
+  }
+
   /// Returns visit(Chosen<...>()) for the loss of the call.
   template <class Visit>
   WEIGHTED_BCE_DEVICE auto with_loss(const Visit& visit) const {
@@ -114,6 +120,37 @@ class Thread {
   /// Tells whether each element has a grad_output of its own. The scale contains that of all.
   WEIGHTED_BCE_DEVICE bool has_own_grad_output() const {
     return kMode == Mode::kGrad && problem_.grad_output.form >= Form::kContiguous;
+  }
+
+ private:
+  struct ValueAndSlope {
+    T value, slope;  // the one that the mode does not need is 0
+  };
+  template <class Terms>
+  WEIGHTED_BCE_DEVICE ValueAndSlope value_and_slope(const Chosen<Terms>& loss, T x,
+                                                    Coefficients<T> c,
+                                                    Coefficients<T> of_slopes) const {
+    ValueAndSlope sum{};
+    if constexpr (!Losses::kChooses) {
+      const Terms terms(x, loss.parameters);
+      if constexpr (kMode != Mode::kGrad) sum.value = terms.value(c);
+      if constexpr (kHasGrad<kMode>) sum.slope = terms.slope(of_slopes);
+    } else {
+      // Most targets need one term, which is long; but a NaN must come through.
+      of_slopes.positive = -of_slopes.positive;
+#pragma unroll 1
+      for (int side = 0; side < 2; ++side) {
+        const bool positive = side != 0;
+        const T coefficient = positive ? c.positive : c.negative;
+        if (coefficient == 0 && x == x) continue;
+        const Term<T> term = Terms::hard(x, positive, of_slopes, loss.parameters);
+        if constexpr (kMode != Mode::kGrad) {
+          sum.value += weighted<S>(coefficient, Terms::whole(term));
+        }
+        if constexpr (kHasGrad<kMode>) sum.slope += term.slope;
+      }
+    }
+    return sum;
   }
 };
 

@@ -129,6 +129,12 @@ inline void load_copy(SharedAddress from, uint32_t* to) {
   load<kBytes>(from, to);
 }
 template <int kBytes>
+inline void store_copy(SharedAddress to, const uint32_t* from) {
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8);
+  native::require_aligned(to, kBytes);
+  std::memcpy(to, from, kBytes);
+}
+template <int kBytes>
 inline void store(void* to, const uint32_t* from) {
   static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
   native::require_aligned(to, kBytes);

@@ -81,56 +81,44 @@ def _limited(x: Tensor) -> Tensor:
     return x.clamp(-_LIMIT, _LIMIT)
 
 
-class _Parts(NamedTuple):
-    """What a term b^gamma L is made of: log b and L, with their two derivatives."""
-
-    log_base: Tensor
-    base_slope: Tensor
-    base_curvature: Tensor
-    value: Tensor
-    slope: Tensor
-    curvature: Tensor
-
-
-def _focused(parts: Callable[[Tensor], _Parts], gamma: float, detach: bool = False) -> Term:
-    """b^gamma L, right for any gamma >= 0: the power is exp(gamma log b).
+def _focused(factor: Term, log_base: Term, gamma: float, detach: bool = False) -> Term:
+    """b^gamma times a factor, right for any gamma >= 0: the power is exp(gamma log b).
 
     With `detach`, derivatives take the power for a constant.
     """
 
-    def power(log_base: Tensor) -> Tensor:
-        result = torch.exp(min(gamma, torch.finfo(log_base.dtype).max) * log_base)
+    def power(x: Tensor) -> Tensor:
+        result = torch.exp(min(gamma, torch.finfo(x.dtype).max) * log_base.value(x))
         return result.detach() if detach else result
 
-    def exponent(x: Tensor) -> float:
-        return 0.0 if detach else min(gamma, torch.finfo(x.dtype).max)
-
     def value(x: Tensor) -> Tensor:
-        p = parts(x)
-        return power(p.log_base) * p.value
+        return power(x) * factor.value(x)
 
     def slope(x: Tensor) -> Tensor:
-        p, g = parts(x), exponent(x)
-        return power(p.log_base) * (g * p.base_slope * p.value + p.slope)
+        if detach:
+            return power(x) * factor.slope(x)
+        g = min(gamma, torch.finfo(x.dtype).max)
+        return power(x) * (g * log_base.slope(x) * factor.value(x) + factor.slope(x))
 
     def curvature(x: Tensor) -> Tensor:
-        p, g = parts(x), exponent(x)
-        b = power(p.log_base)
+        if detach:
+            return power(x) * factor.curvature(x)
+        b, base, g = power(x), log_base.slope(x), min(gamma, torch.finfo(x.dtype).max)
         # The power comes first: where it is 0, gamma^2 may be too large.
-        of_base = b * g * (g * p.base_slope * p.base_slope + p.base_curvature) * p.value
-        return of_base + 2 * (b * g * p.base_slope * p.slope) + b * p.curvature
+        of_base = b * g * (g * base * base + log_base.curvature(x)) * factor.value(x)
+        return of_base + 2 * (b * g * base * factor.slope(x)) + b * factor.curvature(x)
 
     return Term(value, slope, curvature)
 
 
-def _focal_parts(x: Tensor) -> _Parts:
-    u, v = torch.sigmoid(x), torch.sigmoid(-x)
-    return _Parts(-softplus(-x), v, -u * v, softplus(x), u, u * v)
+_LOG_U = Term(
+    lambda x: -softplus(-x), lambda x: torch.sigmoid(-x), lambda x: -_SOFTPLUS.curvature(x)
+)
 
 
 def _focal_term(gamma: float, detach: bool = False) -> Term:
     """u^gamma S(x), with which the focal loss weighs negatives."""
-    term = _focused(_focal_parts, gamma, detach)
+    term = _focused(_SOFTPLUS, _LOG_U, gamma, detach)
     return Term(
         lambda x: torch.where(x > _LIMIT, x, term.value(_limited(x))),
         lambda x: term.slope(_limited(x)),
@@ -222,8 +210,8 @@ def _log1mexp(d: Tensor) -> Tensor:
 def _clipped_term(gamma: float, m: float, detach: bool) -> Term:
     """-(u - m)^gamma log(1 - (u - m)) where u > m, else 0.
 
-    With d the distance of x to the logit of m, u - m is (1 - exp(-d)) u (1 - m), a product. The
-    logarithm is S(log b - log(v + m)) for b = u - m, and v + m is 1 - b.
+    With d the distance of x to the logit of m, b = u - m is (1 - exp(-d)) u (1 - m), a product. The
+    logarithm is S(log b - log(v + m)), and v + m is 1 - b.
     """
     (m,) = {m}  # torch.compile makes constants of the numbers that it hashes
     (high, low), log_m = _logit(m), math.log(m)
@@ -231,21 +219,34 @@ def _clipped_term(gamma: float, m: float, detach: bool) -> Term:
     def distance(x: Tensor) -> Tensor:
         return (x - high) - low
 
-    def parts(x: Tensor) -> _Parts:
-        u, v, d = torch.sigmoid(x), torch.sigmoid(-x), distance(x)
-        of_v = torch.sigmoid(-softplus(x) - log_m)  # v / (v + m)
-        of_m = torch.sigmoid(softplus(x) + log_m)
-        log_base = _log1mexp(d) - softplus(-x) + math.log1p(-m)
-        log_rest = log_m + softplus(-softplus(x) - log_m)
-        of_distance = torch.exp(-d) / -torch.expm1(-d)  # the derivative of log(1 - exp(-d))
-        return _Parts(
-            log_base,
-            of_distance + v,
-            -of_distance * (1 + of_distance) - u * v,
-            softplus(log_base - log_rest),
-            u * of_v,
-            u * of_v * (v - u * of_m),
-        )
+    def log_b(x: Tensor) -> Tensor:
+        return _log1mexp(distance(x)) - softplus(-x) + math.log1p(-m)
+
+    def of_distance(x: Tensor) -> Tensor:
+        """The derivative of log(1 - exp(-d))."""
+        d = distance(x)
+        return torch.exp(-d) / -torch.expm1(-d)
+
+    def log_b_curvature(x: Tensor) -> Tensor:
+        of_d = of_distance(x)
+        return -of_d * (1 + of_d) - _SOFTPLUS.curvature(x)
+
+    def ratio(x: Tensor) -> Tensor:
+        """log(v / m)"""
+        return -softplus(x) - log_m
+
+    def value(x: Tensor) -> Tensor:
+        return softplus(log_b(x) - (log_m + softplus(ratio(x))))
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.sigmoid(x) * torch.sigmoid(ratio(x))  # u v / (v + m)
+
+    def curvature(x: Tensor) -> Tensor:
+        u, v = torch.sigmoid(x), torch.sigmoid(-x)
+        return slope(x) * (v - u * torch.sigmoid(-ratio(x)))
+
+    log_base = Term(log_b, lambda x: of_distance(x) + torch.sigmoid(-x), log_b_curvature)
+    term = _focused(Term(value, slope, curvature), log_base, min(gamma, 1e100), detach)
 
     def above(of: _Of) -> _Of:
         def result(x: Tensor) -> Tensor:
@@ -254,7 +255,7 @@ def _clipped_term(gamma: float, m: float, detach: bool) -> Term:
 
         return result
 
-    return Term(*map(above, _focused(parts, min(gamma, 1e100), detach)))
+    return Term(*map(above, term))
 
 
 def _asymmetric(

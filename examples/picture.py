@@ -57,8 +57,9 @@ def _draw_predicted(ax: Axes, line: list[Result], true: float, labels: int) -> N
     weights, counts = [r.pos_weight for r in line], [r.quality.at_half.per_row for r in line]
     ax.plot(weights, counts, "o-", color=BLUE)
     for at in zip(weights, counts, strict=True):
-        # Below and to the right of a rising line no other line is drawn.
-        ax.annotate(f"{at[1]:.3g}", at, (7, -14), textcoords="offset points")
+        # Below and to the right of a rising line; the line of the true ones may pass there.
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        ax.annotate(f"{at[1]:.3g}", at, (7, -14), textcoords="offset points", bbox=white)
     ax.axhline(true, color=GREY, linestyle="--", label=f"true: {true:.2f}")
     ax.axhline(labels, color=GREY, linestyle=":", label=f"all {labels:,}")
     # A logarithm has no place for zero: below this it is a straight line.

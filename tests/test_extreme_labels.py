@@ -148,7 +148,7 @@ def test_propensities_weigh_the_positives() -> None:
 
 @pytest.mark.parametrize("name", program.LOSSES)
 def test_each_loss_trains_from_the_prior(name: str) -> None:
-    """From what it has there without features, and without pos_weight."""
+    """The bias starts at the label frequencies, and the loss falls."""
     data, _ = made_up_data()
     model = extreme_training.Model(data, options("--loss", name))
     target = torch.from_numpy(data.labels.toarray())

@@ -35,8 +35,12 @@ class Bce : public LossTerms<Bce, Math> {
 
   WEIGHTED_BCE_INLINE Bce(V x, const Parameters&) : x_(x), z_(Math::exp_minus_abs(x)) {}
 
-  WEIGHTED_BCE_INLINE Term<V> negative(V factor) const { return term(x_, factor); }
-  WEIGHTED_BCE_INLINE Term<V> positive(V factor) const { return term(-x_, -factor); }
+  WEIGHTED_BCE_INLINE Term<V> negative(V factor) const {
+    return term(x_, x_ > Math::set(0), factor);
+  }
+  WEIGHTED_BCE_INLINE Term<V> positive(V factor) const {
+    return term(-x_, !(x_ > Math::set(0)), -factor);
+  }
 
   using LossTerms<Bce, Math>::hard;
   /// The same for a scalar: its masks are predicates, which are cheaper than another sign of x.
@@ -55,10 +59,12 @@ class Bce : public LossTerms<Bce, Math> {
   }
 
  private:
-  /// N at x or -x, and its slope times `factor`.
-  WEIGHTED_BCE_INLINE Term<V> term(V x, V factor) const {
+  /// N at x or -x, and its slope times `factor`. At 0, P is `above` as in hard(): an approximate
+  /// arithmetic may have another z than 1 there.
+  template <class Mask>
+  WEIGHTED_BCE_INLINE Term<V> term(V x, Mask above, V factor) const {
     const V large = Math::divide(factor, Math::set(1) + z_);
-    return {z_, Math::max(x, Math::set(0)), Math::select(x > Math::set(0), large, z_ * large)};
+    return {z_, Math::max(x, Math::set(0)), Math::select(above, large, z_ * large)};
   }
 };
 

@@ -47,14 +47,24 @@ prefetch.h
     groups of a thread in too few slots: (slot_ + 1) % kSlots => (slot_ + 1) % kAhead
 thread.h
     stride of another tensor: problem_.y.strides[d] => problem_.x.strides[d]
-    grad_output of all elements: shared_.scale.high * grad_output => shared_.scale.high
+    grad_output of all elements: shared_.scale.high * of.grad_output
+        => shared_.scale.high
     nothing divided by nothing: divisor == 0 => divisor == -1
-vector_thread.h
+group_thread.h
     product not reset: negatives_.value = 0; =>
+    logarithm of a positive among those of negatives:
+        «positives_».times_one_plus(term.logarithm) => negatives_
+unrolled_thread.h
     pos_weight of another label (half): (problem_, problem_.p, «i + lane») => i
     group across two rows: + kLanes <= «problem_.sizes[d]» => 1 + problem_.sizes[d]
     a part of a group without positives (half): all |= word => all = word
     target of another label: positives >> j & 1 => positives & 1
+pairwise_thread.h
+    factors of another element: factors_at(«i + j», i => i
+    target of the first label: Base::factors_at(i + j, i + j, «positives >> j & 1») => positives & 1
+    positive of the first label: positives >> k & 1 => positives & 1
+    result in place of a logit that is needed: counts ? result : x => result
+    positives computed as negatives: Terms::kIsMirrored && !shared_.own_p ? 0 : «positives» => 0
 elements.h
     lane not written (half): j < «kLanes»; j += 2) => kLanes - 2
     vector that is not aligned: reinterpret_cast<uintptr_t>(at) % 16 == 0
@@ -107,14 +117,43 @@ targets.h
     blocks with the same rounds: each * block() + before => each * block()
     a block without rounds (memory): if (share.count == 0) return; =>
 ../terms.h
+    factor of the other term: Math::select(positive, factors.positive, factors.negative)
+        => Math::select(positive, factors.negative, factors.positive)
+    positive of a mirrored loss on the other side: Math::select(positive, -x, x) => x
+    infinity times a coefficient of 0: (c == Math::set(0)) & (v == v) => false
+../logistic.h
+    softplus on the other side: Math::select(«above_», magnitude_, Math::set(0)) + log => below_
+    real power of the other term: at.minus_log_u(log) => log
+    slope of focal without its power's: Math::fma(gamma * at.v(), bounded, at.u()) => at.u()
+    infinity times a slope of 0: softplus > most => false
+    whole power of the other term: whole_power<Math>(«at.u_pair()» => at.v_pair()
+    power of a whole exponent off by one: n > «2» => 1
+../losses.h
     alpha of the other term: Math::select(positive, alphas.positive, alphas.negative)
         => Math::select(positive, alphas.negative, alphas.positive)
-    power of the other term: «Math::select(above, zero, bounded)»;
-        => Math::select(above, bounded, zero)
-    slope of focal without its power's: Math::fma(gamma * v, bounded_softplus, u) => u
-    infinity times an alpha of 0: «c == Math::set(0)», c * z_ => false
-    infinity times a slope of 0: magnitude_ > most => false
     positive of focal on the other side: const Focal mirrored(«Math::select(positive, -x, x)» => x
+    squared hinge of another margin: const V margin = «Math::set(1) + x» => Math::set(2) + x
+    squared hinge below its margin: Math::set(0) > margin => false
+    slope of the squared hinge: positive + positive => positive
+    value of poly-1 without its polynomial:
+        «Math::fma(parameters_.epsilon, u, Math::max(x, Math::set(0)))»
+        => Math::max(x, Math::set(0))
+    slope of poly-1 by the other sigmoid: Math::fma(parameters_.epsilon, «v», Math::set(1)) => u
+    lam of Hill: parameters_.above_one + v => parameters_.above_one
+    slope of Hill: Math::fma(Math::set(3), v, parameters_.above_three)
+        => parameters_.above_three
+    margin of Hill on the other side: sum(x_, «-parameters_.margin.high») => parameters_.margin.high
+    sign of the slope of Hill: plain.rest, «-factor * plain.slope» => factor * plain.slope
+../asymmetric.h
+    edge of a clip: d.high > zero => true
+    a clip of 0 that clips: = «parameters_.clips» => true
+    power of a clipped sigmoid: gamma.whole - 1 => gamma.whole
+    gamma of the other term: at_.mirrored(), «parameters_.gamma_pos» => parameters_.gamma_neg
+    a power that is not a constant: detaches ? Math::set(0) : gamma_neg.gamma
+        => gamma_neg.gamma
+    slope of a clipped power: «parameters_.of_negative * v», log
+        => Math::set(0)
+    sign of the slope of a positive: plain.rest, «-factor * plain.slope» => factor * plain.slope
 ../problem.h
     shift of a division: , «l - 1»} => l
 """

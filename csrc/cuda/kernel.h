@@ -159,7 +159,8 @@ on_elements(const WEIGHTED_BCE_PARAMETER Problem problem,
 
   Thread<Losses, X, kTargets, kMode> work(problem, copies[thread() % kCopies<kMode>]);
   // Loads that do not wait for one another pay where terms are short.
-  constexpr int kUnrolled = kTargets != Targets::kSparse && !Losses::kChooses ? 4 : 1;
+  [[maybe_unused]] constexpr int kUnrolled =
+      kTargets != Targets::kSparse && !Losses::kChooses ? 4 : 1;
   int64_t i = share.first;
 #pragma unroll(kUnrolled)
   for (int left = share.count; left > 0; --left, i += share.step) {

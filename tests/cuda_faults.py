@@ -98,7 +98,7 @@ targets.h
     labels above the columns: column >= csr_.num_labels => false
     a label above the columns in the next row: start + csr_.num_labels - 1
         => start + csr_.num_labels
-    first label left out (half): csr_.first_label + (i - row * csr_.num_labels)
+    first label left out: csr_.first_label + (i - row * csr_.num_labels)
         => i - row * csr_.num_labels
     an entry beyond the end (memory): entry >= csr_.count => false
     a row that starts below 0 (memory): entry < 0 => false

@@ -122,7 +122,7 @@ class Case {
 
  private:
   void draw_numbers() {
-    if (draw(3)) draw_loss(numbers, static_cast<Loss>(1 + draw(weighted_bce::kLosses - 1)));
+    if (draw(2)) draw_loss(numbers, static_cast<Loss>(1 + draw(weighted_bce::kLosses - 1)));
     if (draw(4) == 0) numbers.label_smoothing = 0.125;
     if (draw(8) == 0) numbers.weight = 0.75;
     numbers.pos_weight = 0.5 * static_cast<double>(draw(9));

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .makers import LOSSES
+from .losses import LOSSES
 from .runner import Disagreement, Runner
 from .samples import CHUNK, MOST_CHECKED, Sample
 from .settings import Setting

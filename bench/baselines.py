@@ -14,8 +14,9 @@ from torch import Tensor
 
 from . import makers, names
 from .device import reason
-from .makers import LOSSES, Maker, compiled, ours, usual
-from .names import BCE, COPY, FORWARD, OURS, PRODUCTS, STEP
+from .losses import LOSSES
+from .makers import Maker, compiled, ours, usual
+from .names import BCE, COPY, FOCAL, FORWARD, OURS, PRODUCTS, STEP
 from .samples import Sample
 from .settings import Setting
 
@@ -46,6 +47,10 @@ class Baseline:
     graph: bool = False  # it can be captured: it neither waits for a GPU nor changes its input
     loss_scale: float = 1.0
     scale_before: float = 0.0  # the loss scale of the untimed step before; 0: the same
+
+    def matrices_of(self, loss: str) -> int:
+        known = {"reference": LOSSES[loss].in_torch, "scatter": LOSSES[loss].matrices}
+        return known.get(self.key, self.matrices)
 
     @property
     def is_optional(self) -> bool:
@@ -105,7 +110,7 @@ own = partial(Baseline, takes="any", is_own=True, matrices=1)  # a variant of ou
 own_step = partial(own, only=STEP)
 scaled = partial(own_step, device="cuda", loss_scale=SCALE, graph=True)
 bound = partial(Baseline, is_loss=False, matrices=0, graph=True)  # no loss is faster
-of_bce = partial(Baseline, losses=(BCE,))
+of_bce, of_focal = (partial(Baseline, losses=losses) for losses in ((BCE,), (BCE, FOCAL)))
 other = partial(Baseline, linear="any", graph=True)
 earlier = partial(Baseline, takes="")  # only earlier results have it
 in_place = partial(ours, inplace_backward=True)
@@ -123,7 +128,7 @@ BASELINES = (
     own_step("inplace", "ours, inplace_backward", in_place, prepare="overwritable", matrices=0),
     own_step("fused-step", "ours, fused_step", makers.fused_step, takes="", linear="any"),
     own("ours-compiled", "torch.compile(ours)", compiled(ours), linear="any", graph=True),
-    own("reference", IN_TORCH, makers.reference, linear="any", matrices=12, quick=False),
+    own("reference", IN_TORCH, makers.reference, linear="any", quick=False),
     earlier("no-positives", "ours, no positives", is_own=True),
     own("dense", "ours, bool target", takes="sparse", ready=True, graph=True),
     Baseline("unfused", "F.linear, then ours", makers.unfused, "", "any", matrices=1),
@@ -135,7 +140,7 @@ BASELINES = (
     earlier("compile-plain", "torch.compile(F..., no pos_weight)"),
     of_bce("compile-masked", "torch.compile(masked multiply)", mask, quick=False),
     Baseline("scatter", "zeros().scatter_, {usual}", makers.scatter, "sparse", "sparse"),
-    Baseline("torchvision", VISION, makers.torchvision, needs="torchvision", matrices=8),
+    of_focal("torchvision", VISION, makers.torchvision, needs="torchvision", matrices=8),
     of_bce("timm", "timm BinaryCrossEntropy", makers.timm, needs="timm"),
 )
 BY_KEY = {baseline.key: baseline for baseline in BASELINES}

@@ -1,11 +1,11 @@
-"""The losses, and how the baselines compute them: each for a setting, on a device."""
+"""How the baselines compute the losses: each for a setting, on a device."""
 
 import logging
 import warnings
 from collections.abc import Callable
 from functools import partial, wraps
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ from torch import Tensor
 
 import weighted_bce as own
 from weighted_bce import FusedSGD, SparseLabels
-from weighted_bce._terms import Term, terms_of
 
+from .losses import LOSSES
 from .names import BCE, FOCAL
 from .samples import Sample
 from .settings import Setting
@@ -22,36 +22,6 @@ from .settings import Setting
 # Takes logits, or the input and the weight of a linear layer, and a target.
 LossFunction = Callable[..., Tensor]
 Maker = Callable[..., Any]  # makes a LossFunction, for a setting and a device
-
-
-class Loss(NamedTuple):
-    """A loss, and the usual way to write it."""
-
-    kind: own.BCE | own.Focal
-    usual: Callable[..., Tensor]  # takes a target in the logits' dtype, and a pos_weight by name
-    usual_name: str
-    matrices: int  # as large as the logits, that a step of the usual way holds at its peak
-    cancels: bool = False  # the usual way takes differences, of numbers near 1
-
-    @property
-    def terms(self) -> tuple[Term, Term]:
-        """The positive and the negative term."""
-        return terms_of(self.kind._loss_id, self.kind._parameters)
-
-
-def focal(logits: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:
-    """The formula of torchvision.ops.sigmoid_focal_loss, with a pos_weight and without alpha."""
-    p, options = logits.sigmoid(), {"reduction": "none", "pos_weight": pos_weight}
-    matrix = F.binary_cross_entropy_with_logits(logits, target, **options)
-    right = p * target + (1 - p) * (1 - target)
-    return (matrix * (1 - right) ** own.Focal().gamma).mean()
-
-
-# A new loss is an entry here, and a name in names.LOSSES.
-LOSSES = {
-    BCE: Loss(own.BCE(), F.binary_cross_entropy_with_logits, "F.bce_with_logits", matrices=4),
-    FOCAL: Loss(own.Focal(), focal, "focal loss formula", matrices=12, cancels=True),
-}
 
 
 def copy(setting: Setting, device: str) -> Callable[[Sample], object]:

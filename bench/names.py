@@ -6,7 +6,9 @@ PASSES = STEP, FORWARD = "step", "forward"
 COPY, PRODUCTS, OURS, SPARSE = "copy", "products", "ours", "sparse"
 LABELS = 16384
 LARGEST = "largest"  # a shape of LABELS columns, and as many rows as memory allows
-LOSSES = BCE, FOCAL = "bce", "focal"
+LOSSES = BCE, FOCAL, ASYMMETRIC, HILL, POLY1, SQUARED_HINGE = (
+    *("bce", "focal", "asymmetric", "hill", "poly1", "squared-hinge"),
+)
 
 # The keys of baselines.BASELINES that a run may do without, in that order.
 AGAINST = (

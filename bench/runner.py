@@ -125,7 +125,8 @@ class Runner:
 
         The check holds three gradients in float64 and the intermediate results of a chunk.
         """
-        setting, matrices = self.samples.setting, self.baseline.matrices
+        setting = self.samples.setting
+        matrices = self.baseline.matrices_of(setting.loss)
         if setting.features:  # ours holds a chunk of the logits at a time
             matrices = 0 if self.baseline.is_own else matrices + 1
         makes_gradient = self.pass_ == STEP and (self.baseline.is_loss or setting.features > 0)

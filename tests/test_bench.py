@@ -23,7 +23,7 @@ import psutil
 from bench import __main__, names, run
 from bench.baselines import BASELINES, BY_KEY
 from bench.device import CPU
-from bench.makers import LOSSES
+from bench.losses import LOSSES
 from bench.names import AGAINST, COPY, FORWARD, OURS, PRODUCTS, STEP
 from bench.settings import Setting, grids
 

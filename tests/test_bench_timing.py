@@ -20,6 +20,7 @@ from bench.samples import Samples
 from bench.settings import Setting
 
 from .bench_cases import LAYER, SETTING, checked, fitting, group, measured, with_make
+from .grids import one_at_a_time
 
 PEAK = timing.peak
 FOCAL = SETTING._replace(loss="focal")
@@ -41,11 +42,13 @@ def eager(setting: Setting, pass_: str = STEP) -> list[str]:
     return [key for key in fitting(setting, pass_) if "compile" not in key]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("sizes", [(300, 700), (32, 16, 900)])
-@pytest.mark.parametrize("target", ["bool", "int64", "float", "sparse"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-def test_all_compute_the_same(dtype: str, target: str, sizes: tuple[int, ...], loss: str) -> None:
+@one_at_a_time(
+    loss=LOSSES,
+    dtype=["float32", "bfloat16", "float16", "float64"],
+    target=["bool", "int64", "float", "sparse"],
+    sizes=[(300, 700), (32, 16, 900)],
+)
+def test_all_compute_the_same(loss: str, dtype: str, target: str, sizes: tuple[int, ...]) -> None:
     """Against float64, step and forward; what compiles is in a test of its own."""
     rows, *features, labels = sizes
     setting = Setting(rows, labels, dtype, target, 0.05, features=sum(features), loss=loss)

@@ -87,7 +87,7 @@ def blocks_at_once(kernel: Kernel) -> int:
     slopes = "gradient" in kernel.mode
     halves = kernel.dtype in ("float16", "bfloat16")
     sparse_loss = kernel.target == "sparse labels" and kernel.mode == "loss"
-    return 4 - int((slopes or sparse_loss) and halves)
+    return 3 if kernel.loss or (halves and (slopes or sparse_loss)) else 4
 
 
 def test_blocks_of_the_launch_bounds_have_registers_and_shared_memory(code: Code) -> None:

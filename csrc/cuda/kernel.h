@@ -108,12 +108,14 @@ WEIGHTED_BCE_DEVICE void compute_groups(Work& work, typename Work::Prefetcher pr
 
 /// A multiprocessor has registers for so many blocks of `on_vectors`. One with 100 KiB of shared
 /// memory may hold one less. The loss alone gets no more blocks than the loss with its gradient
-/// (see choose_kernel), so that with sparse targets it may have as many registers.
+/// (see choose_kernel), so that with sparse targets it may have as many registers. Several
+/// losses need more of them.
 template <class Losses, class X, Targets kTargets, Mode kMode>
 constexpr int kResident =
-    ((kHasGrad<kMode> || (kTargets == Targets::kSparse && kMode == Mode::kLoss)) && sizeof(X) == 2
-         ? 3
-         : 4);
+    Losses::kChooses || (sizeof(X) == 2 && (kHasGrad<kMode> ||
+                                            (kTargets == Targets::kSparse && kMode == Mode::kLoss)))
+        ? 3
+        : 4;
 
 /// Takes logits, targets and output that are contiguous and aligned as takes_vectors() says.
 template <class Losses, class X, Targets kTargets, Mode kMode>

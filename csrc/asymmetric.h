@@ -12,8 +12,9 @@ namespace weighted_bce {
 /// P(x) = v^gamma_pos S(-x), N(x) = -p^gamma_neg log(1 - p) with p = u - clip, or exactly 0 where
 /// u <= clip. Where detach_focus is 1, the powers count as constants in the slopes. Value and slope
 /// are at most 8 ulp off for gammas <= 4 and clips <= 0.2 (9 for others); an x within 1 ulp of the
-/// clip's edge may fall on either side of it. A clip below the smallest normal number counts as
-/// that.
+/// clip's edge may fall on either side of it. In double the edge is known to 64 digits: at a
+/// distance below 1e-3 from it, errors grow as 1 / distance. A clip below the smallest normal
+/// number counts as that.
 ///
 /// Parameters: gamma_neg, gamma_pos, clip, detach_focus.
 template <class Math>
@@ -95,9 +96,10 @@ class Asymmetric : public LossTerms<Asymmetric, Math> {
     const V odds = p.high * inverse;
     const V log = log1p<Math>(odds);
     const V power = power_below(p);
-    const V slope = Math::fma(parameters_.of_negative * v, log, (v * inverse) * p.high);
-    return {zero, Math::select(counts, (power * p.high) * log, nothing),
-            Math::select(counts, (at_.u() * power) * slope, nothing)};
+    const V focus = power * p.high;
+    const V slope = Math::fma(power * parameters_.of_negative, v * log, focus * (v * inverse));
+    return {zero, Math::select(counts, focus * log, nothing),
+            Math::select(counts, at_.u() * slope, nothing)};
   }
 
   /// p = u - clip. Near the edge, where that cancels, it is (1 - clip) u (1 - exp(-d)) with

@@ -19,7 +19,12 @@ struct Exponent {
   int whole;                        // -1: it is none
 
   WEIGHTED_BCE_INLINE Exponent(typename Math::Element high, typename Math::Element rest)
-      : gamma(Math::set(high)), low(Math::set(rest)), whole(-1) {
+      : whole(-1) {
+    // A larger one makes no difference, and products with it might overflow.
+    using E = typename Math::Element;
+    constexpr E kMost = 1 / (Floating<E>::kLeast * (1 << 14));
+    gamma = Math::set(high < kMost ? high : kMost);
+    low = Math::set(high < kMost ? rest : 0);
     for (int n = 0; n <= 4; ++n) {
       if (high == static_cast<typename Math::Element>(n) && rest == 0) whole = n;
     }

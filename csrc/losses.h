@@ -1,4 +1,4 @@
-// The losses: formulas, slopes and errors of each, the one copy for every backend. The numbers by
+// The losses: formulas, slopes and errors of each, the one copy for all kernels. The numbers by
 // which ops know the losses are in problem.h.
 //
 // S is the softplus, u = sigmoid(x), v = sigmoid(-x). The errors stated below are those of an
@@ -219,8 +219,11 @@ class Hill : public LossTerms<Hill, Math> {
     return nullptr;
   }
   struct Parameters {
-    V above_one;    // lam - 1
-    V above_three;  // 2 lam - 3
+    // lam - u is above + v or below - u, and 2 lam - 3 u is above + 3 v or below - 3 u, of which
+    // above 0 and below it no part cancels where lam is 1.5, or 0.
+    struct Constant {
+      V above, below;
+    } value, slope;
     Pair<V> margin;
     Exponent<Math> gamma;
 
@@ -228,8 +231,8 @@ class Hill : public LossTerms<Hill, Math> {
         : margin{Math::set(constants.parameters[1]), Math::set(constants.remainders[1])},
           gamma(constants.parameters[2], constants.remainders[2]) {
       const auto lam = constants.parameters[0], rest = constants.remainders[0];
-      above_one = Math::set((lam - 1) + rest);
-      above_three = Math::set((lam + lam - 3) + (rest + rest));
+      value = {Math::set((lam - 1) + rest), Math::set(lam + rest)};
+      slope = {Math::set((lam + lam - 3) + (rest + rest)), Math::set((lam + rest) * 2)};
     }
   };
 
@@ -241,8 +244,12 @@ class Hill : public LossTerms<Hill, Math> {
     const V larger = inverse.high + inverse.low, smaller = z * larger;
     const auto above = x_ > Math::set(0);
     const V u = Math::select(above, larger, smaller), v = Math::select(above, smaller, larger);
-    const V slope = (u * u) * (v * Math::fma(Math::set(3), v, parameters_.above_three));
-    return {Math::set(0), (u * u) * (parameters_.above_one + v), factor * slope};
+    const V change = Math::select(above, smaller, -smaller);  // v or -u
+    const auto &of_value = parameters_.value, &of_slope = parameters_.slope;
+    const V value = Math::select(above, of_value.above, of_value.below) + change;
+    const V slope =
+        Math::fma(Math::set(3), change, Math::select(above, of_slope.above, of_slope.below));
+    return {Math::set(0), (u * u) * value, factor * ((u * u) * (v * slope))};
   }
   WEIGHTED_BCE_INLINE Term<V> positive(V factor) const {
     const Pair<V> d = sum(x_, -parameters_.margin.high);
@@ -289,8 +296,8 @@ WEIGHTED_BCE_INLINE auto with_loss(Loss loss, const Visit& visit) {
 /// Sets what the constants of a call have from the parameters of its loss.
 template <class T>
 void set_parameters(CallConstants<T>& constants, Loss loss, const double* parameters) {
-  // Products with a larger one might overflow, and mean nothing.
-  constexpr double kMost = std::numeric_limits<T>::max() / 256;
+  // Sums and products with a larger one might be infinite where others are 0.
+  constexpr double kMost = std::numeric_limits<T>::max() / 8;
   with_loss(loss, [&](auto kind) {
     using Terms = typename decltype(kind)::template Terms<NoMath>;
     for (int k = 0; k < Terms::kParameters; ++k) {

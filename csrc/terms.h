@@ -15,7 +15,7 @@
 
 namespace weighted_bce {
 
-/// Each of the two terms has a number.
+/// There is one for each of the two terms.
 template <class V>
 struct Coefficients {
   V positive, negative;
@@ -23,7 +23,7 @@ struct Coefficients {
 
 /// Returns a and b without the weight, which few calls have. keep = 1 - e and shift = e / 2 are
 /// computed once by the caller. 1 - y' is (1 - y) keep + shift, which does not cancel where e is
-/// small. Soft targets in [0, 1]; the coefficients are exact for 0 and 1 at e = 0.
+/// small. Targets are in [0, 1]; the coefficients are exact for 0 and 1 at e = 0.
 template <class Math, class V = typename Math::Value>
 WEIGHTED_BCE_INLINE Coefficients<V> coefficients(V y, V p, V keep, V shift) {
   const V smoothed = Math::fma(y, keep, shift);
@@ -86,7 +86,7 @@ class LossTerms {
  public:
   static constexpr int kParameters = 0;         // how many the ops take
   static constexpr bool kHasLogarithm = false;  // whether Term::logarithm may be other than 0
-  static constexpr bool kIsMirrored = false;    // whether P(x) is N(-x)
+  static constexpr bool kIsMirrored = false;    // whether P(x) is N(-x), but for factors
 
   /// Says what is wrong with the parameters, or returns null.
   static const char* fault(const double*) { return nullptr; }

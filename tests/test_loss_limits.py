@@ -58,6 +58,24 @@ def test_terms_have_their_limits(
 
 @pytest.mark.parametrize("dtype", INPUT_DTYPES)
 @AT_INFINITY
+def test_nan_logits_give_nan(
+    chosen: str,
+    device: str,
+    loss: Any,
+    of_positive: Limit,
+    of_negative: Limit,
+    dtype: torch.dtype,
+) -> None:
+    x = torch.full((20,), math.nan, dtype=dtype, device=device).requires_grad_()
+    for target in (0.0, 1.0, 0.25):
+        value = Case(x, torch.full_like(x, target).detach(), reduction="none", loss=loss)()
+        (grad,) = torch.autograd.grad(value.sum(), x)
+        assert value.isnan().all()
+        assert grad.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", INPUT_DTYPES)
+@AT_INFINITY
 def test_infinite_and_huge_logits(
     chosen: str,
     device: str,

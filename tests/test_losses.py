@@ -24,6 +24,31 @@ LOSSES += [
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
 
+@pytest.mark.parametrize("gamma", [1e30, 1e35, 1e300])
+def test_huge_exponents_give_no_nan(level: str, gamma: float) -> None:
+    x = torch.tensor([0.0, 1.0, -1.0, 90.0, -90.0, 3e38, -3e38] * 9)
+    for loss in (Focal(gamma), Hill(1.5, 1.0, gamma), Asymmetric(gamma, gamma)):
+        for y in (0.0, 1.0):
+            case = Case(x, torch.full_like(x, y), reduction="none", loss=loss)
+            grad = torch.ops.weighted_bce.grad(torch.ones(()), x, *case.op_args())
+            assert not torch.stack((case(), grad)).isnan().any()
+
+
+@pytest.mark.parametrize("lam", [0.0, 1e-6, 1.0, 1.5, 3.0])
+def test_hill_of_any_lam(level: str, lam: float) -> None:
+    """Errors are relative to the sum of the absolute parts."""
+    x = torch.linspace(-30, 30, 6001)
+    u = torch.sigmoid(x.double())
+    case = Case(x, torch.zeros_like(x), reduction="none", loss=Hill(lam))
+    value, grad = case(), torch.ops.weighted_bce.grad(torch.ones(()), x, *case.op_args())
+    v = torch.sigmoid(-x.double())
+    for actual, expected, size in (
+        (value, (lam - u) * u**2, (lam + u) * u**2),
+        (grad, u**2 * v * (2 * lam - 3 * u), u**2 * v * (2 * lam + 3 * u)),
+    ):
+        assert ((actual.double() - expected).abs() <= 1e-6 * size).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_values_and_slopes_are_within_eight_ulp(level: str, loss: Any, dtype: torch.dtype) -> None:

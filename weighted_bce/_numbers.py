@@ -19,7 +19,10 @@ def checked_number(name: str, value: object, otherwise: str = "") -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name} must be a number{otherwise}, got {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond the largest float
+        return math.inf if value > 0 else -math.inf
 
 
 def checked_finite(name: str, value: object) -> float:

@@ -48,7 +48,7 @@ def _scaled(term: Term, factor: float) -> Term:
     def times_factor(function: _Of) -> _Of:
         if factor:
             return lambda x: factor * function(x)
-        return lambda x: torch.where(x.isnan(), x, 0)
+        return lambda x: 0 * _limited(x).square()  # a NaN stays, in the derivative too
 
     return Term(*map(times_factor, term))
 
@@ -77,8 +77,11 @@ _LIMIT = 1000.0
 
 
 def _limited(x: Tensor) -> Tensor:
-    """x within the limit, where all parts of a term are finite: infinity times 0 is NaN."""
-    return x.clamp(-_LIMIT, _LIMIT)
+    """x within the limit, where all parts of a term are finite: infinity times 0 is NaN.
+
+    A NaN stays, with a derivative, so that those of a term are NaN too.
+    """
+    return torch.where(x.isnan(), x, x.clamp(-_LIMIT, _LIMIT))
 
 
 def _focused(factor: Term, log_base: Term, gamma: float, detach: bool = False) -> Term:
@@ -139,9 +142,12 @@ def _focal(gamma: float, alpha: float) -> tuple[Term, Term]:
 
 
 def _squared_hinge() -> tuple[Term, Term]:
+    def margin(x: Tensor) -> Tensor:
+        return torch.where(x < -1, 0, 1 + x)
+
     term = Term(
-        lambda x: (1 + x).clamp(min=0).square(),
-        lambda x: 2 * (1 + x).clamp(min=0),
+        lambda x: margin(x).square(),
+        lambda x: 2 * margin(x),
         lambda x: torch.where(x > -1, 2, 0 * _limited(x)),  # autograd may ask for its derivative
     )
     return _mirrored(term), term
@@ -167,22 +173,27 @@ def _poly1(epsilon: float) -> tuple[Term, Term]:
 def _hill(lam: float, margin: float, gamma: float) -> tuple[Term, Term]:
     """Zhang et al., "Simple and Robust Loss Design for Multi-Label Learning with Missing Labels"
     (2021): (lam - u) u^2 weighs negatives, and the focal loss of x - margin positives."""
-    rest, double = lam - 1.5, 2 * lam - 3
+    rest = lam - 1.5
 
     def value(x: Tensor) -> Tensor:
         # A function of the smaller of u and v: otherwise the derivative that autograd makes of it
         # would be a difference of nearby numbers, such as 1 - u. At a lam of 1.5, it is 3 u^2 v^2.
         s = torch.sigmoid(torch.where(x > 0, -x, x))
-        tail = s.square() * (1.5 - s)
-        return torch.where(x > 0, 0.5 - tail + rest * (1 - s).square(), tail + rest * s.square())
+        high = 0.5 - s.square() * (1.5 - s) + rest * (1 - s).square()
+        return torch.where(x > 0, high, (lam - s) * s.square())
+
+    def parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """u, v, and 2 lam - 3 u, of which no part cancels where lam is 0 or 1.5."""
+        u, v = torch.sigmoid(x), torch.sigmoid(-x)
+        return u, v, torch.where(x > 0, 2 * rest + 3 * v, 2 * lam - 3 * u)
 
     def slope(x: Tensor) -> Tensor:
-        u, v = torch.sigmoid(x), torch.sigmoid(-x)
-        return u * u * v * (double + 3 * v)
+        u, v, factor = parts(x)
+        return u * u * v * factor
 
     def curvature(x: Tensor) -> Tensor:
-        u, v = torch.sigmoid(x), torch.sigmoid(-x)
-        return u * u * v * ((2 * v - u) * (double + 3 * v) - 3 * u * v)
+        u, v, factor = parts(x)
+        return u * u * v * ((2 * v - u) * factor - 3 * u * v)
 
     positive = _shifted(_mirrored(_focal_term(gamma)), margin)
     return _in_float64(positive), _in_float64(Term(value, slope, curvature))

@@ -19,7 +19,7 @@ struct Constants {
 
   V pos_weight, weight, keep, shift, ignore_index;
   V scale, scale_low;       // a gradient is multiplied by their sum
-  Coefficients<V> factors;  // of the slopes of hard targets, see Bce::hard
+  Coefficients<V> factors;  // of the slopes of hard targets, see LossTerms::hard
   typename Terms::Parameters parameters;
   bool has_weight, ignores, ignores_nan;
   bool negatives_are_fast, positives_are_fast;  // where hard targets are

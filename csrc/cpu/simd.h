@@ -73,8 +73,8 @@ WEIGHTED_BCE_INLINE VecF scaled_by_power_of_two(VecF v, VecF n) {
 WEIGHTED_BCE_INLINE VecD scaled_by_power_of_two(VecD v, VecD n) {
   return _mm512_maskz_scalef_pd(0xff, v, n);
 }
-/// Returns 1 / b for b in [1, 2^126], at most 1 ulp off. An approximation of 14 bits and a step of
-/// Newton's method take a third of the time of a division.
+/// Returns 1 / b where both are normal, at most 1 ulp off. An approximation of 14 bits and a step
+/// of Newton's method take a third of the time of a division.
 WEIGHTED_BCE_INLINE VecF inverse(VecF b) {
   const VecF r = _mm512_maskz_rcp14_ps(0xffff, b);
   return fused(fused(-b, r, 1.0f - VecF{}), r, r);
@@ -170,7 +170,7 @@ WEIGHTED_BCE_INLINE Decomposed<V> decomposed(V v) {
   const V exponent = bits<V>(biased | bits<I>(kWhole - V{})) - (kWhole + kBias);
   return {v * bits<V>((2 * kBias - biased) << kMantissa), exponent};
 }
-/// Returns v 2^n for n from -2^7 to 0 (float) or -2^10 to 0 (double). Two factors, each a normal
+/// Returns v 2^n for n from -2^8 to 0 (float) or -2^11 to 0 (double). Two factors, each a normal
 /// number, so that a denormal result is rounded once.
 template <class V>
 WEIGHTED_BCE_INLINE V scaled_by_power_of_two(V v, V n) {

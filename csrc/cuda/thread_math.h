@@ -37,7 +37,7 @@ struct Scalar;
 
 template <>
 struct Scalar<float> : Basics<float> {
-  /// Is at most 2 ulp off for b in [1, 2^126].
+  /// Is at most 2 ulp off where 1 / b is normal.
   static WEIGHTED_BCE_DEVICE float divide(float a, float b) { return a * reciprocal(b); }
   static WEIGHTED_BCE_DEVICE float reciprocal(float b) { return reciprocal_approximate(b); }
 

@@ -77,7 +77,8 @@ class AsymmetricLoss(MultilabelLoss):
     AsymmetricLossOptimized of github.com/Alibaba-MIIL/ASL, except on purpose:
 
     - Probabilities are not limited by `eps`. There, a positive with a logit below -18.4 loses its
-      gradient, and its loss no longer grows; float16, in which `eps` is 0, has no finite gradient from -17 on.
+      gradient, and its loss no longer grows; float16, in which `eps` is 0, has no
+      finite gradient from -17 on.
     - Below the clip a negative has no loss and no gradient. There, the limit of 1 on 1 - u + m
       does the same, but for a gamma_neg between 0 and 1 the gradient is NaN.
     - Soft targets weigh the two terms; there, they also choose an exponent between the two.

@@ -164,7 +164,7 @@ class Hill(Loss):
     relative to the parts.
 
     Args:
-        lam: a finite number; above 1.5, N grows with x. Default: 1.5.
+        lam: a finite number; from 1.5 on, N grows with x. Default: 1.5.
         margin: what a positive's logit must exceed, a finite number. Default: 1.
         gamma: the exponent of the positives, finite and at least 0. Default: 2.
 

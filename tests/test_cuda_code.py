@@ -82,6 +82,8 @@ def blocks_at_once(kernel: Kernel) -> int:
     """How many blocks the launch bounds of the kernels promise for a multiprocessor."""
     if kernel.name in ("finish", "remember_grad_output"):
         return 1
+    if kernel.name == "on_elements" and kernel.loss:
+        return 2 if kernel.dtype == "float64" else 3
     if kernel.name != "on_vectors":
         return 4
     slopes = "gradient" in kernel.mode

@@ -22,7 +22,7 @@ def checked_number(name: str, value: object, otherwise: str = "") -> float:
     try:
         return float(value)
     except OverflowError:  # an integer beyond the largest float
-        return math.inf if value > 0 else -math.inf
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
 
 
 def checked_finite(name: str, value: object) -> float:

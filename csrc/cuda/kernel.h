@@ -148,7 +148,9 @@ on_vectors(const WEIGHTED_BCE_PARAMETER Problem problem,
 
 /// Takes any layout, an element at a time.
 template <class Losses, class X, Targets kTargets, Mode kMode>
-WEIGHTED_BCE_KERNEL(4 - Losses::kChooses)
+WEIGHTED_BCE_KERNEL(!Losses::kChooses ? 4
+                    : sizeof(X) < 8   ? 3
+                                      : 2)
 on_elements(const WEIGHTED_BCE_PARAMETER Problem problem,
             const WEIGHTED_BCE_PARAMETER Workspace workspace) {
   using T = typename Arithmetic<X>::T;

@@ -139,9 +139,9 @@ targets.h
         «Math::fma(parameters_.epsilon, u, Math::max(x, Math::set(0)))»
         => Math::max(x, Math::set(0))
     slope of poly-1 by the other sigmoid: Math::fma(parameters_.epsilon, «v», Math::set(1)) => u
-    lam of Hill: parameters_.above_one + v => parameters_.above_one
-    slope of Hill: Math::fma(Math::set(3), v, parameters_.above_three)
-        => parameters_.above_three
+    value of Hill without its sigmoid: of_value.below) + «change»; => Math::set(0)
+    value of Hill below 0: of_value.above, «of_value.below» => of_value.above
+    slope of Hill: Math::fma(«Math::set(3)», change => Math::set(2)
     margin of Hill on the other side: sum(x_, «-parameters_.margin.high») => parameters_.margin.high
     sign of the slope of Hill: plain.rest, «-factor * plain.slope» => factor * plain.slope
 ../asymmetric.h
@@ -151,8 +151,7 @@ targets.h
     gamma of the other term: at_.mirrored(), «parameters_.gamma_pos» => parameters_.gamma_neg
     a power that is not a constant: detaches ? Math::set(0) : gamma_neg.gamma
         => gamma_neg.gamma
-    slope of a clipped power: «parameters_.of_negative * v», log
-        => Math::set(0)
+    slope of a clipped power: «power * parameters_.of_negative», v * log => Math::set(0)
     sign of the slope of a positive: plain.rest, «-factor * plain.slope» => factor * plain.slope
 ../problem.h
     shift of a division: , «l - 1»} => l

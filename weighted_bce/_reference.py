@@ -63,7 +63,8 @@ def _limited_where_unused(x: Tensor, coefficient: Tensor) -> Tensor:
     The bound is what a loss may square.
     """
     most = math.sqrt(torch.finfo(x.dtype).max) / 4
-    return torch.where(coefficient == 0, x.clamp(-most, most), x)
+    unused = (coefficient == 0) & ~x.isnan()  # a clamped NaN would have no derivative
+    return torch.where(unused, x.clamp(-most, most), x)
 
 
 def unreduced(input: Tensor, options: Options) -> Tensor:

@@ -58,12 +58,12 @@ struct Bounds {
   double narrow, wide;
 };
 const Bounds kBounds[] = {
-    {"BCE", Loss::kBce, 12, 6},
-    {"focal", Loss::kFocal, 40, 6},
+    {"BCE", Loss::kBce, 12, 8},
+    {"focal", Loss::kFocal, 40, 8},
     {"squared hinge", Loss::kSquaredHinge, 4, 4},
-    {"poly-1", Loss::kPoly1, 12, 6},
-    {"Hill", Loss::kHill, 40, 6},
-    {"asymmetric", Loss::kAsymmetric, 96, 6},
+    {"poly-1", Loss::kPoly1, 12, 8},
+    {"Hill", Loss::kHill, 40, 8},
+    {"asymmetric", Loss::kAsymmetric, 96, 10},
 };
 
 /// A logit, also near 0 and near the edge of a clip, where there is one.

@@ -12,7 +12,7 @@ namespace weighted_bce {
 /// P(x) = v^gamma_pos S(-x), N(x) = -p^gamma_neg log(1 - p) with p = u - clip, or exactly 0 where
 /// u <= clip. Where detach_focus is 1, the powers count as constants in the slopes. Value and slope
 /// are at most 8 ulp off for gammas <= 4 and clips <= 0.2 (9 for others); an x within 1 ulp of the
-/// clip's edge may fall on either side of it. In double the edge is known to 64 digits: at a
+/// clip's edge may fall on either side of it. In double the edge is known to 64 bits: at a
 /// distance below 1e-3 from it, errors grow as 1 / distance. A clip below the smallest normal
 /// number counts as that.
 ///

@@ -26,7 +26,7 @@ struct Exponent {
     gamma = Math::set(high < kMost ? high : kMost);
     low = Math::set(high < kMost ? rest : 0);
     for (int n = 0; n <= 4; ++n) {
-      if (high == static_cast<typename Math::Element>(n) && rest == 0) whole = n;
+      if (high == static_cast<E>(n) && rest == 0) whole = n;
     }
   }
 };

@@ -1,9 +1,10 @@
 """The terms of each loss in plain torch: the formulas that the package and its tests start from.
 
 A loss is w [ p y' P(x) + (1 - y') N(x) ]. A term has its value, its slope and its curvature, the
-first and the second derivative, all differentiable again. Each is accurate in relative terms over
-the whole range, and has its limit at infinite logits. The reference differentiates values; slopes
-and curvatures serve gradients and second derivatives of what kernels computed.
+first and the second derivative, all differentiable again. Each is accurate over the whole range,
+relative to itself or, where its parts cancel, to these, and has its limit at infinite logits. The
+reference differentiates values; slopes and curvatures serve gradients and second derivatives of
+what kernels computed.
 
 S(x) is log(1 + exp(x)), u is sigmoid(x) and v is sigmoid(-x). csrc/losses.h has the formulas for
 the kernels.
@@ -90,8 +91,11 @@ def _focused(factor: Term, log_base: Term, gamma: float, detach: bool = False) -
     With `detach`, derivatives take the power for a constant.
     """
 
+    def exponent(x: Tensor) -> float:
+        return min(gamma, torch.finfo(x.dtype).max)
+
     def power(x: Tensor) -> Tensor:
-        result = torch.exp(min(gamma, torch.finfo(x.dtype).max) * log_base.value(x))
+        result = torch.exp(exponent(x) * log_base.value(x))
         return result.detach() if detach else result
 
     def value(x: Tensor) -> Tensor:
@@ -100,13 +104,12 @@ def _focused(factor: Term, log_base: Term, gamma: float, detach: bool = False) -
     def slope(x: Tensor) -> Tensor:
         if detach:
             return power(x) * factor.slope(x)
-        g = min(gamma, torch.finfo(x.dtype).max)
-        return power(x) * (g * log_base.slope(x) * factor.value(x) + factor.slope(x))
+        return power(x) * (exponent(x) * log_base.slope(x) * factor.value(x) + factor.slope(x))
 
     def curvature(x: Tensor) -> Tensor:
         if detach:
             return power(x) * factor.curvature(x)
-        b, base, g = power(x), log_base.slope(x), min(gamma, torch.finfo(x.dtype).max)
+        b, base, g = power(x), log_base.slope(x), exponent(x)
         # The power comes first: where it is 0, gamma^2 may be too large.
         of_base = b * g * (g * base * base + log_base.curvature(x)) * factor.value(x)
         return of_base + 2 * (b * g * base * factor.slope(x)) + b * factor.curvature(x)

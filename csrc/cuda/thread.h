@@ -29,7 +29,7 @@ WEIGHTED_BCE_DEVICE double divided(const Problem& problem, const Workspace& work
   return divisor == 0 && problem.numel > 0 ? 0 : v / divisor;
 }
 
-/// What an element has beside its logit.
+/// An element has a logit and these.
 template <class T>
 struct Factors {
   T y, w, p, grad_output;

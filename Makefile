@@ -16,8 +16,8 @@ ONE_KIND := $(if $(shell command -v nvidia-smi),,9.0+PTX)
 PYTEST := $(BIN)/python -m pytest --durations=15
 EACH_TORCH := $(TORCHES:%=torch-%)
 
-.PHONY: demo test test-all wheel versions oldest $(EACH_TORCH) bench results gpu lint format clean \
-    help
+.PHONY: demo test test-all docs wheel versions oldest $(EACH_TORCH) bench results gpu lint format \
+    clean help
 
 help:           ## show this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed 's/:.*##/\t/'
@@ -27,7 +27,7 @@ help:           ## show this list
 	$(BIN)/pip install -q torch==$(TORCH)
 	$(BIN)/pip install -q "setuptools>=77" wheel ninja "pybind11>=2.12"
 	WEIGHTED_BCE_BUILD=0 $(BIN)/pip install -q --no-build-isolation \
-	    -e ".[cuda,test,bench,examples,dev]"
+	    -e ".[cuda,test,bench,examples,docs,dev]"
 	touch $@
 
 # Without a GPU, kernels for one kind are enough for all but the tests that read the machine code of
@@ -57,6 +57,9 @@ test-all: .venv/.built-for-all-gpus  ## run every test with all its draws, then 
 	$(PYTEST) --all -m large $(ARGS)
 	$(PYTEST) --all $(WITH_THREADS)
 	$(MAKE) oldest ARGS=
+
+docs: .venv/.dependencies  ## build the documentation into build/docs; warnings are errors
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
 
 wheel: .venv/.dependencies  ## make the sdist and, from it, the wheel; see that its ABI is stable
 	rm -rf dist build/wheel

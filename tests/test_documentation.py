@@ -1,0 +1,79 @@
+"""README and docs: what they show runs, and their links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ALL = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def snippets(text: str) -> str:
+    """The Python of a page as one program, in which each line has the number that it has there."""
+    lines, inside = [], False
+    for line in text.splitlines():
+        fence = line.startswith("```")
+        if fence:
+            inside = line == "```python"
+        lines.append("" if fence or not inside else line)
+    return "\n".join(lines)
+
+
+def without_code(text: str) -> str:
+    """The prose: neither code blocks nor code within a line."""
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the pages' builder make them."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    headings = re.findall(r"^#+ (.*)$", prose, re.M)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def test_snippets_are_found() -> None:
+    assert snippets("a\n```python\nb\n```\nc\n```text\nd\n```\n") == "\n\nb\n\n\n\n\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_snippets_run(page: Path, tmp_path: Path) -> None:
+    """All of a page run one after the other, as a reader would paste them."""
+    program = snippets(page.read_text(encoding="utf-8"))
+    if not program.strip():
+        return
+    script = tmp_path / page.with_suffix(".py").name
+    script.write_text(program, encoding="utf-8")
+    command = [sys.executable, "-W", "error::UserWarning:__main__", str(script)]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, f"line numbers are those of {page}\n{ran.stderr}"
+
+
+@pytest.mark.parametrize("page", ALL, ids=name_of)
+def test_links_within_the_project(page: Path) -> None:
+    prose = without_code(page.read_text(encoding="utf-8"))
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r'src="([^"]+)"', prose)
+    for target in targets:
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target} leads nowhere"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{target}: {file.name} has no such heading"
+
+
+def test_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    for package in ("sphinx", "myst_parser", "furo", "sphinx_copybutton"):
+        pytest.importorskip(package)
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "api.html").exists()

@@ -111,9 +111,9 @@ oldest: .venv/.dependencies build/oldest/.dependencies  ## build on the oldest t
 bench: .venv/.built  ## compare with the usual ways to write this loss, in a minute
 	$(BIN)/python -m bench --quick --out build/bench $(ARGS)
 
-results: .venv/.built  ## measure all there is, into bench/results/MACHINE and README.md
+results: .venv/.built  ## measure all there is, into bench/results/MACHINE, README.md and docs
 	$(BIN)/python -m bench --out bench/results/$(MACHINE) $(ARGS)
-	$(BIN)/python -m bench.readme
+	$(BIN)/python -m bench.documentation
 
 # Its parts share MINUTES; OUT is the folder of the results, LIBRARY an extension that an earlier run
 # left there, COMMIT that of the sources where there is no git.

@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     what = made.add_argument_group("what is measured (lists are separated by commas)")
-    what.add_argument("--loss", choices=LOSSES, default=BCE, help=DEFAULT)
+    text = f"losses: {', '.join(LOSSES)} (default: {BCE})"
+    add(what, "--loss", _list(_one_of(LOSSES)), "L,...", text, dest="losses", default=[BCE])
     what.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=DEFAULT)
     text = "a small grid, fewer baselines and rounds: about a minute on a CPU"
     what.add_argument("--quick", action="store_true", help=text)

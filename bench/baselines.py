@@ -58,8 +58,10 @@ class Baseline:
 
     def is_wanted(self, options: Namespace) -> bool:
         if options.against is None:
-            return options.loss in self.losses and (self.quick or not options.quick)
-        return options.loss in self.losses and (self.key in options.against or not self.is_optional)
+            is_asked_for = self.quick or not options.quick
+        else:
+            is_asked_for = self.key in options.against or not self.is_optional
+        return is_asked_for and any(loss in self.losses for loss in options.losses)
 
     def name(self, loss: str) -> str:
         return self.title.format(usual=LOSSES[loss].usual_name)

@@ -23,6 +23,14 @@ OWN, OTHER = "tab:orange", "tab:blue"
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "weighted_bce", "font.size": 9}
 
 
+# README's picture: the baselines that it shows, and the names that they have there.
+FRONT = {
+    OURS: "weighted_bce",
+    "compile": "PyTorch's BCE, compiled",
+    "bce": "PyTorch's BCE",
+    "masked": "loss[target] *= weight",
+}
+
 # Pictures of lines: the field of a setting that changes along them.
 AXES = {
     "elements": "elements",
@@ -42,7 +50,7 @@ BARS = (
 
 def draw(folder: Path) -> list[Path]:
     """All pictures that the results in the folder are enough for, each as SVG and PNG."""
-    for name in (*(name for _, name, *_ in BARS), *AXES):
+    for name in (*(name for _, name, *_ in BARS), "front", *AXES):
         for kind in FORMATS:  # they may be of an earlier run
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
     steps = [row for row in load(folder).rows if row.pass_ == STEP and row.seconds is not None]
@@ -52,6 +60,8 @@ def draw(folder: Path) -> list[Path]:
         for field, name, *how in BARS:
             rows = [row for row in first if getattr(row, field) is not None]
             figures |= {name: _bars(rows, field, *how)} if rows else {}
+        front = [row for key in FRONT for row in first if row.key == key]
+        figures |= {"front": _front(front)} if len(front) == len(FRONT) else {}
         for name, field in AXES.items():
             rows = longest_line(name, steps)
             figures |= {name: _along(rows, field)} if rows else {}
@@ -80,6 +90,30 @@ def _bars(rows: Sequence[Row], field: str, title: str, unit: float, logarithmic:
     axes.xaxis.set_visible(False)
     axes.set_title(title.format(rows[0].setting), loc="left")
     axes.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
+
+
+def _front(rows: Sequence[Row]) -> Figure:
+    """The time and the memory of a training step, side by side."""
+    gradient, ours = rows[0].setting.gradient_bytes, rows[0]
+    panels = (
+        ("Time of loss and gradient, ms", [1e3 * (row.seconds or 0) for row in rows]),
+        (
+            "Memory beyond the logits and their gradient, MiB",
+            [max(0, (row.peak_bytes or 0) - gradient) / 2**20 for row in rows],
+        ),
+    )
+    figure, both = plt.subplots(1, 2, figsize=(8.4, 1.55), sharey=True, layout="constrained")
+    for axes, (title, values) in zip(both, panels, strict=True):
+        colors = [OWN if row is ours else OTHER for row in rows]
+        bars = axes.barh([*FRONT.values()], values, color=colors)
+        axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3)
+        axes.margins(x=0.15)
+        axes.xaxis.set_visible(False)
+        axes.set_title(title, loc="left")
+        axes.tick_params(left=False)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+    both[0].invert_yaxis()
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 from argparse import Namespace
-from itertools import takewhile
+from itertools import product, takewhile
 
 import torch
 from rich.console import Console
@@ -107,7 +107,8 @@ def _usable(options: Namespace, console: Console) -> list[Baseline]:
         if why_not is None:
             usable.append(baseline)
         elif why_not:
-            console.print(f"{baseline.name(options.loss)} is left out: {why_not}", markup=False)
+            name = baseline.name(options.losses[0])
+            console.print(f"{name} is left out: {why_not}", markup=False)
     return usable
 
 
@@ -127,10 +128,10 @@ def _compare(options: Namespace, before: Records, now: Records, console: Console
 def tasks_of(options: Namespace, device: Device) -> dict[Setting, list[str]]:
     """The passes of each setting, none of which comes twice."""
     tasks: dict[Setting, list[str]] = {}
-    equal = {name: vars(options)[name] for name in ("pos_weight", "seed", "loss")}
-    for grid in _grids(options):
+    equal = {name: vars(options)[name] for name in ("pos_weight", "seed")}
+    for loss, grid in product(options.losses, _grids(options)):
         wanted = [p for p in grid.passes if p in (options.passes or grid.passes)]
-        for setting in grid.settings(**equal) if wanted else ():
+        for setting in grid.settings(loss=loss, **equal) if wanted else ():
             if not setting.rows:
                 setting = with_most_rows(setting, device)
             passes = tasks.setdefault(setting, [])

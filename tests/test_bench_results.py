@@ -1,4 +1,4 @@
-"""What is made of a run: files, pictures, the comparison with another run, and README's figures."""
+"""What is made of a run: files, pictures, comparisons with other runs, and figures of pages."""
 
 import re
 from dataclasses import replace
@@ -12,11 +12,12 @@ pytest.importorskip("rich")
 pytest.importorskip("psutil")
 pytest.importorskip("matplotlib")
 
-from bench import pictures, readme
+from bench import documentation, pictures
 from bench.names import OURS, PRODUCTS
 from bench.records import Records, Row, changes, load
 from bench.settings import Setting, grids
 
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 OF_LOGITS = ("copy", OURS, "masked", "bce", "inplace")
 OF_LAYERS = (PRODUCTS, OURS, "fused-step", "unfused", "masked")
 SMALL, LAYER = Setting(8, 16), Setting(4, 4096, target="sparse", density=5 / 4096, features=8)
@@ -162,11 +163,12 @@ def test_changes(setting: Setting, key: str, field: str, factor: float, worse: b
         assert change.now == pytest.approx(factor * change.before)
 
 
-def test_readme_has_the_figures_of_the_results() -> None:
-    """Else: python -m bench.readme."""
-    text = readme.README.read_text()
-    assert readme.written(text) == text
-    for folder in (path.parent for path in readme.RESULTS.glob("*/results.json")):
+def test_pages_have_the_figures_of_the_results() -> None:
+    """Otherwise run: python -m bench.documentation."""
+    for page in documentation.pages():
+        text = page.read_text()
+        assert documentation.written(page, text) == text, f"{page.name} has other figures"
+    for folder in (path.parent for path in documentation.RESULTS.glob("*/results.json")):
         digest = pictures.digest(folder).encode()
         paths = [*folder.glob("*.svg"), *folder.glob("*.png")]
         assert {path.suffix for path in paths} == {".svg", ".png"}
@@ -174,30 +176,73 @@ def test_readme_has_the_figures_of_the_results() -> None:
             assert digest in path.read_bytes(), f"{path.name} is of another run"
 
 
-def test_what_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its figures take the place of others; the test above is of the tables."""
-    monkeypatch.setattr(readme, "ROOT", tmp_path)
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+@pytest.fixture
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of made-up results and of pages without figures."""
+    monkeypatch.setattr(documentation, "ROOT", tmp_path)
+    monkeypatch.setattr(documentation, "RESULTS", tmp_path / "bench" / "results")
+    return tmp_path
+
+
+def written(page: Path) -> str:
+    text = documentation.written(page, f"a\n\n{BEGIN}\nold\n{END}\nb\n")
+    assert text.startswith(f"a\n\n{BEGIN}\n\n")
+    assert text.endswith(f"\n\n{END}\nb\n")
+    assert "old" not in text
+    return text
+
+
+def test_what_the_page_of_benchmarks_says(pages: Path) -> None:
+    """Its figures take the place of others."""
     records = made_up([*full_grid(), LAYER], ("step", "forward"))
     for one in records.rows:
         if one.setting.rows in (8, 4) and one.key in ("bce", "unfused"):
             one.times_ours = 0.9
-    drawn(records, tmp_path / "machine")
-    text = readme.written(f"a\n\n{readme.BEGIN}\nold\n{readme.END}\nb\n")
-    assert text.startswith(f"a\n\n{readme.BEGIN}\n\n`python -m bench` ([results](machine)): ")
-    assert text.endswith(f"\n\n{readme.END}\nb\n")
-    assert "old" not in text
+    drawn(records, documentation.RESULTS / "machine")
+    text = written(pages / "docs" / "benchmarks.md")
     for part in (
-        "CPU a made-up one",
+        "## machine\n\n`python -m bench`\n\nCPU a made-up one",
         "**0.90x**",
-        "Faster than ours in this run: F.bce_with_logits at 8x16 float32",
+        "were faster than weighted_bce:\n\n- F.bce_with_logits at 8x16 float32",
         "at 4x8x4096 float32 sparse 0.1% 1t step (0.90x)",
-        "(machine/elements.svg)",
-        "(machine/layer.svg)",
+        "(../bench/results/machine/elements.svg)",
+        "(../bench/results/machine/layer.svg)",
         "| Training step: 256 x 256 x 131,072 float32 linear layer and loss, sparse labels, 5 in ",
         "64 x 128 x 2,812,281",
     ):
         assert part in text
     assert "64 x 128 x 8,192" not in text  # the picture shows it
+
+
+def test_a_table_for_each_loss(pages: Path) -> None:
+    losses = ("focal", "asymmetric")
+    settings = [Setting(1024, 16384, loss=loss) for loss in losses]
+    made_up(settings).save(documentation.RESULTS / "machine")
+    text = written(pages / "docs" / "benchmarks.md")
+    for loss in losses:
+        assert f"bool target with 0.5% positives, {loss} loss, pos_weight 7" in text
+
+
+def test_what_readme_says(pages: Path) -> None:
+    """A row for each headline that was measured, and one that says that no GPU was."""
+    records = made_up(full_grid())
+    for one in records.rows:
+        if one.key == "masked" and one.setting.sizes == (1024, 16384):
+            one.times_ours, one.peak_bytes = 61.5, 4 * one.setting.gradient_bytes
+    records.save(documentation.RESULTS / "machine")
+    table = [line.split(" | ") for line in written(pages / "README.md").splitlines()]
+    rows = [line for line in table if len(line) == len(documentation.HEAD)]
+    dense, layer, gpu = rows[2:]  # no sparse baseline was measured, and no other loss
+    assert dense[0] == "| Dense labels: 1,024 x 16,384"
+    assert dense[4:6] == ["61.50", "192"]
+    assert layer[0] == "| Linear layer and loss: 256 x 256 x 131,072"
+    assert layer[5:] == ["3.00", "3.00 |"]
+    assert gpu[1] == "not measured: no GPU has run the CUDA kernels yet"
+    records.facts["GPU"] = "a made-up one"
+    records.save(documentation.RESULTS / "machine")
+    assert "not measured" not in written(pages / "README.md")
+
+
+def test_pages_without_a_place_for_figures() -> None:
     with pytest.raises(ValueError, match="figures: begin"):
-        readme.written("no figures")
+        documentation.written(Path("README.md"), "no figures")

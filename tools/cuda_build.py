@@ -133,7 +133,7 @@ def find_toolkit(torch_cuda: str | None) -> Toolkit:
     if any(NOTHING_LEFT in error for error in errors):
         how = f"unset TORCH_CUDA_ARCH_LIST, or set it like {LIKE},"
     elif major == tried:
-        how += ", or as README.md says by pip,"
+        how += ", or pip's as docs/building.md says,"
     raise Unavailable(f"{'; '.join(errors) or nowhere}; to get them, {how} and build again")
 
 

@@ -1,4 +1,4 @@
-"""Weighted binary cross-entropy for sparse multi-label classifiers, fused into one pass."""
+"""Weighted losses for classifiers with many labels, fused into one pass over the logits."""
 
 from ._config import backend, empty_cache, show_config
 from ._version import __version__

@@ -1,4 +1,4 @@
-"""Which implementation runs, and how it was built."""
+"""Chooses which implementation runs, and describes the installation."""
 
 import os
 import sys
@@ -30,14 +30,18 @@ current_backend = _checked(
 def backend(name: str) -> Iterator[None]:
     """Chooses the implementation within a `with` block, for the whole process.
 
+    The environment variable ``WEIGHTED_BCE_BACKEND`` sets the choice at the start. Its default is
+    "auto".
+
     Args:
-        name: "auto" takes the fused kernels where they serve the input and the pure-PyTorch
-            reference elsewhere; "fused" raises RuntimeError where no kernel serves the input;
-            "reference" always takes the reference. The environment variable
-            ``WEIGHTED_BCE_BACKEND`` sets the start value.
+        name: "auto" runs the fused kernels where they serve the input, and the reference in plain
+            PyTorch elsewhere. "fused" raises an error where no kernel serves the input. "reference"
+            always runs the reference.
 
     Raises:
         ValueError: if `name` is none of these.
+        RuntimeError: under "fused", by the functions of this package where no kernel serves the
+            input.
 
     Example:
         >>> import weighted_bce
@@ -54,10 +58,10 @@ def backend(name: str) -> Iterator[None]:
 
 
 def empty_cache() -> None:
-    """Returns to the operating system the memory that is kept for the next gradients.
+    """Returns the memory that is kept for future gradients to the operating system.
 
-    Gradients of 1 MiB or more on the CPU reuse the memory of earlier ones whose tensors are gone;
-    at most 1 GiB is kept while unused. Without the extension there is nothing to do.
+    On the CPU, a gradient of 1 MiB or more reuses the memory of an earlier one whose tensors are
+    gone. At most 1 GiB of unused memory is kept. Without the extension there is nothing to do.
     """
     if extension is not None:
         extension.release_kept()
@@ -79,10 +83,11 @@ def _gpu(index: int) -> str:
 
 
 def show_config() -> str:
-    """Describes the installation: versions, kernels, instruction set, GPUs, threads.
+    """Describes the installation: versions, kernels, instruction set, GPUs and threads.
 
     Returns:
-        Text of one fact a line. `print(weighted_bce.show_config())` belongs in a bug report.
+        Text with one fact per line. Please include ``print(weighted_bce.show_config())`` in bug
+        reports.
     """
     facts = {
         "weighted_bce": __version__,

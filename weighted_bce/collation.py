@@ -1,4 +1,4 @@
-"""Batches with sparse labels, for data loaders."""
+"""Makes batches with sparse labels, for data loaders."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,20 +10,22 @@ from .sparse import SparseLabels
 
 
 def collate(samples: Sequence[Any]) -> Any:
-    """Puts samples together whose last element lists their positives: a `collate_fn`.
+    """Makes a batch of samples that each list their positive labels; a `collate_fn` for DataLoader.
 
     Args:
-        samples: tuples whose last element is the positives of the sample, as for
-            `SparseLabels.from_lists` (a list of integers, a 1-d integer tensor or NumPy array);
-            or the positives alone, not as a tuple.
+        samples: tuples whose last element is the sample's positives: a list of integers, a 1-d
+            integer tensor or a NumPy array, as for `SparseLabels.from_lists`. Samples may also be
+            the positives alone, not in a tuple.
 
     Returns:
-        A tuple like the samples (of the same type, if named): `torch.utils.data.default_collate`
-        of each element but the last, then the SparseLabels. Of positives alone, the SparseLabels.
+        A tuple, or a named tuple like the samples. Its last element is the SparseLabels of the
+        batch, and torch.utils.data.default_collate makes each of the others. If samples are
+        positives alone, the result is the SparseLabels.
 
     Raises:
-        TypeError: positives that are no integers, or no list of them (SparseLabels among them).
-        ValueError: no samples, samples of unequal length, negative labels.
+        TypeError: if positives are not integers, or a sample holds no list of them. SparseLabels
+            are not accepted as a sample.
+        ValueError: if there are no samples, samples have different lengths, or a label is negative.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The losses under the names and with the arguments that other packages give them."""
+"""Losses under the names and with the arguments that other packages give them."""
 
 from torch import Tensor
 
@@ -16,42 +16,43 @@ def sigmoid_focal_loss(
     gamma: float = 2.0,
     reduction: Reduction = "none",
 ) -> Tensor:
-    r"""The focal loss with the arguments of torchvision.ops.sigmoid_focal_loss.
+    r"""Computes the focal loss with the arguments of torchvision.ops.sigmoid_focal_loss.
 
-    With :math:`u = \sigma(x)`, :math:`v = 1 - u` and target y:
+    With :math:`u = \sigma(x)`, :math:`v = 1 - u` and target y, an element's loss is
 
     .. math::
         \alpha y v^\gamma \log(1 + e^{-x}) + (1 - \alpha) (1 - y) u^\gamma \log(1 + e^x)
 
-    Lin, Goyal, Girshick, He and Dollar, "Focal Loss for Dense Object Detection" (ICCV 2017). For
-    targets of 0 and 1 it is torchvision's, except on purpose:
+    Source: Lin, Goyal, Girshick, He and Dollar, "Focal Loss for Dense Object Detection" (ICCV
+    2017). For targets of 0 and 1 the result is torchvision's, with these differences on purpose:
 
-    - The power is never that of a difference, as 1 - p_t is in torchvision: for a gamma of 2, that
-      is 12% off at a logit of -16 in float32, and 0 at -10 in float16, and so is the gradient.
-      Nothing here is NaN for a finite logit, whatever gamma is.
-    - Soft targets weigh the two terms; torchvision's formula takes the factor at the target.
-    - Reductions of float16 and bfloat16 are float32.
+    - torchvision takes the power of a difference, 1 - p_t. With a gamma of 2, its loss and its
+      gradient are 12% off at a logit of -16 in float32, and 0 at -10 in float16. Here they keep
+      their relative accuracy, and are not NaN for any finite logit and any gamma.
+    - Soft targets weight the two terms. torchvision computes one factor at the target instead.
+    - The mean and the sum of float16 and bfloat16 are float32.
 
     Args:
-        inputs: logits of any shape; float16, bfloat16, float32 or float64.
-        targets: labels in [0, 1], of any dtype, of the shape of `inputs`; or sparse labels.
-        alpha: the factor of the positives, in [0, 1]; that of the negatives is 1 - alpha. Below 0,
-            there are no factors. Default: 0.25.
-        gamma: the exponent, finite and at least 0. Default: 2.
-        reduction: "none", "mean" and "sum" as in torchvision, "batchmean" or a callable.
+        inputs: the logits, of any shape; float16, bfloat16, float32 or float64.
+        targets: the labels, with values in [0, 1]; a tensor of the shape of `inputs` and any real
+            dtype, or sparse labels as for `weighted_bce_with_logits`.
+        alpha: the factor of positives, at most 1; negatives have the factor 1 - alpha. If it is
+            negative, there are no factors. Default: 0.25.
+        gamma: the exponent, a finite number >= 0. Default: 2.
+        reduction: "none", "mean" or "sum" as in torchvision, "batchmean" or a callable.
             Default: "none".
 
     Returns:
-        "none": of the shape and dtype of `inputs`. Otherwise 0-d, float64 for float64 logits and
-        float32 for all others.
+        The loss. With reduction "none" it has the shape and dtype of `inputs`. Otherwise it is 0-d,
+        float64 for float64 logits and float32 for all others.
 
     Raises:
-        TypeError: an argument or a dtype of the wrong type.
-        ValueError: a wrong shape or value, an unknown reduction among them.
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has the wrong shape or value, or is on another device.
 
     Note:
-        `multilabel_loss_with_logits` with `Focal` also has weights, label smoothing and ignored
-        elements. What it promises holds here too.
+        Use `multilabel_loss_with_logits` with `Focal` for weights, label smoothing and ignored
+        elements. Its notes apply here too.
 
     Example:
         >>> import torch
@@ -65,43 +66,49 @@ def sigmoid_focal_loss(
 
 
 class AsymmetricLoss(MultilabelLoss):
-    r"""The asymmetric loss with the arguments of its authors' module.
+    r"""Computes the asymmetric loss with the arguments of its authors' module.
 
-    With :math:`u = \sigma(x)`, :math:`v = 1 - u`, clip m and target y:
+    With :math:`u = \sigma(x)`, :math:`v = 1 - u`, clip m and target y, an element's loss is
 
     .. math::
         y v^{\gamma_+} \log(1 + e^{-x}) - (1 - y) (u - m)^{\gamma_-} \log(1 - (u - m))
 
-    where the negative term is 0 unless u is above m: Ridnik et al., "Asymmetric Loss For
-    Multi-Label Classification" (ICCV 2021). For targets of 0 and 1 it is AsymmetricLoss and
-    AsymmetricLossOptimized of github.com/Alibaba-MIIL/ASL, except on purpose:
+    If u is not above m, the negative term is 0. Source: Ridnik et al., "Asymmetric Loss For
+    Multi-Label Classification" (ICCV 2021). For targets of 0 and 1 the result is that of
+    AsymmetricLoss and AsymmetricLossOptimized of github.com/Alibaba-MIIL/ASL, with these
+    differences on purpose:
 
-    - Probabilities are not limited by `eps`. There, a positive with a logit below -18.4 loses its
-      gradient, and its loss no longer grows; float16, in which `eps` is 0, has no
-      finite gradient from -17 on.
-    - Below the clip a negative has no loss and no gradient. There, the limit of 1 on 1 - u + m
-      does the same, but for a gamma_neg between 0 and 1 the gradient is NaN.
-    - Soft targets weigh the two terms; there, they also choose an exponent between the two.
-    - The sum of float16 and bfloat16 is float32.
+    - Probabilities are not limited by `eps`. There, a positive with a logit below -18.4 gets no
+      gradient, and its loss no longer grows. In float16, `eps` is 0, and there is no finite
+      gradient from -17 on.
+    - A negative below the clip has no loss and no gradient. That is so there too, except that the
+      gradient is NaN if `gamma_neg` is between 0 and 1.
+    - Soft targets weight the two terms. There, they also choose an exponent between the two.
+    - The sum and the mean of float16 and bfloat16 are float32.
 
-    timm's AsymmetricLossMultiLabel is that with ``reduction="batchmean"``, in float32. Label
-    smoothing, ignored elements and the rest are in `MultilabelLoss(Asymmetric(...))`. The authors'
-    ASLSingleLabel, of one label a sample by a softmax, is another loss.
+    With ``reduction="batchmean"`` this is timm's AsymmetricLossMultiLabel, which computes in
+    float32. Use ``MultilabelLoss(Asymmetric(...))`` for label smoothing and ignored elements. The
+    authors' ASLSingleLabel, a softmax loss for one label per sample, is a different loss.
 
     Args:
-        gamma_neg: the exponent of the negatives, finite and at least 0. Default: 4.
-        gamma_pos: the exponent of the positives, finite and at least 0. Default: 1.
-        clip: m in [0, 1); None is 0. Default: 0.05.
-        eps: not used.
-        disable_torch_grad_focal_loss: derivatives take the powers for constants. Default: False,
-            that of AsymmetricLossOptimized; AsymmetricLoss there has True.
-        reduction: "none", "mean", "sum", "batchmean" or a callable. Default: "sum".
-        weight: multiplies each element's loss; a tensor that broadcasts to the input. A buffer.
-        pos_weight: multiplies the positive term; a number >= 0 (stays a number), or a tensor that
-            broadcasts to the input (a buffer).
+        gamma_neg: the exponent of the negative term, a finite number >= 0. Default: 4.
+        gamma_pos: the exponent of the positive term, a finite number >= 0. Default: 1.
+        clip: m, which is subtracted from the probability of a negative; in [0, 1), or None for 0.
+            Default: 0.05.
+        eps: accepted, but not used.
+        disable_torch_grad_focal_loss: whether derivatives treat the two powers as constants.
+            Default: False, as in AsymmetricLossOptimized. The default of the authors'
+            AsymmetricLoss is True.
+        reduction: "none", "mean", "sum", "batchmean" or a callable. Default: "sum", which is the
+            authors' reduction.
+        weight: multiplies each element's loss; a tensor that broadcasts to the input. It becomes a
+            buffer. Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
+            to the input and becomes a buffer. Default: None, which means 1.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; when called, see `multilabel_loss_with_logits`.
+        TypeError, ValueError: if a parameter of the loss or `weight` is wrong. Other
+            arguments are checked in each call, as by `multilabel_loss_with_logits`.
 
     Example:
         >>> import torch

@@ -26,53 +26,61 @@ def weighted_bce_with_logits(
     ignore_index: float | None = None,
     inplace_backward: bool = False,
 ) -> Tensor:
-    r"""Binary cross-entropy of logits in which the positives weigh more, in one pass.
+    r"""Computes the binary cross-entropy of logits, with more weight on positives, in one pass.
 
-    With :math:`y' = y (1 - e) + e / 2`, label smoothing e, weight w and positive weight p:
+    For a logit x, a target y, weight w, positive weight p and label smoothing :math:`\epsilon`, an
+    element's loss is
 
     .. math::
-        w [ p y' \log(1 + e^{-x}) + (1 - y') \log(1 + e^{x}) ]
+        w [ p y' \log(1 + e^{-x}) + (1 - y') \log(1 + e^{x}) ], \quad
+        y' = y (1 - \epsilon) + \epsilon / 2
 
-    Equivalent to::
+    This is the formula of torch.nn.BCEWithLogitsLoss. For targets of 0 and 1, `pos_weight`
+    multiplies the losses of the positives. The function is equivalent to::
 
         F.binary_cross_entropy_with_logits(
             input, target.to(input.dtype), weight, pos_weight=pos_weight, reduction=reduction)
 
-    and for 0/1 targets to multiplying the positives' losses by `pos_weight`, but it accepts any
-    target dtype, infinite logits, and keeps the gradient of confident positives.
+    It also accepts targets of any real dtype, sparse labels and infinite logits. The gradient of a
+    positive keeps its relative accuracy at large logits, where PyTorch's becomes 0.
 
     Args:
-        input: logits of any shape; float16, bfloat16, float32 or float64. Half precision is
+        input: the logits, of any shape; float16, bfloat16, float32 or float64. Half precision is
             computed and summed in float32.
-        target: labels in [0, 1], of the shape of `input`; bool, any integer or floating dtype. Or
-            only the positives of (rows, labels) logits, as `SparseLabels` or a torch.sparse_csr or
-            sparse_coo tensor: no dense target is made.
-        weight: multiplies each element's loss; broadcasts to `input`.
-        pos_weight: multiplies the positive term; a number >= 0, or a tensor that broadcasts to
-            `input`: (labels,) for one weight a label. Default: 1.
-        reduction: "none", "mean", "sum", "batchmean" (sum over all but the first dimension, mean
-            over it), or a callable that is given the unreduced loss. Default: "mean".
-        label_smoothing: e in [0, 1). Default: 0.
-        ignore_index: targets equal to it add nothing to the loss, the gradient or the count behind
-            "mean"; ``float("nan")`` ignores NaN. Default: None.
-        inplace_backward: backward writes the gradient over `input`, which then needs no memory of
-            its own. Using the logits in autograd afterwards raises. Without effect where hooks see
-            what is saved (as in a checkpoint), under torch.func, torch.compile, and on DTensors.
-            Default: False.
+        target: the labels, with values in [0, 1]. A dense target has the shape of `input` and is
+            bool or of any integer or floating dtype. If `input` has shape (rows, labels), the
+            target may also be sparse, as `SparseLabels`, torch.sparse_csr or torch.sparse_coo. It
+            is not converted to a dense target.
+        weight: multiplies each element's loss; a tensor that broadcasts to `input`. Default: None,
+            which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
+            to `input`, such as one of shape (labels,) with a weight for each label. Default: None,
+            which means 1.
+        reduction: "none", "mean", "sum", "batchmean" (the sum divided by the size of the first
+            dimension), or a callable that receives the unreduced loss. Default: "mean".
+        label_smoothing: :math:`\epsilon`, in [0, 1). Default: 0.
+        ignore_index: elements whose target equals it add nothing to the loss and to the gradient,
+            and "mean" does not count them. ``float("nan")`` ignores NaN targets. Default: None.
+        inplace_backward: whether backward writes the gradient over `input`, which saves the memory
+            of the gradient. If autograd needs the logits afterwards, it raises an error. The option
+            has no effect under torch.compile and torch.func, on DTensors, and where hooks see saved
+            tensors, as in a checkpoint. Default: False.
 
     Returns:
-        "none": of the shape and dtype of `input`. Otherwise 0-d, float64 for float64 logits and
-        float32 for all others.
+        The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is 0-d,
+        float64 for float64 logits and float32 for all others. A callable's result is returned as
+        it is.
 
     Raises:
-        TypeError: an argument or a dtype of the wrong type.
-        ValueError: a wrong shape or value, or tensors on different devices.
-        RuntimeError: under ``backend("fused")``, where no kernel serves the input.
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has the wrong shape or value, or is on another device.
+        RuntimeError: if no kernel serves the input under ``backend("fused")``.
 
     Note:
         The same input gives the same bits on every run and with any number of threads. Beyond its
-        inputs a training step needs the memory of one gradient. Gradients with respect to
-        `target`, `weight` and `pos_weight` are right, by the slower reference.
+        inputs, a training step needs the memory of one gradient. Gradients with respect to a dense
+        `target`, `weight` and `pos_weight` are available; plain PyTorch computes them, which is
+        slower.
 
     Example:
         >>> import torch
@@ -119,38 +127,45 @@ def multilabel_loss_with_logits(
     ignore_index: float | None = None,
     inplace_backward: bool = False,
 ) -> Tensor:
-    r"""A weighted loss of logits and many labels a sample, of a chosen kind, in one pass.
+    r"""Computes a loss of your choice from logits with many labels per sample, in one pass.
 
-    With :math:`y' = y (1 - e) + e / 2`, label smoothing e, weight w, positive weight p and the
-    terms P and N of the loss:
+    For a logit x, a target y, weight w, positive weight p, label smoothing :math:`\epsilon` and the
+    terms P and N of the chosen loss, an element's loss is
 
     .. math::
-        w [ p y' P(x) + (1 - y') N(x) ]
+        w [ p y' P(x) + (1 - y') N(x) ], \quad y' = y (1 - \epsilon) + \epsilon / 2
 
     Args:
-        input: logits of any shape; float16, bfloat16, float32 or float64.
-        target: labels in [0, 1], dense or sparse, as for `weighted_bce_with_logits`, like all that
-            is not described here.
-        loss: one of those in weighted_bce.losses, such as `Focal(gamma=2.0)`.
-        weight: multiplies each element's loss; broadcasts to `input`.
-        pos_weight: multiplies the positive term; a number >= 0, or a tensor that broadcasts to
-            `input`. Default: 1.
-        reduction: "none", "mean", "sum", "batchmean" or a callable. Default: "mean".
-        label_smoothing: e in [0, 1). Default: 0.
-        ignore_index: targets equal to it do not count. Default: None.
-        inplace_backward: backward writes the gradient over `input`. Default: False.
+        input: the logits, of any shape; float16, bfloat16, float32 or float64. Half precision is
+            computed and summed in float32.
+        target: the labels, with values in [0, 1]; dense or sparse, as for
+            `weighted_bce_with_logits`.
+        loss: `BCE()`, `Focal()`, `Asymmetric()`, `Hill()`, `Poly1()` or `SquaredHinge()`, with
+            their parameters.
+        weight: multiplies each element's loss; a tensor that broadcasts to `input`. Default: None,
+            which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
+            to `input`. Default: None, which means 1.
+        reduction: "none", "mean", "sum", "batchmean" or a callable, as for
+            `weighted_bce_with_logits`. Default: "mean".
+        label_smoothing: :math:`\epsilon`, in [0, 1). Default: 0.
+        ignore_index: elements whose target equals it do not count. Default: None.
+        inplace_backward: whether backward writes the gradient over `input`, as for
+            `weighted_bce_with_logits`. Default: False.
 
     Returns:
-        "none": of the shape and dtype of `input`. Otherwise 0-d, float64 for float64 logits and
-        float32 for all others.
+        The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is 0-d,
+        float64 for float64 logits and float32 for all others. A callable's result is returned as
+        it is.
 
     Raises:
-        TypeError: an argument or a dtype of the wrong type, an unknown loss among them.
-        ValueError: a wrong shape or value, or tensors on different devices.
-        RuntimeError: under ``backend("fused")``, where no kernel serves the input.
+        TypeError: if an argument has the wrong type or dtype, or `loss` is not one of the losses
+            above.
+        ValueError: if an argument has the wrong shape or value, or is on another device.
+        RuntimeError: if no kernel serves the input under ``backend("fused")``.
 
     Note:
-        What `weighted_bce_with_logits` promises holds for every loss.
+        The notes on `weighted_bce_with_logits` apply to every loss.
 
     Example:
         >>> import torch
@@ -227,27 +242,35 @@ def weighted_bce(
     label_smoothing: float = 0.0,
     ignore_index: float | None = None,
 ) -> Tensor:
-    """Binary cross-entropy of probabilities in which the positives weigh more.
+    """Computes the binary cross-entropy of probabilities, with more weight on positives.
 
-    Equivalent to ``F.binary_cross_entropy(input, target)`` for `pos_weight` 1: logarithms are
-    limited to -100, and their derivatives to 1e12, as there. Prefer `weighted_bce_with_logits`,
-    which is more accurate and runs fused; this one is made of torch operations on every device.
+    With a `pos_weight` of 1 it is equivalent to ``F.binary_cross_entropy(input, target)``. As
+    there, logarithms are at least -100 and their derivatives at most 1e12. Prefer
+    `weighted_bce_with_logits`, which is more accurate and runs fused kernels; this function runs
+    PyTorch operations on every device.
 
     Args:
-        input: probabilities in [0, 1], of any shape; float16, bfloat16, float32 or float64.
-        target: as for `weighted_bce_with_logits`, like all that follow.
-        weight: multiplies each element's loss; broadcasts to `input`.
-        pos_weight: multiplies the positive term; a number >= 0 or a tensor that broadcasts.
-        reduction: "none", "mean", "sum", "batchmean" or a callable.
-        label_smoothing: in [0, 1).
-        ignore_index: targets equal to it do not count.
+        input: the probabilities, in [0, 1] and of any shape; float16, bfloat16, float32 or float64.
+        target: the labels, with values in [0, 1]; dense or sparse, as for
+            `weighted_bce_with_logits`.
+        weight: multiplies each element's loss; a tensor that broadcasts to `input`. Default: None,
+            which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
+            to `input`. Default: None, which means 1.
+        reduction: "none", "mean", "sum", "batchmean" or a callable, as for
+            `weighted_bce_with_logits`. Default: "mean".
+        label_smoothing: in [0, 1). Default: 0.
+        ignore_index: elements whose target equals it do not count. Default: None.
 
     Returns:
-        As `weighted_bce_with_logits`.
+        The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is 0-d,
+        float64 for float64 probabilities and float32 for all others. A callable's result is
+        returned as it is.
 
     Raises:
-        TypeError: an argument or a dtype of the wrong type.
-        ValueError: a wrong shape or value; on the CPU also probabilities outside [0, 1].
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has the wrong shape or value, or is on another device. Whether
+            probabilities are in [0, 1] is checked on the CPU only.
 
     Example:
         >>> import torch

@@ -1,7 +1,8 @@
-"""The losses: which pair of terms is computed, and its parameters.
+"""The losses, each with its pair of terms and its parameters.
 
-Each is w [ p y' P(x) + (1 - y') N(x) ] with its own terms P and N at a logit x; weight w, positive
-weight p and smoothed target y' are as for `weighted_bce_with_logits`. S(x) is log(1 + exp(x)).
+A loss is w [ p y' P(x) + (1 - y') N(x) ] with its own terms P and N at a logit x. The weight w, the
+positive weight p and the smoothed target y' are as for `weighted_bce_with_logits`. S(x) stands for
+log(1 + exp(x)).
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,12 @@ def _capped(number: float) -> float:
 
 @dataclass(frozen=True)
 class BCE(Loss):
-    """Binary cross-entropy: P(x) = S(-x) and N(x) = S(x).
+    r"""Selects binary cross-entropy.
+
+    With :math:`S(x) = \log(1 + e^x)`, its terms in `multilabel_loss_with_logits` are
+
+    .. math::
+        P(x) = S(-x), \quad N(x) = S(x)
 
     Example:
         >>> from weighted_bce import BCE
@@ -41,25 +47,26 @@ class BCE(Loss):
 
 @dataclass(frozen=True)
 class Focal(Loss):
-    r"""The focal loss, in which elements that are nearly right count less.
+    r"""Selects the focal loss, in which elements that are nearly right count less.
 
-    With :math:`u = \sigma(x)` and :math:`v = 1 - u`,
+    With :math:`u = \sigma(x)`, :math:`v = 1 - u` and :math:`S(x) = \log(1 + e^x)`, its terms in
+    `multilabel_loss_with_logits` are
 
     .. math::
         P(x) = \alpha v^\gamma S(-x), \quad N(x) = (1 - \alpha) u^\gamma S(x)
 
-    where both factors are 1 without alpha: Lin, Goyal, Girshick, He and Dollar, "Focal Loss for
-    Dense Object Detection" (ICCV 2017). Soft targets weigh the two terms; torchvision's function
-    gives soft targets other values.
+    Without `alpha`, both factors are 1. Soft targets weight the two terms, which is not what
+    torchvision's function does with them. Source: Lin, Goyal, Girshick, He and Dollar, "Focal Loss
+    for Dense Object Detection" (ICCV 2017).
 
     Args:
-        gamma: the exponent, finite and at least 0. Default: 2.
-        alpha: the factor of the positives, in [0, 1]; that of the negatives is 1 - alpha.
-            Default: None, no factors.
+        gamma: the exponent :math:`\gamma`, a finite number >= 0. Default: 2.
+        alpha: the factor of the positive term, in [0, 1]; the negative term has the factor
+            1 - alpha. Default: None, which means no factors.
 
     Raises:
-        TypeError: a parameter is no number.
-        ValueError: a parameter is out of its range.
+        TypeError: if a parameter is not a number.
+        ValueError: if a parameter is out of its range.
 
     Example:
         >>> import torch
@@ -89,14 +96,16 @@ class Focal(Loss):
 
 @dataclass(frozen=True)
 class SquaredHinge(Loss):
-    r"""The squared hinge loss, exactly 0 where a logit is beyond the margin of 1.
+    r"""Selects the squared hinge loss, which is exactly 0 where a logit is beyond the margin of 1.
+
+    Its terms in `multilabel_loss_with_logits` are
 
     .. math::
         P(x) = \max(0, 1 - x)^2, \quad N(x) = \max(0, 1 + x)^2
 
-    as in linear classifiers with very many labels: Babbar and Schölkopf, "DiSMEC: Distributed
-    Sparse Machines for Extreme Multi-label Classification" (WSDM 2017). Its logits are no log-odds:
-    their signs are the predictions.
+    Linear classifiers with very many labels use it. Its logits are scores, not log-odds: a
+    positive score predicts the label. Source: Babbar and Schölkopf, "DiSMEC: Distributed Sparse
+    Machines for Extreme Multi-label Classification" (WSDM 2017).
 
     Example:
         >>> import torch
@@ -111,23 +120,25 @@ class SquaredHinge(Loss):
 
 @dataclass(frozen=True)
 class Poly1(Loss):
-    r"""Binary cross-entropy with another weight for the first power of an error.
+    r"""Selects binary cross-entropy plus a multiple of the probability of the wrong answer.
 
-    With :math:`u = \sigma(x)` and :math:`v = 1 - u`,
+    With :math:`u = \sigma(x)`, :math:`v = 1 - u` and :math:`S(x) = \log(1 + e^x)`, its terms in
+    `multilabel_loss_with_logits` are
 
     .. math::
         P(x) = S(-x) + \epsilon v, \quad N(x) = S(x) + \epsilon u
 
-    where S(x) is a series in the powers of u: Leng, Tan, Liu, Cubuk, Shi, Cheng and Anguelov,
-    "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions" (ICLR 2022).
-    Below an epsilon of 0 the two parts cancel, and errors are relative to the parts.
+    S(x) is a power series in u, and :math:`\epsilon` is added to the coefficient of its first
+    power. If `epsilon` is negative, the two parts cancel, and rounding errors are relative to the
+    parts. Source: Leng, Tan, Liu, Cubuk, Shi, Cheng and Anguelov, "PolyLoss: A Polynomial Expansion
+    Perspective of Classification Loss Functions" (ICLR 2022).
 
     Args:
-        epsilon: what is added to the weight of the first power, a finite number. Default: 1.
+        epsilon: :math:`\epsilon`, a finite number. Default: 1.
 
     Raises:
-        TypeError: epsilon is no number.
-        ValueError: epsilon is not finite.
+        TypeError: if `epsilon` is not a number.
+        ValueError: if `epsilon` is not finite.
 
     Example:
         >>> import torch
@@ -152,25 +163,28 @@ class Poly1(Loss):
 
 @dataclass(frozen=True)
 class Hill(Loss):
-    r"""The Hill loss, for labels of which some are missing: negatives far above 0 count less.
+    r"""Selects the Hill loss, for data in which some true labels are missing.
 
-    With :math:`u = \sigma(x)`, margin m and the focal loss' positive term F,
+    With :math:`u = \sigma(x)`, its terms in `multilabel_loss_with_logits` are
 
     .. math::
         P(x) = F(x - m), \quad N(x) = (\lambda - u) u^2
 
-    as in Zhang, Cheng, Huang, Wen, Feng, Li and Guo, "Simple and Robust Loss Design for Multi-Label
-    Learning with Missing Labels" (2021). Below a lam of 1.5 the parts of N cancel, and errors are
-    relative to the parts.
+    where m is the margin and F is the positive term of `Focal` without alpha. Negatives with high
+    logits, which may be missing positives, get a small gradient. If `lam` is below 1.5, parts of N
+    or of its derivative cancel, and rounding errors are relative to the parts. Source: Zhang,
+    Cheng, Huang, Wen, Feng, Li and Guo, "Simple and Robust Loss Design for Multi-Label Learning
+    with Missing Labels" (2021).
 
     Args:
-        lam: a finite number; from 1.5 on, N grows with x. Default: 1.5.
-        margin: what a positive's logit must exceed, a finite number. Default: 1.
-        gamma: the exponent of the positives, finite and at least 0. Default: 2.
+        lam: :math:`\lambda`, a finite number; N never falls as x grows if it is at least 1.5.
+            Default: 1.5.
+        margin: m, by which a positive's logit is shifted; a finite number. Default: 1.
+        gamma: the exponent of the positive term, a finite number >= 0. Default: 2.
 
     Raises:
-        TypeError: a parameter is no number.
-        ValueError: a parameter is out of its range.
+        TypeError: if a parameter is not a number.
+        ValueError: if a parameter is out of its range.
 
     Example:
         >>> import torch
@@ -199,26 +213,29 @@ class Hill(Loss):
 
 @dataclass(frozen=True)
 class Asymmetric(Loss):
-    r"""The asymmetric loss: focal with an exponent for each term, and no loss of easy negatives.
+    r"""Selects the asymmetric loss, a focal loss in which easy negatives do not count at all.
 
-    With :math:`u = \sigma(x)`, :math:`v = 1 - u` and clip m,
+    With :math:`u = \sigma(x)`, :math:`v = 1 - u`, :math:`S(x) = \log(1 + e^x)` and clip m, its
+    terms in `multilabel_loss_with_logits` are
 
     .. math::
         P(x) = v^{\gamma_+} S(-x), \quad N(x) = -(u - m)^{\gamma_-} \log(1 - (u - m))
 
-    where u is above m, elsewhere N and its derivatives are exactly 0: Ridnik, Ben-Baruch, Zamir,
-    Noy, Friedman, Protter and Zelnik-Manor, "Asymmetric Loss For Multi-Label Classification" (ICCV
-    2021). Soft targets weigh the two terms.
+    If u is not above m, N and its derivatives are exactly 0. Soft targets weight the two terms.
+    Source: Ridnik, Ben-Baruch, Zamir, Noy, Friedman, Protter and Zelnik-Manor, "Asymmetric Loss For
+    Multi-Label Classification" (ICCV 2021).
 
     Args:
-        gamma_neg: the exponent of the negatives, finite and at least 0. Default: 4.
-        gamma_pos: the exponent of the positives, finite and at least 0. Default: 1.
-        clip: what is taken off a negative's probability, in [0, 1). Default: 0.05.
-        detach_focus: derivatives take the powers for constants. Default: False.
+        gamma_neg: :math:`\gamma_-`, the exponent of the negative term, a finite number >= 0.
+            Default: 4.
+        gamma_pos: :math:`\gamma_+`, the exponent of the positive term, a finite number >= 0.
+            Default: 1.
+        clip: m, which is subtracted from the probability of a negative; in [0, 1). Default: 0.05.
+        detach_focus: whether derivatives treat the two powers as constants. Default: False.
 
     Raises:
-        TypeError: a parameter is no number, or detach_focus no bool.
-        ValueError: a parameter is out of its range.
+        TypeError: if a parameter is not a number, or `detach_focus` is not a bool.
+        ValueError: if a parameter is out of its range.
 
     Example:
         >>> import torch
@@ -251,11 +268,11 @@ class Asymmetric(Loss):
 
 
 _LOSSES = (BCE, Focal, SquaredHinge, Poly1, Hill, Asymmetric)
-torch.serialization.add_safe_globals(list(_LOSSES))  # for torch.load, which takes weights alone
+torch.serialization.add_safe_globals(list(_LOSSES))  # torch.load refuses other classes by default
 
 
 def check_loss(loss: object) -> None:
-    """Raises TypeError unless this is one of the losses above."""
+    """Raises TypeError unless `loss` is one of the losses above."""
     if not isinstance(loss, _LOSSES):
         *names, last = (f"{kind.__name__}()" for kind in _LOSSES)
         raise TypeError(f"loss must be {', '.join(names)} or {last}, got {loss!r}")

@@ -17,7 +17,7 @@ from .losses import Loss, check_loss
 
 
 class _WeightedLoss(nn.Module):
-    """What the modules share: a weight that is a tensor is a buffer, a number stays a number."""
+    """What the modules share: a weight that is a tensor is a buffer, and a number stays a number."""
 
     weight: Tensor | None
     pos_weight: Tensor | float | None
@@ -65,19 +65,25 @@ class _WeightedLoss(nn.Module):
 
 
 class WeightedBCEWithLogitsLoss(_WeightedLoss):
-    """`weighted_bce_with_logits` as a module; a drop-in for nn.BCEWithLogitsLoss.
+    """Computes `weighted_bce_with_logits` as a module; a drop-in for torch.nn.BCEWithLogitsLoss.
+
+    It is called as ``criterion(input, target)``.
 
     Args:
-        weight: multiplies each element's loss; a tensor that broadcasts to the input. A buffer.
-        pos_weight: multiplies the positive term; a number >= 0 (stays a number), or a tensor that
-            broadcasts to the input (a buffer).
-        reduction: "none", "mean", "sum", "batchmean" or a callable. Default: "mean".
+        weight: multiplies each element's loss; a tensor that broadcasts to the input. It becomes a
+            buffer. Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
+            to the input and becomes a buffer. Default: None, which means 1.
+        reduction: "none", "mean", "sum", "batchmean" or a callable, as for
+            `weighted_bce_with_logits`. Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
-        ignore_index: targets equal to it do not count. Default: None.
-        inplace_backward: backward writes the gradient over the logits. Default: False.
+        ignore_index: elements whose target equals it do not count. Default: None.
+        inplace_backward: whether backward writes the gradient over the logits, as for
+            `weighted_bce_with_logits`. Default: False.
 
     Raises:
-        TypeError, ValueError: when called; see `weighted_bce_with_logits`.
+        TypeError: if `weight` is not a tensor or None. Other arguments are checked in each call.
+        TypeError, ValueError: in a call, as `weighted_bce_with_logits` does.
 
     Example:
         >>> import torch
@@ -115,21 +121,28 @@ class WeightedBCEWithLogitsLoss(_WeightedLoss):
 
 
 class MultilabelLoss(_WeightedLoss):
-    """`multilabel_loss_with_logits` as a module.
+    """Computes `multilabel_loss_with_logits` as a module.
+
+    It is called as ``criterion(input, target)``.
 
     Args:
-        loss: one of those in weighted_bce.losses, such as `Focal(gamma=2.0)`.
-        weight: multiplies each element's loss; a tensor that broadcasts to the input. A buffer.
-        pos_weight: multiplies the positive term; a number >= 0 (stays a number), or a tensor that
-            broadcasts to the input (a buffer).
-        reduction: "none", "mean", "sum", "batchmean" or a callable. Default: "mean".
+        loss: `BCE()`, `Focal()`, `Asymmetric()`, `Hill()`, `Poly1()` or `SquaredHinge()`, with
+            their parameters.
+        weight: multiplies each element's loss; a tensor that broadcasts to the input. It becomes a
+            buffer. Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
+            to the input and becomes a buffer. Default: None, which means 1.
+        reduction: "none", "mean", "sum", "batchmean" or a callable, as for
+            `weighted_bce_with_logits`. Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
-        ignore_index: targets equal to it do not count. Default: None.
-        inplace_backward: backward writes the gradient over the logits. Default: False.
+        ignore_index: elements whose target equals it do not count. Default: None.
+        inplace_backward: whether backward writes the gradient over the logits, as for
+            `weighted_bce_with_logits`. Default: False.
 
     Raises:
-        TypeError: the loss is none of these.
-        TypeError, ValueError: when called; see `multilabel_loss_with_logits`.
+        TypeError: if `loss` is not one of the losses above, or `weight` is not a tensor or None.
+            Other arguments are checked in each call.
+        TypeError, ValueError: in a call, as `multilabel_loss_with_logits` does.
 
     Example:
         >>> import torch
@@ -174,17 +187,24 @@ class MultilabelLoss(_WeightedLoss):
 
 
 class WeightedBCELoss(_WeightedLoss):
-    """`weighted_bce` as a module; a drop-in for nn.BCELoss.
+    """Computes `weighted_bce` as a module; a drop-in for torch.nn.BCELoss.
+
+    It is called as ``criterion(input, target)`` with probabilities as the input. Prefer
+    `WeightedBCEWithLogitsLoss`, which is more accurate and runs fused kernels.
 
     Args:
-        weight: multiplies each element's loss; a tensor that broadcasts to the input. A buffer.
-        pos_weight: multiplies the positive term; a number or a tensor that broadcasts.
-        reduction: "none", "mean", "sum", "batchmean" or a callable. Default: "mean".
+        weight: multiplies each element's loss; a tensor that broadcasts to the input. It becomes a
+            buffer. Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
+            to the input and becomes a buffer. Default: None, which means 1.
+        reduction: "none", "mean", "sum", "batchmean" or a callable, as for
+            `weighted_bce_with_logits`. Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
-        ignore_index: targets equal to it do not count. Default: None.
+        ignore_index: elements whose target equals it do not count. Default: None.
 
     Raises:
-        TypeError, ValueError: when called; see `weighted_bce`.
+        TypeError: if `weight` is not a tensor or None. Other arguments are checked in each call.
+        TypeError, ValueError: in a call, as `weighted_bce` does.
 
     Example:
         >>> import torch
@@ -217,25 +237,25 @@ class WeightedBCELoss(_WeightedLoss):
 
 
 class WeightBCEWithLogitsLoss(nn.Module):
-    """Multiplies the loss of the positives by `weight`, then reduces.
+    """Multiplies the losses of the positives by a number, then reduces.
 
-    Equivalent to::
+    For targets of 0 and 1, of any real dtype, it is equivalent to::
 
         loss = F.binary_cross_entropy_with_logits(
             input, target.to(input.dtype), reduction="none")
         loss[target.bool()] *= weight
         loss = reduction(loss)
 
-    for 0/1 targets of any dtype: the masked multiply as it is usually written, with the two
-    arguments that it has. `WeightedBCEWithLogitsLoss` has all options.
+    It has only the two arguments of that code. `WeightedBCEWithLogitsLoss` has all options.
 
     Args:
-        weight: the factor of the positives, a number >= 0.
-        reduction: any callable on the matrix of losses, or a reduction by name as in
-            `WeightedBCEWithLogitsLoss`; None means "mean", and so does torch.mean.
+        weight: the factor of the positives; a finite number >= 0.
+        reduction: a callable that receives the unreduced loss, or "none", "mean", "sum" or
+            "batchmean". Default: None, which means "mean". The callables torch.mean and torch.sum
+            are computed as "mean" and "sum".
 
     Raises:
-        TypeError, ValueError: when called; see `weighted_bce_with_logits`.
+        TypeError, ValueError: in a call, as `weighted_bce_with_logits` does.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Optimizers for `fused_step`: torch.optim's, a chunk of rows at a time."""
+"""Optimizers for `fused_step`, which update a chunk of rows at a time."""
 
 from typing import Any
 
@@ -54,24 +54,26 @@ def _rows(tensor: Tensor, labels: slice) -> Tensor:
 
 
 class FusedSGD(_FusedStep, SGD):
-    """torch.optim.SGD as a `fused_step`: the rows of a chunk are updated in the backward pass.
+    """Updates weights like torch.optim.SGD, but within the backward pass, as a `fused_step`.
 
-    The weights are the same as from torch.optim.SGD and one ``step()`` after each backward. Without
-    momentum there is no state, and no memory is needed but that of the weights.
+    Each chunk of rows is updated as soon as its gradient is known. The weights are the same as from
+    torch.optim.SGD with one ``step()`` after each backward. Without momentum, there is no optimizer
+    state.
 
     Args:
-        params: the weight of the layer and then its bias, if it has one; or groups of them, as for
-            torch.optim.SGD, like all that follows.
-        lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, fused: see
+        params: the weight of the linear layer and then its bias, if it has one; or groups of them,
+            as for torch.optim.SGD.
+        lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, fused: as for
             torch.optim.SGD.
 
     Attributes:
-        grad_scale: gradients are divided by it: set it to a GradScaler's ``get_scale()`` before
-            ``scaler.scale(loss).backward()``. Gradients that are not finite are not skipped.
+        grad_scale: a number or 0-d tensor that gradients are divided by. Default: None. With a
+            GradScaler, set it to ``scaler.get_scale()`` before ``scaler.scale(loss).backward()``.
+            Steps with gradients that are not finite are not skipped.
 
     Note:
-        A learning-rate scheduler and state_dict() work as usual; ``step()`` has nothing to do.
-        Each backward is one step: gradients cannot be accumulated or clipped by their norm.
+        Learning-rate schedulers and state_dict() work as usual. ``step()`` has nothing left to do.
+        Each backward is a step, so gradients cannot be accumulated, nor clipped by their norm.
 
     Example:
         >>> import torch
@@ -109,19 +111,34 @@ class FusedSGD(_FusedStep, SGD):
 
 
 class FusedAdam(_FusedStep, Adam):
-    """torch.optim.Adam as a `fused_step`: the rows of a chunk are updated in the backward pass.
+    """Updates weights like torch.optim.Adam, but within the backward pass, as a `fused_step`.
 
-    The weights are the same as from torch.optim.Adam and one ``step()`` after each backward. Its
-    two averages take twice the memory of the weights.
+    Each chunk of rows is updated as soon as its gradient is known. The weights are the same as from
+    torch.optim.Adam with one ``step()`` after each backward. Its averages take twice the memory of
+    the weights.
 
     Args:
-        params: the weight of the layer and then its bias, if it has one; or groups of them, as for
-            torch.optim.Adam, like all that follows.
-        lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, fused,
-            decoupled_weight_decay: see torch.optim.Adam.
+        params: the weight of the linear layer and then its bias, if it has one; or groups of them,
+            as for torch.optim.Adam.
+        lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, fused: as for
+            torch.optim.Adam.
+        decoupled_weight_decay: as for torch.optim.Adam.
 
     Attributes:
-        grad_scale: see `FusedSGD`, and so for all else.
+        grad_scale: a number or 0-d tensor that gradients are divided by, as for `FusedSGD`.
+            Default: None.
+
+    Note:
+        The notes on `FusedSGD` apply here too.
+
+    Example:
+        >>> import torch
+        >>> from weighted_bce import FusedAdam, LinearWeightedBCEWithLogitsLoss, SparseLabels
+        >>> criterion = LinearWeightedBCEWithLogitsLoss(64, 5000, reduction="batchmean")
+        >>> criterion.fused_step = FusedAdam(criterion.linear.parameters(), lr=1e-3)
+        >>> criterion(torch.randn(2, 64), SparseLabels.from_lists([[1], [7]])).backward()
+        >>> criterion.linear.weight.grad is None
+        True
     """
 
     def _update(

@@ -12,18 +12,21 @@ from ._csr_checks import INDEX_DTYPES, check_range, is_readable, short
 
 
 class SparseLabels(NamedTuple):
-    """Labels of which only the positives are stored, row after row (CSR without values).
+    """Labels in CSR form, which stores only the positives of each row.
 
-    Row i has the labels ``col_indices[crow_indices[i]:crow_indices[i + 1]]``, ascending and
-    without duplicates. The constructors see to that: they sort, drop duplicates and check once.
+    The labels of row i are ``col_indices[crow_indices[i]:crow_indices[i + 1]]``, ascending and
+    without duplicates. The functions `from_lists`, `from_padded`, `from_dense`, `from_scipy` and
+    `from_tensor` sort the labels, drop duplicates and check them once.
 
     Args:
-        crow_indices: (rows + 1,), int32 or int64: where each row begins, and the end of the last.
-        col_indices: (positives,), of the same dtype, on the same device: the labels.
+        crow_indices: where each row begins in `col_indices`, and where the last one ends; shape
+            (rows + 1,), int32 or int64.
+        col_indices: the labels; shape (positives,), same dtype and device as `crow_indices`.
 
     Note:
-        A plain named tuple of two tensors: torch.compile, pytrees, data loaders and pickle take it
-        for one. Made by hand, it is not checked: sort the labels of each row.
+        SparseLabels are a named tuple of two tensors, so they work in torch.compile, pytrees, data
+        loaders and pickles. The constructor ``SparseLabels(crow_indices, col_indices)`` checks
+        nothing. Sort the labels of each row before you use it.
 
     Example:
         >>> from weighted_bce import SparseLabels
@@ -38,23 +41,27 @@ class SparseLabels(NamedTuple):
                 [0, 0, 1, 0]], dtype=torch.int32)
     """
 
+    #: Where each row begins in `col_indices`, and where the last one ends; shape (rows + 1,).
     crow_indices: Tensor
+    #: The labels of all rows, one row after the other; shape (positives,).
     col_indices: Tensor
 
     @classmethod
     def from_lists(cls, lists: Iterable[Any]) -> "SparseLabels":
-        """Makes them of the labels of each row.
+        """Makes sparse labels from the list of labels of each row.
 
         Args:
-            lists: an iterable of rows: lists, tuples or sets of integers, 1-d integer tensors or
-                NumPy arrays. An empty row may have any dtype.
+            lists: an iterable of rows. A row is a list, tuple or set of integers, a 1-d integer
+                tensor or a NumPy array. An empty row may have any dtype.
 
         Returns:
-            int64, on the device of the rows where all of them are tensors, otherwise on the CPU.
+            SparseLabels of int64. If all rows are tensors, they are on the device of the rows,
+            otherwise on the CPU.
 
         Raises:
-            TypeError: a row that is no iterable, labels that are no integers (bools among them).
-            ValueError: negative labels, or a row with more than one dimension.
+            TypeError: if a row is not iterable, or a label is not an integer. Bools are not
+                accepted.
+            ValueError: if a label is negative, or a row has more than one dimension.
 
         Example:
             >>> from weighted_bce import SparseLabels
@@ -65,17 +72,18 @@ class SparseLabels(NamedTuple):
 
     @classmethod
     def from_padded(cls, padded: Tensor) -> "SparseLabels":
-        """Makes them of rows of equal length, filled up with -1.
+        """Makes sparse labels from rows that are padded with -1 to equal length.
 
         Args:
-            padded: (rows, k), any integer dtype; -1, at any place, is no label.
+            padded: the labels of each row, in any order; shape (rows, k), any integer dtype. A -1
+                at any place is skipped.
 
         Returns:
-            int32 from int32 and int64 from all others, on the device of `padded`.
+            SparseLabels on the device of `padded`; int32 if `padded` is int32, otherwise int64.
 
         Raises:
-            TypeError: `padded` is no integer tensor.
-            ValueError: another shape, or a label below -1.
+            TypeError: if `padded` is not an integer tensor.
+            ValueError: if `padded` has another shape, or a label is below -1.
 
         Example:
             >>> import torch
@@ -87,17 +95,18 @@ class SparseLabels(NamedTuple):
 
     @classmethod
     def from_dense(cls, dense: Tensor) -> "SparseLabels":
-        """Makes them of a matrix of zeros and ones.
+        """Makes sparse labels from a matrix of zeros and ones.
 
         Args:
-            dense: (rows, labels), 0/1 of bool, integer or floating dtype.
+            dense: shape (rows, labels); bool or any integer or floating dtype, with the values 0
+                and 1.
 
         Returns:
-            int64, on the device of `dense`.
+            SparseLabels of int64, on the device of `dense`.
 
         Raises:
-            TypeError: `dense` is no real, strided tensor.
-            ValueError: another shape, or a value that is neither 0 nor 1.
+            TypeError: if `dense` is not a real, strided tensor.
+            ValueError: if `dense` has another shape, or a value is neither 0 nor 1.
 
         Example:
             >>> import torch
@@ -109,36 +118,46 @@ class SparseLabels(NamedTuple):
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> "SparseLabels":
-        """Makes them of a matrix or array of scipy.sparse.
+        """Makes sparse labels from a matrix or array of scipy.sparse.
 
         Args:
-            matrix: (rows, labels), of any sparse format; bool, or the values 0 and 1. Explicit
-                zeros are no positives; entries of a COO matrix that repeat are one positive.
+            matrix: shape (rows, labels), any sparse format; bool or real numbers, with the values 0
+                and 1. Explicit zeros are not positives. Repeated entries of a COO matrix count
+                once.
 
         Returns:
-            The index dtype of `matrix`, on the CPU. A copy.
+            SparseLabels on the CPU, with the index dtype of `matrix`. They share no memory with it.
 
         Raises:
-            TypeError: `matrix` is not of scipy.sparse, or not of real numbers.
-            ValueError: another shape, or a value that is neither 0 nor 1.
+            TypeError: if `matrix` is not from scipy.sparse, or its values are not real numbers.
+            ValueError: if `matrix` has another shape, or a value is neither 0 nor 1.
+
+        Example:
+            >>> import scipy.sparse
+            >>> from weighted_bce import SparseLabels
+            >>> matrix = scipy.sparse.csr_array([[0, 1, 1], [0, 0, 0]])
+            >>> SparseLabels.from_scipy(matrix).col_indices.tolist()
+            [1, 2]
         """
         return cls(*_csr.of_scipy(matrix))
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> "SparseLabels":
-        """Makes them of a torch.sparse_csr or torch.sparse_coo tensor.
+        """Makes sparse labels from a torch.sparse_csr or torch.sparse_coo tensor.
 
         Args:
-            tensor: (rows, labels), of bool, integer or floating dtype; the values 0 and 1. Explicit
-                zeros are no positives; entries that repeat, uncoalesced, are one positive.
-                (Coalesced, their values have been added up to 2.)
+            tensor: shape (rows, labels); bool or any integer or floating dtype, with the values 0
+                and 1. Explicit zeros are not positives. Repeated entries of an uncoalesced tensor
+                count once; if it was coalesced before, their values have become 2, which is an
+                error.
 
         Returns:
-            The index dtype and the device of `tensor`.
+            SparseLabels with the index dtype and the device of `tensor`.
 
         Raises:
-            TypeError: `tensor` is no real tensor of one of the two layouts.
-            ValueError: another shape, a value that is neither 0 nor 1, or indices out of range.
+            TypeError: if `tensor` is not a real tensor of one of the two layouts.
+            ValueError: if `tensor` has another shape, a value is neither 0 nor 1, or an index is
+                out of range.
 
         Example:
             >>> import torch
@@ -151,15 +170,18 @@ class SparseLabels(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """The number of rows, those without positives included."""
+        """The number of rows, with and without positives."""
         return self.crow_indices.shape[0] - 1
 
     def to(self, *args: Any, **kwargs: Any) -> "SparseLabels":
-        """Moves them to a device or dtype, by `torch.Tensor.to` and with its arguments.
+        """Moves or converts the labels, with the arguments of torch.Tensor.to.
+
+        Returns:
+            SparseLabels on the device and of the dtype asked for.
 
         Raises:
-            TypeError: a dtype that is neither int32 nor int64.
-            ValueError: numbers that int32 does not hold.
+            TypeError: if the dtype is neither int32 nor int64.
+            ValueError: if a number does not fit in int32.
         """
         moved = SparseLabels(*(t.to(*args, **kwargs) for t in self))
         if moved.crow_indices.dtype not in INDEX_DTYPES:
@@ -172,21 +194,21 @@ class SparseLabels(NamedTuple):
         return moved
 
     def pin_memory(self) -> "SparseLabels":
-        """Copies them to page-locked memory, from which a GPU copies without waiting."""
+        """Copies the labels to page-locked memory, from which a copy to a GPU need not block."""
         return SparseLabels(self.crow_indices.pin_memory(), self.col_indices.pin_memory())
 
     def to_dense(self, num_labels: int, dtype: torch.dtype = torch.bool) -> Tensor:
-        """The matrix of zeros and ones.
+        """Makes the matrix of zeros and ones.
 
         Args:
             num_labels: the number of columns.
-            dtype: of the matrix. Default: torch.bool.
+            dtype: the dtype of the matrix. Default: torch.bool.
 
         Returns:
-            (rows, num_labels), on the same device.
+            A tensor of shape (rows, num_labels), on the device of the labels.
 
         Raises:
-            ValueError: a label is not below `num_labels`; on the CPU only.
+            ValueError: if a label is not below `num_labels`. This is checked on the CPU only.
         """
         crow, col = self
         if col.is_cpu and is_readable(col):
@@ -196,19 +218,20 @@ class SparseLabels(NamedTuple):
         return dense
 
     def select(self, rows: Tensor | slice) -> "SparseLabels":
-        """Picks the labels of some rows, as for a batch out of a data set that fits in memory.
+        """Picks the labels of some rows, for example of a batch from a data set in memory.
 
         Args:
-            rows: row numbers (1-d, int32 or int64; negative ones count from the end, and a row
-                may come several times), a bool mask of all rows, or a slice.
+            rows: row numbers, a mask or a slice. Row numbers are a 1-d tensor of int32 or int64.
+                They may be negative, which counts from the end, and may repeat. A mask is a bool
+                tensor with an element for each row.
 
         Returns:
-            In the order of `rows`; the same dtype and device.
+            SparseLabels of the rows in the order of `rows`, with the same dtype and device.
 
         Raises:
-            TypeError: `rows` is neither such a tensor nor a slice.
-            ValueError: a wrong shape.
-            IndexError: a row that does not exist.
+            TypeError: if `rows` is neither such a tensor nor a slice.
+            ValueError: if `rows` has the wrong shape.
+            IndexError: if a row does not exist.
 
         Example:
             >>> import torch
@@ -238,8 +261,8 @@ class SparseLabels(NamedTuple):
         return f"SparseLabels(rows={self.num_rows}, positives={col.numel()}, {kind})"
 
 
-# So that torch.export saves a program whose inputs hold them, and that torch.load, which by default
-# takes nothing but weights, takes its example inputs, and data sets.
+# torch.export can then save programs with such inputs, and torch.load, which by default accepts few
+# classes, accepts them in data sets and example inputs.
 _pytree._register_namedtuple(SparseLabels, serialized_type_name="weighted_bce.SparseLabels")
 torch.serialization.add_safe_globals([SparseLabels])
 

@@ -1,4 +1,4 @@
-"""Weights, propensities and first biases, counted from the labels themselves."""
+"""Weights, propensities and initial biases that are counted from the labels."""
 
 import math
 from collections.abc import Iterable
@@ -23,30 +23,38 @@ def pos_weight_from_labels(
     max_weight: float | None = None,
     smoothing: float = 0.0,
 ) -> Tensor | float:
-    """The weight with which positives and negatives count equally: negatives / positives.
+    r"""Computes the `pos_weight` with which positives and negatives count equally.
 
-    With smoothing s, a label with n positives in `rows` rows gets (rows - n + s) / (n + s).
+    With n positives in `rows` rows and smoothing s, a label's weight is
+
+    .. math::
+        (\text{rows} - n + s) / (n + s)
+
+    which is the number of its negatives over that of its positives.
 
     Args:
-        labels: (rows, labels), 0/1 of bool, integer or floating dtype (soft labels are summed); or
-            0/1 as torch.sparse_csr or torch.sparse_coo; or SparseLabels; or an iterable of
-            SparseLabels, which are counted one after the other, so that one batch at a time is in
-            memory: all batches of an epoch.
-        num_labels: needed for SparseLabels; otherwise checked against the shape, where given.
-        per_class: one weight a label; otherwise one for all labels together. Default: True.
-        max_weight: the largest weight given. Default: no limit.
-        smoothing: s >= 0; above 0, no label's weight is infinite, nor 0. With
-            ``per_class=False`` it is added to the sums over all labels. Default: 0.
+        labels: the labels of the training set. A dense tensor has shape (rows, labels) and is bool
+            or of any integer or floating dtype, with values in [0, 1]; soft labels are summed.
+            Sparse labels are SparseLabels, or a torch.sparse_csr or torch.sparse_coo tensor of
+            zeros and ones. An iterable of SparseLabels is also accepted. It is counted one batch at
+            a time, so that only one is in memory.
+        num_labels: the number of labels. It is required for SparseLabels. For tensors it is
+            optional and checked against the shape.
+        per_class: whether each label gets its own weight. Otherwise all labels together get one.
+            Default: True.
+        max_weight: an upper limit for weights, above 0. Default: None, which means no limit.
+        smoothing: s, a finite number >= 0. If it is above 0, all weights are finite and above 0.
+            With ``per_class=False`` it is added to the counts over all labels. Default: 0.
 
     Returns:
-        (labels,) float32, or a float with ``per_class=False``. Without smoothing, a label without
-        positives gets the largest weight of those that have some; where none has any,
-        `max_weight` or 1.
+        A float32 tensor of shape (labels,), or a float with ``per_class=False``. Without smoothing,
+        a label without positives gets the largest weight among the others. If no label has
+        positives, weights are `max_weight`, or 1 without it.
 
     Raises:
-        TypeError: `labels` is no real tensor and no SparseLabels.
-        ValueError: a wrong shape or value, no rows, no `num_labels` for SparseLabels, a
-            `max_weight` that is not above 0, or a `smoothing` below 0.
+        TypeError: if `labels` is not a real tensor, SparseLabels or an iterable of SparseLabels.
+        ValueError: if there are no rows, a shape or a value is wrong, `num_labels` is missing for
+            SparseLabels, or `max_weight` or `smoothing` is out of its range.
 
     Example:
         >>> import torch
@@ -77,32 +85,37 @@ def pos_weight_from_labels(
 def propensity_from_labels(
     labels: Labels, num_labels: int | None = None, *, A: float = 0.55, B: float = 1.5
 ) -> Tensor:
-    r"""How likely a true label was marked, by its number of positives: rare ones are often missed.
+    r"""Computes the propensity of each label: how likely it was recorded where it is true.
 
-    The model of Jain, Prabhu and Varma, "Extreme Multi-label Loss Functions for Recommendation,
-    Tagging, Ranking & Other Missing Label Applications" (KDD 2016): of N rows and n positives
+    Rare labels are missed more often, so a label's propensity grows with its number of positives.
+    With N rows and n positives of the label, it is
 
     .. math::
         p = 1 / (1 + C (n + B)^{-A}), \quad C = (\log N - 1) (B + 1)^A
 
-    Its inverse is the usual weight of the positives: ``pos_weight=1 / propensity``.
+    The usual weight of positives is its inverse, ``pos_weight=1 / propensity``. Source: Jain,
+    Prabhu and Varma, "Extreme Multi-label Loss Functions for Recommendation, Tagging, Ranking &
+    Other Missing Label Applications" (KDD 2016).
 
     Args:
-        labels: as for `pos_weight_from_labels`: those of the whole training set.
-        num_labels: needed for SparseLabels; otherwise checked against the shape, where given.
-        A: >= 0. Default: 0.55.
-        B: above 0. Default: 1.5. The benchmarks of extreme classification use A 0.5 and B 0.4 for
-            Wikipedia, 0.6 and 2.6 for Amazon, and the defaults for all others.
+        labels: the labels of the whole training set, as for `pos_weight_from_labels`.
+        num_labels: the number of labels. It is required for SparseLabels. For tensors it is
+            optional and checked against the shape.
+        A: a finite number >= 0. Default: 0.55.
+        B: a finite number above 0. Default: 1.5. The benchmarks of extreme classification use A 0.5
+            and B 0.4 for Wikipedia, A 0.6 and B 2.6 for Amazon, and the defaults for all others.
 
     Returns:
-        (labels,) float32, above 0 and at most 1.
+        A float32 tensor of shape (labels,), with values above 0 and at most 1.
 
     Raises:
-        TypeError: `labels` is no real tensor and no SparseLabels, or A or B is no number.
-        ValueError: a wrong shape or value, no rows, or A or B out of range.
+        TypeError: if `labels` is not a real tensor, SparseLabels or an iterable of SparseLabels, or
+            if A or B is not a number.
+        ValueError: if there are no rows, a shape or a value is wrong, `num_labels` is missing for
+            SparseLabels, or A or B is out of its range.
 
     Note:
-        With 1 or 2 rows C is negative, and the formula no probability: all propensities are then 1.
+        With 1 or 2 rows, C would be negative. All propensities are then 1.
 
     Example:
         >>> import torch
@@ -123,27 +136,35 @@ def propensity_from_labels(
 
 
 def prior_logits(labels: Labels, num_labels: int | None = None) -> Tensor:
-    r"""The log-odds of each label, log(n / (rows - n)) for n positives: a classifier's first bias.
+    r"""Computes the log-odds of each label, with which a classifier's bias can be initialized.
+
+    With n positives in `rows` rows, a label's log-odds are
+
+    .. math::
+        \log (n / (\text{rows} - n))
 
     A classifier whose logits start at 0 spends its first steps on making every label rare. With
-    this bias it starts at each label's frequency. The idea is that of Lin et al., "Focal Loss for
-    Dense Object Detection" (ICCV 2017), sections 3.3 and 4.1, who use one prior for all classes.
+    this bias, it starts at the frequency of each label. Lin et al., "Focal Loss for Dense Object
+    Detection" (ICCV 2017), sections 3.3 and 4.1, propose the idea with one prior for all classes.
 
     Args:
-        labels: as for `pos_weight_from_labels`: those of the whole training set.
-        num_labels: needed for SparseLabels; otherwise checked against the shape, where given.
+        labels: the labels of the whole training set, as for `pos_weight_from_labels`.
+        num_labels: the number of labels. It is required for SparseLabels. For tensors it is
+            optional and checked against the shape.
 
     Returns:
-        (labels,) float32, finite. A label that is never true counts as half a positive, one that is
-        always true as half a negative: n is limited to [0.5, rows - 0.5].
+        A float32 tensor of shape (labels,). All values are finite, since n is limited to
+        [0.5, rows - 0.5]. A label that is never true counts as half a positive, and one that is
+        always true as half a negative.
 
     Raises:
-        TypeError: `labels` is no real tensor and no SparseLabels.
-        ValueError: a wrong shape or value, no rows, or no `num_labels` for SparseLabels.
+        TypeError: if `labels` is not a real tensor, SparseLabels or an iterable of SparseLabels.
+        ValueError: if there are no rows, a shape or a value is wrong, or `num_labels` is missing
+            for SparseLabels.
 
     Note:
-        A constant classifier that is trained with BCE ends at these logits; with a `pos_weight` of
-        p, at logits that are higher by log(p).
+        These are the logits at which a constant classifier has the smallest BCE. With a
+        `pos_weight` of p, those logits are higher by log(p).
 
     Example:
         >>> import torch

@@ -31,73 +31,80 @@ def linear_weighted_bce_with_logits(
     chunk_labels: int | None = None,
     fused_step: Step | None = None,
 ) -> Tensor:
-    r"""The weighted loss of a linear layer's logits, which are never held all at once.
+    """Computes a linear layer's weighted BCE without ever holding all logits.
 
-    Equivalent to::
+    It is equivalent to::
 
         logits = F.linear(input, linear_weight, linear_bias)
         weighted_bce_with_logits(logits, target, weight, pos_weight, reduction,
                                  label_smoothing=label_smoothing)
 
-    but a chunk of labels goes through all of it before the next one begins: its logits, their loss,
-    and from its gradient the products of the backward pass. Beyond its inputs and their gradients
-    it needs the memory of one chunk.
+    The labels are processed in chunks. For each chunk, the pass computes its logits, their loss,
+    the gradient of the logits, and from it the chunk's part of the layer's gradients. So the memory
+    needed beyond inputs and gradients is that of one chunk.
 
     Args:
-        input: (rows, features); float16, bfloat16, float32 or float64.
-        linear_weight: (labels, features), of the dtype of `input`. Under autocast half precision
-            and float32 may be mixed.
-        target: labels in [0, 1] of shape (rows, labels), bool, any integer or floating dtype; or
-            only the positives, as `SparseLabels` or a torch.sparse_csr or sparse_coo tensor.
-        linear_bias: (labels,), of the dtype of `linear_weight`. Default: None.
-        weight: multiplies each element's loss; broadcasts to (rows, labels).
-        pos_weight: multiplies the positive term; a number >= 0, or a tensor that broadcasts to
-            (rows, labels): (labels,) for one weight a label. Default: 1.
-        reduction: "mean" (over rows * labels), "sum" or "batchmean" (the sum over rows).
-            Default: "mean". With millions of labels the gradients of a mean are as small as the
-            eps of Adam; those of "batchmean" are not.
+        input: the features, shape (rows, features); float16, bfloat16, float32 or float64.
+        linear_weight: shape (labels, features), same dtype as `input`. Under autocast, half
+            precision and float32 may be mixed.
+        target: the labels, with values in [0, 1] and shape (rows, labels). A dense target is bool
+            or of any integer or floating dtype. A sparse one is `SparseLabels`, torch.sparse_csr or
+            torch.sparse_coo.
+        linear_bias: shape (labels,), same dtype as `linear_weight`. Default: None.
+        weight: multiplies each element's loss; a tensor that broadcasts to (rows, labels).
+            Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
+            to (rows, labels), such as one of shape (labels,) with a weight for each label.
+            Default: None, which means 1.
+        reduction: "mean" (the sum divided by rows * labels), "sum" or "batchmean" (the sum divided
+            by rows). Default: "mean". With millions of labels, the gradients of "mean" are as small
+            as Adam's default `eps`, and Adam's steps become too small. Use "batchmean" there.
         label_smoothing: in [0, 1). Default: 0.
-        chunk_labels: how many labels a chunk has. Default: on the CPU so many that a chunk's logits
-            stay in a cache, on CUDA so many that they take 32 MiB, or an eighth of the free memory
-            where that is less.
-        fused_step: a callable that is given each chunk's gradients as soon as backward has made
-            them, instead of ``.grad``: ``fused_step(labels, weight_grad, bias_grad)``, with
-            ``labels`` the slice of rows of `linear_weight` that they belong to and ``bias_grad``
-            None without a bias that requires a gradient. The tensors are valid during the call. It
-            may change those rows: the whole gradient of the weight is never held. `FusedSGD` and
-            `FusedAdam` are two. Called only where `linear_weight` requires a gradient. Nothing is
-            averaged over processes: for classifiers that one process has, or a part of each.
-
+        chunk_labels: the number of labels in a chunk. By default it is chosen: on the CPU so that
+            the logits of a chunk stay in a cache, and on CUDA so that they take 32 MiB, or an
+            eighth of the free memory if that is less.
+        fused_step: a callable that receives the gradients of each chunk in the backward pass, in
+            place of ``.grad``, so that the whole gradient of the weight never exists. It is called
+            as ``fused_step(labels, weight_grad, bias_grad)``. ``labels`` is a slice with the rows
+            of `linear_weight` that the gradients belong to, and ``bias_grad`` is None without a
+            bias that requires a gradient. The two tensors are valid during the call only, and the
+            callable may change these rows of the weight and the bias. `FusedSGD` and `FusedAdam`
+            are such callables. It is called only if `linear_weight` requires a gradient. Gradients
+            are not averaged over processes, so in distributed training a row of the weight must
+            belong to one process. Default: None.
     Returns:
-        0-d; float64 for float64 input and float32 for all others.
+        The loss, 0-d; float64 for float64 input and float32 for all others.
 
     Raises:
-        TypeError: an argument or a dtype of the wrong type.
-        ValueError: a wrong shape or value, or tensors on different devices.
-        NotImplementedError: `fused_step` under torch.func, with ``create_graph=True``, or with an
-            `input` whose rows are sharded. Where torch.compile meets it, the graph breaks.
-        RuntimeError: under ``backend("fused")``, where no kernel serves the input.
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has the wrong shape or value, or is on another device.
+        NotImplementedError: if `fused_step` is used under torch.func, with ``create_graph=True``,
+            or with an `input` whose rows are split over processes.
+        RuntimeError: if no kernel serves the input under ``backend("fused")``.
 
     Note:
-        Products are torch's, in the dtype of `input` or of autocast. Those of half precision are
-        summed, and kept until after the loss, in float32. On the CPU they take float32 copies of
-        each chunk, so autocast changes nothing there.
+        Matrix products are torch's, in the dtype of `input` or of autocast. Half-precision products
+        are summed in float32 and stay float32 until the loss is computed. On the CPU this takes
+        float32 copies of each chunk, so autocast changes nothing there.
 
-        Where a gradient is needed the forward pass makes it, for the grad_output that came
-        the last time, 1 at first. Where backward brings another, and in a graph that is kept, it is
-        made once more; on CUDA backward waits for the forward pass in order to compare the two.
-        Under torch.compile, in a checkpoint, while a CUDA graph is recorded and with `fused_step`
-        the forward pass makes the loss alone, and backward the logits again.
+        If a gradient is needed, the forward pass computes it for the grad_output that came the last
+        time, at first 1. If backward brings another one, or runs again on a kept graph, the
+        gradient is computed again. On CUDA, backward waits for the forward pass to compare the two.
+        Under torch.compile, in a checkpoint, while a CUDA graph is captured and with `fused_step`,
+        the forward pass computes only the loss, and backward computes the logits again. A
+        `fused_step` breaks the graph of torch.compile.
 
-        On the CPU the gradient of the weight takes memory that an earlier one has left, see
-        `empty_cache`; and each chunk's threads wait for one another, so where other programs keep
-        the processor's cores busy, fewer threads or larger chunks are faster.
+        On the CPU, the gradient of the weight reuses the memory of an earlier one; see
+        `empty_cache`. All threads take part in each chunk and wait for one another. If other
+        programs keep the processor busy, fewer threads or larger chunks are faster.
 
-        All logits are held where torch.func is at work, and for second derivatives and gradients
-        with respect to `target`, `weight` and `pos_weight`.
+        All logits are held under torch.func, for second derivatives, and for gradients with respect
+        to `target`, `weight` and `pos_weight`.
 
-        A DTensor `linear_weight` has its labels sharded (``Shard(0)``), `input` is replicated or
-        has its rows sharded: each process computes its own part, and the loss is summed over all.
+        A DTensor `linear_weight` must be replicated or have its labels split (``Shard(0)``).
+        `input` must then be replicated or have its rows split (``Shard(0)``), though not along the
+        same dimension of the mesh. Each process computes its own part, and the loss is summed over
+        all processes.
 
     Example:
         >>> import torch
@@ -135,36 +142,45 @@ def linear_multilabel_loss_with_logits(
     chunk_labels: int | None = None,
     fused_step: Step | None = None,
 ) -> Tensor:
-    """A weighted loss, of a chosen kind, of a linear layer's logits, which are never held at once.
+    """Computes a loss of your choice for a linear layer without ever holding all logits.
 
-    Equivalent to::
+    It is equivalent to::
 
         logits = F.linear(input, linear_weight, linear_bias)
         multilabel_loss_with_logits(logits, target, loss, weight, pos_weight, reduction,
                                     label_smoothing=label_smoothing)
 
     Args:
-        input: (rows, features); float16, bfloat16, float32 or float64.
-        linear_weight: (labels, features), of the dtype of `input`, but for autocast.
-        target: (rows, labels), dense or sparse, as for `linear_weighted_bce_with_logits`, like all
-            that is not described here.
-        loss: one of those in weighted_bce.losses, such as `Focal(gamma=2.0)`.
-        linear_bias: (labels,), of the dtype of `linear_weight`. Default: None.
-        weight: multiplies each element's loss; broadcasts to (rows, labels).
-        pos_weight: multiplies the positive term; a number >= 0, or a tensor that broadcasts to
-            (rows, labels). Default: 1.
-        reduction: "mean", "sum" or "batchmean". Default: "mean".
+        input: the features, shape (rows, features); float16, bfloat16, float32 or float64.
+        linear_weight: shape (labels, features), same dtype as `input`. Under autocast, half
+            precision and float32 may be mixed.
+        target: the labels, with values in [0, 1] and shape (rows, labels); dense or sparse, as for
+            `linear_weighted_bce_with_logits`.
+        loss: `BCE()`, `Focal()`, `Asymmetric()`, `Hill()`, `Poly1()` or `SquaredHinge()`, with
+            their parameters.
+        linear_bias: shape (labels,), same dtype as `linear_weight`. Default: None.
+        weight: multiplies each element's loss; a tensor that broadcasts to (rows, labels).
+            Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
+            to (rows, labels). Default: None, which means 1.
+        reduction: "mean", "sum" or "batchmean", as for `linear_weighted_bce_with_logits`.
+            Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
-        chunk_labels: how many labels a chunk has. Default: chosen.
-        fused_step: a callable that is given each chunk's gradients in backward.
+        chunk_labels: the number of labels in a chunk. By default it is chosen.
+        fused_step: a callable that receives the gradients of each chunk in the backward pass, as
+            for `linear_weighted_bce_with_logits`. Default: None.
 
     Returns:
-        0-d; float64 for float64 input and float32 for all others.
+        The loss, 0-d; float64 for float64 input and float32 for all others.
 
     Raises:
-        TypeError: an argument or a dtype of the wrong type, an unknown loss among them.
-        ValueError: a wrong shape or value, or tensors on different devices.
-        NotImplementedError, RuntimeError: as `linear_weighted_bce_with_logits`.
+        TypeError: if an argument has the wrong type or dtype, or `loss` is not one of the losses
+            above.
+        ValueError: if an argument has the wrong shape or value, or is on another device.
+        NotImplementedError, RuntimeError: as for `linear_weighted_bce_with_logits`.
+
+    Note:
+        The notes on `linear_weighted_bce_with_logits` apply to every loss.
 
     Example:
         >>> import torch
@@ -192,7 +208,7 @@ def linear_multilabel_loss_with_logits(
 def _overridable_loss(
     function: Callable[..., Tensor], arguments: tuple[Any, ...], loss: Loss, **options: Any
 ) -> Tensor:
-    """Returns the loss, or what a subclass of Tensor makes of a call of `function`."""
+    """Returns the loss, or the result of a subclass of Tensor that overrides `function`."""
     input, linear_weight, target, *_ = arguments
     factors = options["linear_bias"], options["weight"], options["pos_weight"]
     tensors = input, linear_weight, target, *factors
@@ -243,7 +259,7 @@ def chunk_options_of(input: Tensor, chunk_labels: int | None) -> ChunkOptions:
 
 
 def _autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """Returns the dtype in which autocast would multiply; None where it is not at work."""
+    """Returns the dtype in which autocast would multiply, or None if it is not enabled."""
     if not isinstance(input, Tensor) or input.dtype == torch.float64:
         return None
     device = input.device.type

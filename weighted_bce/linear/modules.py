@@ -1,4 +1,4 @@
-"""A classifier and its loss in one, as modules."""
+"""Modules that hold a linear classifier and compute its loss."""
 
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +20,7 @@ from .functional import (
 
 
 class TopK(NamedTuple):
-    """The largest logits of each row, (rows, k), largest first, and their labels."""
+    """The largest logits of each row and their labels, both of shape (rows, k), largest first."""
 
     values: Tensor
     indices: Tensor
@@ -59,24 +59,31 @@ class _LinearLoss(_WeightedLoss):
         )
 
     def logits(self, input: Tensor) -> Tensor:
-        """All logits: ``self.linear(input)``, of shape (..., labels)."""
+        """Computes all logits.
+
+        Args:
+            input: shape (..., features).
+
+        Returns:
+            ``self.linear(input)``, a tensor of shape (..., labels).
+        """
         logits: Tensor = self.linear(input)
         return logits
 
     def topk(self, input: Tensor, k: int) -> TopK:
-        """The k largest logits of each row and their labels, without all logits at once.
+        """Finds the k largest logits of each row and their labels, without holding all logits.
 
         Args:
-            input: (rows, features), as for the loss.
-            k: at least 1 and at most the number of labels.
+            input: the features, shape (rows, features), as for the loss.
+            k: how many to find; at least 1 and at most the number of labels.
 
         Returns:
-            (values, indices), of shape (rows, k), largest first, as from torch.topk. The values are
-            of the dtype of the loss, and have no gradient. Which of equal logits come first is not
-            defined.
+            A named tuple (values, indices) of tensors of shape (rows, k), largest first, as
+            torch.topk returns. The values have the dtype of the loss and no gradient. The order of
+            equal logits is not defined.
 
         Raises:
-            TypeError, ValueError: an argument of the wrong type, shape or value.
+            TypeError, ValueError: if an argument has the wrong type, shape or value.
         """
         chunk_options = chunk_options_of(input, self.chunk_labels)
         weight, bias = self.linear.weight, self.linear.bias
@@ -89,30 +96,33 @@ class _LinearLoss(_WeightedLoss):
 
 
 class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
-    """A classifier and its loss in one: `linear_weighted_bce_with_logits` as a module.
+    """Holds a linear classifier and computes `linear_weighted_bce_with_logits` with it.
 
-    Its layer is ``self.linear``, an nn.Linear, as in torch.nn.LinearCrossEntropyLoss.
+    It is called as ``criterion(input, target)`` with an input of shape (rows, features). The
+    classifier is ``criterion.linear``, as in torch.nn.LinearCrossEntropyLoss.
 
     Args:
-        in_features: size of each input row.
-        num_labels: how many labels the classifier has.
-        bias: whether it has a bias. Default: True.
-        weight: multiplies each element's loss; a tensor that broadcasts to (rows, labels), a
-            buffer.
-        pos_weight: multiplies the positive term; a number >= 0 (stays a number), or a tensor that
-            broadcasts to (rows, labels) (a buffer).
-        reduction: "mean", "sum" or "batchmean". Default: "mean".
+        in_features: the number of features of a row.
+        num_labels: the number of labels.
+        bias: whether the classifier has a bias. Default: True.
+        weight: multiplies each element's loss; a tensor that broadcasts to (rows, labels). It
+            becomes a buffer. Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
+            to (rows, labels) and becomes a buffer. Default: None, which means 1.
+        reduction: "mean", "sum" or "batchmean", as for `linear_weighted_bce_with_logits`.
+            Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
-        chunk_labels: how many labels are computed at once. Default: chosen.
-        device, dtype: of the layer, as for nn.Linear.
+        chunk_labels: the number of labels in a chunk. By default it is chosen.
+        device, dtype: of the classifier, as for torch.nn.Linear.
 
     Attributes:
-        linear: the layer.
-        fused_step: see `linear_weighted_bce_with_logits`; None, unless it is set. It is no part of
+        linear: the classifier, a torch.nn.Linear.
+        fused_step: None, or a callable as for `linear_weighted_bce_with_logits`. It is not part of
             the state_dict.
 
     Raises:
-        TypeError, ValueError: when called; see `linear_weighted_bce_with_logits`.
+        TypeError: if `weight` is not a tensor or None. Other arguments are checked in each call.
+        TypeError, ValueError: in a call, as `linear_weighted_bce_with_logits` does.
 
     Example:
         >>> import torch
@@ -157,18 +167,29 @@ class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
 
 
 class LinearMultilabelLoss(_LinearLoss):
-    """A classifier and its loss in one: `linear_multilabel_loss_with_logits` as a module.
+    """Holds a linear classifier and computes `linear_multilabel_loss_with_logits` with it.
+
+    It is called as ``criterion(input, target)`` with an input of shape (rows, features). The
+    classifier is ``criterion.linear``.
 
     Args:
-        in_features: size of each input row.
-        num_labels: how many labels the classifier has.
-        loss: one of those in weighted_bce.losses, such as `Focal(gamma=2.0)`.
-        bias, weight, pos_weight, reduction, label_smoothing, chunk_labels, device, dtype: as for
-            `LinearWeightedBCEWithLogitsLoss`, which also has the same attributes and methods.
+        in_features: the number of features of a row.
+        num_labels: the number of labels.
+        loss: `BCE()`, `Focal()`, `Asymmetric()`, `Hill()`, `Poly1()` or `SquaredHinge()`, with
+            their parameters.
+        bias: whether the classifier has a bias. Default: True.
+        weight, pos_weight, reduction, label_smoothing, chunk_labels, device, dtype: as for
+            `LinearWeightedBCEWithLogitsLoss`.
+
+    Attributes:
+        linear: the classifier, a torch.nn.Linear.
+        fused_step: None, or a callable as for `linear_weighted_bce_with_logits`. It is not part of
+            the state_dict.
 
     Raises:
-        TypeError: the loss is none of these.
-        TypeError, ValueError: when called; see `linear_multilabel_loss_with_logits`.
+        TypeError: if `loss` is not one of the losses above, or `weight` is not a tensor or None.
+            Other arguments are checked in each call.
+        TypeError, ValueError: in a call, as `linear_multilabel_loss_with_logits` does.
 
     Example:
         >>> import torch

@@ -63,7 +63,9 @@ class Code(NamedTuple):
 def built() -> Code:
     """Reads the CUDA code of the extension that is imported here; raises Unreadable."""
     if extension is None or not extension.cuda_archs:
-        raise Unreadable(f"there are no CUDA kernels: {why_missing or 'built without'}")
+        raise Unreadable(
+            f"there are no CUDA kernels: {why_missing or 'the extension was built without them'}"
+        )
     module = Path(str(extension.__file__))
     versions = re.findall(rb"Cuda compilation tools, release .+?, V([\d.]+)", module.read_bytes())
     code: dict[str, dict[str, Kernel]] = {}

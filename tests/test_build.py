@@ -235,9 +235,12 @@ def test_show_config_tells_what_was_built_and_which_gpus_are_there(
         assert "CUDA kernels: sm_80, compute_80 (nvcc 13.0)\n" in show_config()
         built.cuda_archs = built.cuda_version = ""
         monkeypatch.setattr(torch.version, "cuda", "13.0")
-        assert "CUDA kernels: none: built without. To build them, run: " in show_config()
+        assert (
+            "CUDA kernels: none: the extension was built without them. To build them, run: "
+            in show_config()
+        )
         monkeypatch.setattr(torch.version, "cuda", None)
-        assert "CUDA kernels: none: built without; this torch does not use CUDA" in show_config()
+        assert "CUDA kernels: none: this torch does not use CUDA" in show_config()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"card {index}")

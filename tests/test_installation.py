@@ -91,13 +91,14 @@ OTHER = "_C.cpython-39-x86_64-linux-gnu.so"
 @pytest.mark.parametrize(
     ("loaded", "file", "expected"),
     [
-        (None, "", "the package is imported from the source tree {clone}, which has none"),
-        (None, OTHER, f"{{package}} has kernels for another Python, {OTHER}"),
-        (ImportError(SYMBOL), "", f"those in {{package}} cannot be loaded ({SYMBOL})"),
+        (None, "", "the package is imported from the source tree {clone}, which has no kernels"),
+        (None, OTHER, f"{{package}} has kernels for another version of Python, {OTHER}"),
+        (ImportError(SYMBOL), "", f"the kernels in {{package}} cannot be loaded ({SYMBOL})"),
         (
             SimpleNamespace(version="0.0.1"),
             "",
-            "those in {package} are of version 0.0.1, the package of " + weighted_bce.__version__,
+            "the kernels in {package} are of version 0.0.1, "
+            f"but the package is of version {weighted_bce.__version__}",
         ),
     ],
 )
@@ -112,7 +113,7 @@ def test_a_source_tree(
         monkeypatch.setattr(_extension, "import_module", Mock(side_effect=[loaded]))
     assert missing() == (
         expected.format(clone=clone, package=package),
-        f"To build them with a C++ compiler, run: {in_place(clone)}",
+        f"To build the kernels with a C++ compiler, run: {in_place(clone)}",
     )
 
 
@@ -124,11 +125,12 @@ def test_a_source_tree_that_hides_an_installed_copy(
     assert "although" not in missing()[0]
     (site / "weighted_bce" / f"_C{EXTENSION_SUFFIXES[0]}").touch()
     why, remedy = missing()
-    assert why.endswith(f"which has none, although {site / 'weighted_bce'} has them")
-    assert remedy.startswith("To build them with")
+    assert why.endswith(f"which has no kernels, although {site / 'weighted_bce'} has them")
+    assert remedy.startswith("To build the kernels with")
     monkeypatch.chdir(clone)
     assert missing()[1] == (
-        f"Import the package from another folder; or, to build them here, run: {in_place(clone)}"
+        f"Import the package from another folder, or, to build the kernels here, run: "
+        f"{in_place(clone)}"
     )
 
 
@@ -142,7 +144,7 @@ def test_folders_that_cannot_be_entered(installed: Path, monkeypatch: pytest.Mon
     for text in (f'{{"url": "file://{refused}"}}', '{"url": 1}', "[]", "{"):
         tell_pips_facts(installed, text)
         why, remedy = missing()
-        assert why == f"the copy in {installed} was installed without them"
+        assert why == f"the copy in {installed} was installed without kernels"
         assert remedy.endswith(f"run in a clone of the repository: {again('.')}")
 
 
@@ -165,12 +167,12 @@ def test_an_installed_copy(installed: Path, tmp_path: Path, source: str) -> None
         origin.touch()
     tell_pips_facts(installed, json.dumps({"url": origin.as_uri()}) if source else "")
     why, remedy = missing()
-    assert why == f"the copy in {installed} was installed without them"
+    assert why == f"the copy in {installed} was installed without kernels"
     if source in ("clone", "sdist.tar.gz"):
-        assert remedy == f"To build them with a C++ compiler, run: {again(origin)}"
+        assert remedy == f"To build the kernels with a C++ compiler, run: {again(origin)}"
     else:
         where = "run in a clone of the repository"
-        assert remedy == f"To build them with a C++ compiler, {where}: {again('.')}"
+        assert remedy == f"To build the kernels with a C++ compiler, {where}: {again('.')}"
 
 
 def test_a_torch_that_is_too_old(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +183,7 @@ def test_a_torch_that_is_too_old(clone: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cpu"))
     why, remedy = missing()
     assert why.endswith("they need torch 2.11 or newer, and this is 2.9.1+cpu")
-    assert remedy == 'To get one, run: /env/bin/python -m pip install "torch>=2.11"'
+    assert remedy == 'To install a newer torch, run: /env/bin/python -m pip install "torch>=2.11"'
 
 
 def test_the_warning_is_of_the_line_that_imports(

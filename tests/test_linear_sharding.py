@@ -148,7 +148,7 @@ def check_errors(processes: int) -> None:
         ((x, weight, bias), {}, TypeError, "linear_bias must be a DTensor like the others"),
         ((x, weight), {"target": case.target}, TypeError, "target must be a DTensor like input"),
         ((x, weight), {"pos_weight": torch.ones(LABELS)}, TypeError, "pos_weight must be a DTens"),
-        *((wrong, {}, ValueError, "must each be replicated or, one") for wrong in wrong_placements),
+        *((wrong, {}, ValueError, "must each be replicated") for wrong in wrong_placements),
         ((x, on_other_mesh), {}, ValueError, "linear_weight must be on DeviceMesh"),
         ((x, weight), {"target": too_large}, ValueError, "must be below 13"),
     ):

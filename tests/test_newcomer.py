@@ -49,7 +49,7 @@ def test_the_command_of_the_warning_gives_the_kernels(newcomer: Newcomer, tmp_pa
     assert ran.returncode == 0, ran.stderr
     where, said = ran.stderr.splitlines()[0].split(" RuntimeWarning: ")
     assert where == f"{newcomer.clone}/user.py:3:"
-    assert f"is imported from the source tree {newcomer.clone}, which has none" in said
+    assert f"is imported from the source tree {newcomer.clone}, which has no kernels" in said
     newcomer.succeed(said.split(", run: ")[1])
     for folder in (newcomer.clone, tmp_path):
         printed = newcomer.succeed(USES_KERNELS, folder)
@@ -100,12 +100,17 @@ def test_a_plain_install_gives_the_clone_its_kernels_too(
     library.unlink()
     ran = newcomer.run("python -c 'import weighted_bce'")
     installed = next(newcomer.environment.glob("lib/python*/site-packages")) / "weighted_bce"
-    assert f"the source tree {newcomer.clone}, which has none, although {installed}" in ran.stderr
-    assert "Import the package from another folder; or, to build them here, run: " in ran.stderr
+    assert (
+        f"the source tree {newcomer.clone}, which has no kernels, although {installed}"
+        in ran.stderr
+    )
+    assert (
+        "Import the package from another folder, or, to build the kernels here, run: " in ran.stderr
+    )
     # Installed without kernels, it tells where it was installed from.
     newcomer.succeed(f"WEIGHTED_BCE_BUILD=0 {build.removesuffix('-e .')} .")
     ran = newcomer.run("python -c 'import weighted_bce'", tmp_path)
-    assert f"the copy in {installed} was installed without them" in ran.stderr
+    assert f"the copy in {installed} was installed without kernels" in ran.stderr
     newcomer.succeed(ran.stderr.splitlines()[0].split(", run: ")[1], tmp_path)
     assert newcomer.succeed(USES_KERNELS, tmp_path).startswith(str(newcomer.environment))
 

@@ -116,7 +116,7 @@ def _checked_sparse(
             _check_tensors(input, target, logits_name)
             return target, None
         if target.requires_grad:
-            raise TypeError("target must not require a gradient where it is sparse")
+            raise TypeError("target must not require a gradient if it is sparse")
         if target.shape != input.shape:
             _refuse_shape(input, target, logits_name)
         target = SparseLabels.from_tensor(target)
@@ -157,7 +157,7 @@ def _check_factor(name: str, factor: Tensor, input: Tensor, logits_name: str) ->
     if not isinstance(factor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(factor).__name__}")
     if factor.dtype.is_complex or factor.dtype == torch.bool:
-        raise TypeError(f"{name} must be real numbers, got {short(factor.dtype)}")
+        raise TypeError(f"{name} must have an integer or floating dtype, got {short(factor.dtype)}")
     shape, missing = factor.shape, input.dim() - factor.dim()
     fits = missing >= 0 and all(
         n in (1, m) for n, m in zip(shape, input.shape[missing:], strict=True)

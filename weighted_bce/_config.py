@@ -72,8 +72,9 @@ def _cuda_kernels() -> str:
         return "none"
     if not extension.cuda_archs:
         if torch.version.cuda is None:
-            return "none: built without; this torch does not use CUDA"
-        return f"none: built without. {_installation.how_to_build_cuda(torch.version.cuda)}"
+            return "none: this torch does not use CUDA"
+        how = _installation.how_to_build_cuda(torch.version.cuda)
+        return f"none: the extension was built without them. {how}"
     return f"{extension.cuda_archs} (nvcc {extension.cuda_version})"
 
 

@@ -193,7 +193,7 @@ def of_tensor(tensor: Tensor, name: str) -> Csr:
         got = short(tensor.dtype)
         raise TypeError(f"{name} must be bool, integer or floating point, got {got}")
     if tensor.dim() != 2 or tensor.dense_dim() != 0:
-        got = f"got {tuple(tensor.shape)} of which {tensor.dense_dim()} dense"
+        got = f"got shape {tuple(tensor.shape)} with dense_dim {tensor.dense_dim()}"
         raise ValueError(f"{name} must have two dimensions, both sparse, {got}")
     if tensor.layout == torch.sparse_coo:
         # Uncoalesced: coalescing adds up the values of duplicates, and two ones would be a 2.

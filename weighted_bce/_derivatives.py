@@ -45,7 +45,7 @@ def refuse_others(needs_input_grad: Sequence[bool], function: str) -> None:
     if any(needs_input_grad):
         raise NotImplementedError(
             "torch.ops.weighted_bce has no gradient with respect to target, weight or pos_weight; "
-            f"weighted_bce.{function} has"
+            f"use weighted_bce.{function}, which has one"
         )
 
 

@@ -14,7 +14,7 @@ OLDEST_TORCH = (2, 11)
 
 
 def _load() -> tuple[ModuleType | None, str, str]:
-    """The extension; or None, why there is none (the rest of a sentence), and what helps."""
+    """Returns the extension; or None, a clause that says why it is missing, and what helps."""
     try:
         module = import_module("._C", __package__)
     except ModuleNotFoundError:
@@ -22,19 +22,20 @@ def _load() -> tuple[ModuleType | None, str, str]:
     except ImportError as error:
         return None, *_not_loaded(error)
     if module.version != __version__:
-        why = f"those in {_installation.PACKAGE} are of version {module.version}, the package of "
-        return None, why + __version__, _installation.how_to_build()
+        why = f"the kernels in {_installation.PACKAGE} are of version {module.version}, "
+        why += f"but the package is of version {__version__}"
+        return None, why, _installation.how_to_build()
     return module, "", ""
 
 
 def _not_loaded(error: ImportError) -> tuple[str, str]:
-    why = f"those in {_installation.PACKAGE} cannot be loaded ({error})"
+    why = f"the kernels in {_installation.PACKAGE} cannot be loaded ({error})"
     # The first two numbers: by all of it, the 2.11.0a0 of a container would be older than 2.11.
     if tuple(map(int, torch.__version__.split(".")[:2])) >= OLDEST_TORCH:
         return why, _installation.how_to_build()
     oldest = ".".join(map(str, OLDEST_TORCH))
     why += f"; they need torch {oldest} or newer, and this is {torch.__version__}"
-    return why, f'To get one, run: {_installation.pip()} install "torch>={oldest}"'
+    return why, f'To install a newer torch, run: {_installation.pip()} install "torch>={oldest}"'
 
 
 def _warn() -> None:
@@ -55,7 +56,7 @@ def _warn() -> None:
 
 
 def _importer() -> FrameType | None:
-    """The first frame that belongs neither to this package nor to the import system."""
+    """Returns the first frame that is neither of this package nor of the import system."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and _is_inner(frame.f_globals.get("__name__", "")):
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""Where this copy of the package lies, why it has no kernels, and which command gives it some.
+"""Finds where this copy of the package is, why it has no kernels, and how to build them.
 
 setup.py loads this file by its path, before there is a package to import it from, so it imports
 nothing but the standard library.
@@ -24,7 +24,7 @@ CUDA_OF_THE_EXTRA = "13"  # the version whose nvcc pip has, in the extra "cuda"
 
 
 def source_tree() -> Path | None:
-    """The folder with setup.py and csrc/ that the package lies in; None for an installed copy."""
+    """Returns the folder with setup.py and csrc/ around the package; None if it is installed."""
     root = PACKAGE.parent
     return root if is_source_tree(root) else None
 
@@ -35,7 +35,7 @@ def is_source_tree(folder: Path) -> bool:
 
 
 def copies_with_kernels() -> list[Path]:
-    """The other copies of the package on sys.path that have kernels for this Python."""
+    """Finds the other copies of the package on sys.path that have kernels for this Python."""
     folders = dict.fromkeys(Path(entry or _here(), PACKAGE.name) for entry in sys.path)
     return [
         folder
@@ -56,7 +56,7 @@ def _here() -> str:
 
 
 def installed_from() -> Path | None:
-    """The source tree or sdist that pip made this copy of, if it is still there."""
+    """Returns the source tree or sdist from which pip made this copy, if it still exists."""
     for distribution in metadata.distributions(name=PACKAGE.name, path=[str(PACKAGE.parent)]):
         try:
             facts = json.loads(distribution.read_text("direct_url.json") or "{}")
@@ -71,28 +71,28 @@ def installed_from() -> Path | None:
 
 
 def why_none() -> str:
-    """Why no kernels are found: the rest of a sentence."""
+    """Says why no kernels are found, as a clause without a full stop."""
     root = source_tree()
     for_others = [path.name for path in sorted(PACKAGE.glob("_C.*.so"))]
     if for_others and not has_kernels(PACKAGE):
-        return f"{PACKAGE} has kernels for another Python, {', '.join(for_others)}"
+        return f"{PACKAGE} has kernels for another version of Python, {', '.join(for_others)}"
     if root is None:
-        return f"the copy in {PACKAGE} was installed without them"
+        return f"the copy in {PACKAGE} was installed without kernels"
     others = "".join(f", although {folder} has them" for folder in copies_with_kernels()[:1])
-    return f"the package is imported from the source tree {root}, which has none{others}"
+    return f"the package is imported from the source tree {root}, which has no kernels{others}"
 
 
 def how_to_build() -> str:
-    """The sentence that ends with the one command that gives this copy its kernels."""
+    """Returns a sentence that ends with the command that builds the kernels of this copy."""
     root = source_tree()
-    start = "To build them with a C++ compiler, run"
+    start = "To build the kernels with a C++ compiler, run"
     if root is not None and _here() == str(root) and copies_with_kernels():
-        start = "Import the package from another folder; or, to build them here, run"
+        start = "Import the package from another folder, or, to build the kernels here, run"
     return start + build_from(_source(), editable=root is not None)
 
 
 def how_to_build_cuda(torch_cuda: str) -> str:
-    """The sentence that ends with the one command that gives this copy its CUDA kernels.
+    """Returns a sentence that ends with the command that builds the CUDA kernels of this copy.
 
     Args:
         torch_cuda: `torch.version.cuda`.
@@ -105,12 +105,12 @@ def how_to_build_cuda(torch_cuda: str) -> str:
 
 
 def _source() -> Path | None:
-    """What pip should install; None where that is not known."""
+    """Returns what pip should install, or None if that is not known."""
     return source_tree() or installed_from()
 
 
 def build_from(source: Path | None, **options: Any) -> str:
-    """The command, and before it where to run it if the source is not known or will not stay."""
+    """Returns the command, after where to run it if the source is unknown or temporary."""
     # Pip unpacks what it fetches in a temporary folder.
     if source is None or abspath(source).startswith(tempfile.gettempdir() + os.sep + "pip-"):
         return f" in a clone of the repository: {command(Path('.'), **options)}"
@@ -118,7 +118,7 @@ def build_from(source: Path | None, **options: Any) -> str:
 
 
 def command(source: Path, *, editable: bool, cuda: bool = False, extra: str = "") -> str:
-    """Builds the kernels from a source tree or sdist; where it cannot, it fails and says why."""
+    """Returns a command that builds the kernels; if it cannot, it fails and says why."""
     required = "WEIGHTED_BCE_CUDA=1" if cuda else "WEIGHTED_BCE_REQUIRE_EXT=1"
     install = f"{pip()} install --no-build-isolation"
     how = "-e " if editable else ""
@@ -133,5 +133,5 @@ def command(source: Path, *, editable: bool, cuda: bool = False, extra: str = ""
 
 
 def pip() -> str:
-    """Pip of this Python: the one on PATH may belong to another."""
+    """Returns the pip of this Python; the one on PATH may belong to another."""
     return f"{shlex.quote(sys.executable or 'python')} -m pip"

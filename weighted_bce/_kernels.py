@@ -47,16 +47,16 @@ why_not_on_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @cache
 def _why_not_on_cuda(device: int) -> str | None:
     if torch.version.cuda is None:
-        return "the kernels are for CUDA, which this torch does not use"
+        return "the GPU kernels need CUDA, which this torch does not use"
     if extension is None or not extension.cuda_archs:
-        return f"none is built for CUDA. {_installation.how_to_build_cuda(torch.version.cuda)}"
+        return f"there are none for CUDA. {_installation.how_to_build_cuda(torch.version.cuda)}"
     needed = int(extension.cuda_version.split(".")[0])
     driver: int = extension.cuda_driver() // 1000
     if driver < needed:
-        return f"the kernels need a driver for CUDA {needed}, got one for {driver}"
+        return f"the kernels need a driver for CUDA {needed} or newer, got one for CUDA {driver}"
     capability = torch.cuda.get_device_capability(device)
     if not runs_on(extension.cuda_archs, capability):
-        return f"the kernels are for {extension.cuda_archs}, got sm_{capability[0]}{capability[1]}"
+        return f"they were built for {extension.cuda_archs}, got sm_{capability[0]}{capability[1]}"
     return None
 
 

@@ -53,7 +53,7 @@ def _joined(x: Tensor, options: Options) -> Options:
     x is (samples, rows, labels).
     """
     if options.first_label is not None:
-        raise NotImplementedError("torch.vmap does not take a first_label, a part of sparse labels")
+        raise NotImplementedError("first_label must be None under torch.vmap")
     crow, col = cast(Tensor, options.crow_indices).long(), options.target.long()
     samples, num_positives = col.shape
     # The joined CSR drops where a sample's own begins and ends, so that is checked here: the

@@ -17,7 +17,7 @@ from .losses import Loss, check_loss
 
 
 class _WeightedLoss(nn.Module):
-    """What the modules share: a weight that is a tensor is a buffer, and a number stays a number."""
+    """What the modules share: a weight that is a tensor is a buffer, a number stays a number."""
 
     weight: Tensor | None
     pos_weight: Tensor | float | None

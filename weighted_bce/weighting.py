@@ -13,6 +13,7 @@ from ._numbers import checked_at_least_0
 from .sparse import SparseLabels
 
 Labels = Tensor | SparseLabels | Iterable[SparseLabels]
+_KINDS = "labels must be a torch.Tensor, SparseLabels or an iterable of SparseLabels"
 
 
 def pos_weight_from_labels(
@@ -192,7 +193,7 @@ def _counted(labels: Labels, num_labels: int | None) -> tuple[Tensor, int]:
     if isinstance(labels, SparseLabels):
         return _counted_batches([labels], num_labels)
     if not isinstance(labels, Iterable):
-        raise TypeError(f"labels must be a torch.Tensor or SparseLabels, got {_name(labels)}")
+        raise TypeError(f"{_KINDS}, got {_name(labels)}")
     return _counted_batches(labels, num_labels)
 
 
@@ -217,9 +218,7 @@ def _counted_batches(batches: Iterable[SparseLabels], num_labels: int | None) ->
     for batch in batches:
         if not isinstance(batch, SparseLabels):
             got = f"an iterable of {_name(batch)}"
-            raise TypeError(
-                f"labels must be a torch.Tensor or (batches of) SparseLabels, got {got}"
-            )
+            raise TypeError(f"{_KINDS}, got {got}")
         num_labels = _checked_num_labels(num_labels)
         check_form(batch, "labels")
         check_indices(batch, num_labels, "labels")
@@ -236,7 +235,7 @@ def _counted_batches(batches: Iterable[SparseLabels], num_labels: int | None) ->
 
 def _check_num_labels(num_labels: int | None, expected: int) -> None:
     if num_labels is not None and num_labels != expected:
-        raise ValueError(f"num_labels must be {expected} like labels, got {num_labels}")
+        raise ValueError(f"num_labels must be {expected} to match labels, got {num_labels}")
 
 
 def _checked_num_labels(num_labels: int | None) -> int:

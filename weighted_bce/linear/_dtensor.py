@@ -44,8 +44,8 @@ def shard_of(layer: Layer, options: Options, has_step: bool) -> LocalPart:
     x, weight = _checked(layer)
     if has_step and Shard(0) in x.placements:
         raise NotImplementedError(
-            "fused_step is given the gradients of whole batches: input must not be split over "
-            f"processes, got {x.placements}"
+            "input must not have its rows split over processes if fused_step is used, "
+            f"got {x.placements}"
         )
     parameters = _local_parameters(layer, x, weight)
     if has_step:
@@ -76,8 +76,9 @@ def _checked(layer: Layer) -> tuple[DTensor, DTensor]:
         shared = of_input == of_weight == Shard(0)
         if of_input not in allowed or of_weight not in allowed or shared:
             raise ValueError(
-                "input and linear_weight must each be replicated or, one of them, Shard(0) along a "
-                f"dimension of the mesh, got {x.placements} and {weight.placements}"
+                "input and linear_weight must each be replicated or Shard(0) along each dimension of "
+                "the mesh, and not both Shard(0), "
+                f"got {x.placements} and {weight.placements}"
             )
     return x, weight
 

@@ -61,7 +61,7 @@ def _gradients(
     if ctx.step is not None:
         if not is_first_order(grad_output):
             raise NotImplementedError(
-                "fused_step changes the weight: there are no second derivatives"
+                "there are no second derivatives with fused_step, which changes the weight"
             )
         _, all_three = _passes.loss_and_gradients(*call, grad_output, needs, ctx.step)
         return all_three

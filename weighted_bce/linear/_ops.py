@@ -83,7 +83,7 @@ def _unpacked(names: tuple[str, ...], arguments: Sequence[Any]) -> tuple[Layer, 
     given = dict(zip((*_REQUIRED, *names, *_DEFAULTED), rest, strict=False))
     for name in ("values", "normalizer"):
         if given.pop(name, None) is not None:
-            raise NotImplementedError(f"{name} must be None, which alone is supported")
+            raise NotImplementedError(f"{name} must be None: it is reserved and not supported yet")
     between = [given.pop(name) for name in names]
     return Layer(input, weight, bias), Options(**given), between
 

@@ -49,14 +49,16 @@ def _why_not_on_cuda(device: int) -> str | None:
     if torch.version.cuda is None:
         return "the GPU kernels need CUDA, which this torch does not use"
     if extension is None or not extension.cuda_archs:
-        return f"there are none for CUDA. {_installation.how_to_build_cuda(torch.version.cuda)}"
+        how = _installation.how_to_build_cuda(torch.version.cuda)
+        return f"the extension was built without CUDA kernels. {how}"
     needed = int(extension.cuda_version.split(".")[0])
     driver: int = extension.cuda_driver() // 1000
     if driver < needed:
         return f"the kernels need a driver for CUDA {needed} or newer, got one for CUDA {driver}"
     capability = torch.cuda.get_device_capability(device)
     if not runs_on(extension.cuda_archs, capability):
-        return f"they were built for {extension.cuda_archs}, got sm_{capability[0]}{capability[1]}"
+        gpu = f"sm_{capability[0]}{capability[1]}"
+        return f"the CUDA kernels were built for {extension.cuda_archs}, and this GPU is {gpu}"
     return None
 
 

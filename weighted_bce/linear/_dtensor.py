@@ -76,8 +76,8 @@ def _checked(layer: Layer) -> tuple[DTensor, DTensor]:
         shared = of_input == of_weight == Shard(0)
         if of_input not in allowed or of_weight not in allowed or shared:
             raise ValueError(
-                "input and linear_weight must each be replicated or Shard(0) along each dimension of "
-                "the mesh, and not both Shard(0), "
+                "input and linear_weight must each be replicated or Shard(0), not both of them "
+                "Shard(0) along the same dimension of the mesh, "
                 f"got {x.placements} and {weight.placements}"
             )
     return x, weight

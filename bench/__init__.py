@@ -1,1 +1,1 @@
-"""Compares the fused loss with the usual ways to write it: python -m bench --quick."""
+"""Compares weighted_bce with the usual ways to compute the same loss: python -m bench --quick."""

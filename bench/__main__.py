@@ -1,4 +1,4 @@
-"""Compares the fused loss with the usual ways to write it.
+"""Compares weighted_bce with the usual ways to compute the same loss.
 
 Run as: python -m bench --help
 """
@@ -23,14 +23,14 @@ PACKAGES = ("torch", "rich", "psutil")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Prints one sentence, without the usage that would bury it."""
+        """Prints one sentence, without the long usage text."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 DESCRIPTION = """\
-Compares weighted_bce with the other ways to compute the same loss, side by side: time, memory,
-and error against float64; and a linear layer and its loss in one with the two of them apart.
-Without a choice of shapes, dtypes, targets, densities or threads it measures a grid of them."""
+Compares weighted_bce with other ways to compute the same loss: time, memory, and error against
+float64. It also compares a linear layer fused with its loss with the two computed separately.
+Without --shapes, --dtypes, --targets, --density and --threads, it measures a default set."""
 EPILOG = """\
 examples:
   python -m bench --quick
@@ -38,12 +38,13 @@ examples:
   python -m bench --shapes 64x128x670091 --dtypes float32,bfloat16
   python -m bench --quick --device cuda --loss focal --out results
   python -m bench --quick --check results
-It ends with 1 where ours fails, a baseline is wrong or a check fails, with 2 on
-wrong arguments or without kernels, device or memory, with 130 when interrupted."""
+The exit code is 1 if weighted_bce fails, a baseline is wrong or --check finds a row
+that is worse; 2 if an argument is wrong or the kernels, the device or memory are
+missing; and 130 after an interrupt."""
 SHAPES = f"""\
-such as 1024x16384 (rows x labels), or elements such as 2^24, in rows of 16384; {LARGEST}: the
-largest power of two of elements for which ours has memory; 256x256x131072 (rows x features x
-labels): of a linear layer and its loss"""
+rows x labels, such as 1024x16384; a number of elements, such as 2^24, in rows of 16384; {LARGEST},
+the largest power of two of elements that fits in memory; or rows x features x labels of a linear
+layer, such as 256x256x131072"""
 DEFAULT = "default: %(default)s"
 
 
@@ -65,19 +66,21 @@ def parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    what = made.add_argument_group("what is measured (lists are separated by commas)")
-    text = f"losses: {', '.join(LOSSES)} (default: {BCE})"
+    what = made.add_argument_group("what is measured (separate the values of a list by commas)")
+    text = f"{', '.join(LOSSES)}; default: {BCE}"
     add(what, "--loss", _list(_one_of(LOSSES)), "L,...", text, dest="losses", default=[BCE])
-    what.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=DEFAULT)
-    text = "a small grid, fewer baselines and rounds: about a minute on a CPU"
+    what.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=f"where; {DEFAULT}")
+    text = "a small set, with fewer baselines and rounds: about a minute on a CPU"
     what.add_argument("--quick", action="store_true", help=text)
     add(what, "--shapes", _list(_shape), "S,...", SHAPES)
-    add(what, "--dtypes", _list(_one_of(DTYPES)), "D,...", ", ".join(DTYPES))
-    add(what, "--targets", _list(_one_of(TARGETS)), "T,...", ", ".join(TARGETS))
-    text = "share of positives (default: 0.005; of linear layers 5 in each row, of sparse labels)"
+    add(what, "--dtypes", _list(_one_of(DTYPES)), "D,...", f"of the logits: {', '.join(DTYPES)}")
+    text = f"{', '.join(TARGETS)}; float is the dtype of the logits, and sparse is SparseLabels"
+    add(what, "--targets", _list(_one_of(TARGETS)), "T,...", text)
+    text = "share of positives; default: 0.005, and for linear layers sparse labels, 5 in each row"
     add(what, "--density", _list(_density), "X,...", text, dest="densities")
-    add(what, "--passes", _list(_one_of(PASSES)), "P,...", ", ".join(PASSES))
-    text = f"baselines, as far as they fit what is measured: {', '.join(AGAINST)}"
+    text = f"{', '.join(PASSES)}; a step is forward and backward"
+    add(what, "--passes", _list(_one_of(PASSES)), "P,...", text)
+    text = f"baselines, which are left out where they do not apply: {', '.join(AGAINST)}"
     add(
         what,
         "--against",
@@ -85,19 +88,31 @@ def parser() -> argparse.ArgumentParser:
         "A,...",
         f"{text}; default: all, fewer with --quick",
     )
-    add(what, "--threads", _list(positive), "N,...", "default: as torch chooses")
-    add(what, "--pos-weight", _weight, "P", DEFAULT, default=7.0)
-    add(what, "--seed", _seed, "N", f"of the inputs ({DEFAULT})", default=0)
+    add(what, "--threads", _list(positive), "N,...", "number of threads; default: torch's choice")
+    add(what, "--pos-weight", _weight, "P", f"weight of positives; {DEFAULT}", default=7.0)
+    add(what, "--seed", _seed, "N", f"seed of the random inputs; {DEFAULT}", default=0)
     how = made.add_argument_group("how it is measured")
     text = f"default: {QUICK_ROUNDS} with --quick, otherwise {ROUNDS}"
-    add(how, "--rounds", positive, "N", f"at most, in which all take turns; {text}")
+    add(
+        how,
+        "--rounds",
+        positive,
+        "N",
+        f"at most N rounds, in which all baselines take turns; {text}",
+    )
     text = f"default: {QUICK_SECONDS:g} with --quick, otherwise {SECONDS:g}"
-    add(how, "--seconds", _above_zero, "S", f"after which a group ends, 5 rounds done; {text}")
-    text = "write results.json, results.csv and pictures there, as far as the run has come"
+    add(
+        how,
+        "--seconds",
+        _above_zero,
+        "S",
+        f"end a group after S seconds, but not before 5 rounds; {text}",
+    )
+    text = "write results.json, results.csv and pictures to DIR, also if the run is interrupted"
     add(how, "--out", _folder, "DIR", text)
-    text = "compare the ratios, memory and errors with the results.json of an earlier run"
+    text = "compare ratios, memory and errors with the results.json of an earlier run"
     add(how, "--check", _results, "FILE", text)
-    text = f"by which --check lets ratios and memory change ({DEFAULT}); errors may double"
+    text = f"change of ratios and memory that --check accepts; {DEFAULT}; errors may double"
     add(how, "--tolerance", _above_zero, "X", text, default=TOLERANCE)
     add_reference(how, " for the CPU")
     return made
@@ -112,7 +127,7 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    """The sizes of a shape; one of 0 rows stands for as many as there is memory for."""
+    """Returns the sizes of a shape; 0 rows stand for as many as fit in memory."""
     if text == LARGEST:
         return 0, LABELS
     words = text.split("x")
@@ -142,7 +157,7 @@ def _folder(text: str) -> Path:
 def _results(text: str) -> Path:
     path = Path(text) / "results.json" if Path(text).is_dir() else Path(text)
     if not path.is_file():
-        raise argparse.ArgumentTypeError(f"must be results of an earlier run, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be the results of an earlier run, got {text!r}")
     return path
 
 

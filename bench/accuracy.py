@@ -1,4 +1,4 @@
-"""How far each baseline is from float64. What is farther than by rounding is not timed."""
+"""Compares baselines with float64. One whose error is larger than rounding is not timed."""
 
 import math
 from collections.abc import Callable
@@ -16,9 +16,9 @@ FLOAT_EPS = torch.finfo(torch.float32).eps
 
 
 def truth(sample: Sample, setting: Setting, pos_weight: float) -> Truth:
-    """The formula for targets of 0 and 1 and finite logits, in float64, a chunk at a time.
+    """Computes the loss and its gradients in float64, for targets of 0 and 1 and finite logits.
 
-    A chunk is of logits, or of the labels of a linear layer.
+    It takes a chunk of the logits, or of the labels of a linear layer, at a time.
 
     Returns:
         The mean loss, and the gradients of the leaves; of the last leaf only the first elements.
@@ -44,10 +44,10 @@ def truth(sample: Sample, setting: Setting, pos_weight: float) -> Truth:
 
 
 def errors(runner: Runner, known: Callable[[float], Truth]) -> tuple[float, float | None]:
-    """The relative errors of one call: of the loss, and the largest of the gradient's elements.
+    """Returns the relative error of the loss of a call, and the largest one of its gradient.
 
-    `known` is asked for the truth, by pos_weight. Raises OverflowError for float16, Disagreement
-    where errors are larger than roundings make them.
+    `known` returns the truth for a pos_weight. Raises OverflowError if float16 overflows, and
+    Disagreement if an error is larger than rounding can make it.
     """
     baseline, setting = runner.baseline, runner.samples.setting
     right_loss, right_gradients = known(setting.pos_weight if baseline.weighted else 1.0)
@@ -55,7 +55,7 @@ def errors(runner: Runner, known: Callable[[float], Truth]) -> tuple[float, floa
     result, grads = runner.run(sample), [leaf.grad for leaf in sample.leaves]
     sample.drop_gradients()
     if setting.dtype == "float16" and not all(map(_is_finite, (result, *grads))):
-        raise OverflowError("it overflows float16")
+        raise OverflowError("the loss or the gradient overflows float16")
     loss = float(result.double())
     off_loss = abs(loss - right_loss) / (right_loss or 1)
     eps = torch.finfo(setting.torch_dtype).eps
@@ -63,28 +63,28 @@ def errors(runner: Runner, known: Callable[[float], Truth]) -> tuple[float, floa
     # in some lanes: their roundings add up at random.
     sums = max(1.0, math.sqrt(setting.elements) / 16) * min(eps, FLOAT_EPS)
     if not off_loss <= 4 * (eps + sums):
-        raise Disagreement(f"the loss is {loss:.8g}, off by {off_loss:.2g} of {right_loss:.8g}")
+        raise Disagreement(f"the loss is {loss:.8g}, but it should be {right_loss:.8g}")
     off_gradient, scale = None, baseline.scale(setting)
     for grad, wanted in zip(grads, right_gradients, strict=True):
         if grad is not None:
             off, excess = _off(grad, wanted, scale, setting)
             if not excess <= 4 * (eps + sums * (setting.features > 0)):
-                raise Disagreement(f"the gradient is off by {excess:.2g} times what it should be")
+                raise Disagreement(f"the gradient has a relative error of {excess:.2g}")
             off_gradient = max(off, off_gradient or 0.0)
     return off_loss, off_gradient
 
 
 def _is_finite(values: Tensor | None) -> bool:
-    """Whether none is infinite or NaN; the extremes tell, which take no memory to find."""
+    """Tells whether no value is infinite or NaN, by the extremes, which take no memory to find."""
     return values is None or all(bool(v.isfinite()) for v in (values.amax(), values.amin()))
 
 
 def _off(grad: Tensor, known: Tensor, scale: float, setting: Setting) -> tuple[float, float]:
-    """The worst element's error: relative to its value, and to what its roundings are relative to.
+    """Returns the largest error, relative to the value, and relative to what rounding allows.
 
-    These are few, in the logits' dtype. The gradient of a positive, which is negative, is to
-    others a difference of numbers up to pos_weight; that of any element where a loss cancels.
-    Elements of a linear layer's gradients are sums: their errors are relative to the largest.
+    Some baselines compute the gradient of a positive, or of any element if parts of the loss
+    cancel, as a difference of numbers up to pos_weight. Its rounding error is relative to these.
+    Elements of a linear layer's gradients are sums, whose errors are relative to the largest.
     """
     smallest = torch.finfo(setting.torch_dtype).smallest_normal / scale
     known = known.flatten()

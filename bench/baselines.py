@@ -1,4 +1,4 @@
-"""The ways to compute a loss: the one table of them, for the benchmark and for its tests."""
+"""The table of all ways to compute a loss that the benchmark and its tests know."""
 
 import math
 from argparse import Namespace
@@ -21,12 +21,12 @@ from .samples import Sample
 from .settings import Setting
 
 SCALE = 65536.0  # the loss scale that torch.amp.GradScaler starts with
-KEPT = 2**20  # bytes of a gradient from which on ours keeps its memory
+KEPT = 2**20  # weighted_bce keeps the memory of gradients of so many bytes or more
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One way to compute the loss, ours among them; or work that bounds the time of all."""
+    """A way to compute the loss, that of weighted_bce too; or work that bounds the time of all."""
 
     key: str  # on the command line
     title: str  # {usual} stands for the name of the usual way to write the loss
@@ -67,7 +67,7 @@ class Baseline:
         return self.title.format(usual=LOSSES[loss].usual_name)
 
     def fits(self, setting: Setting, pass_: str, device: str) -> bool:
-        """Whether it makes sense there."""
+        """Tells whether this baseline makes sense for a setting, a pass and a device."""
         takes = self.linear if setting.features else self.takes
         return (
             takes in ("sparse" if setting.is_sparse else "dense", "any")
@@ -81,16 +81,17 @@ class Baseline:
         )
 
     def scale(self, setting: Setting) -> float:
-        """The loss scale: the gradient of a mean of millions is below the smallest float16.
+        """Returns the loss scale: without one, the gradient of a mean of millions is 0 in float16.
 
-        It is as large as the others take, which multiply it by up to 1 + pos_weight in float16.
+        It is the largest power of two that does not overflow in the baselines that multiply it by
+        up to 1 + pos_weight in float16.
         """
         if self.loss_scale != 1 or setting.dtype != "float16":
             return self.loss_scale
         return float(2.0 ** math.floor(math.log2(2**15 / (1 + setting.pos_weight))))
 
     def work(self, pass_: str, setting: Setting, device: str) -> Callable[[Sample], Any]:
-        """A step or a forward pass, which returns the loss."""
+        """Returns a function that runs a step or a forward pass and returns the loss."""
         function, scale = self.make(setting, device), self.scale(setting)
         # What takes no sparse labels gets a dense target of a linear layer.
         is_ready = self.ready or (setting.is_sparse and self.takes == "dense")
@@ -108,7 +109,7 @@ class Baseline:
         return torch.no_grad()(forward) if pass_ == FORWARD else step
 
 
-own = partial(Baseline, takes="any", is_own=True, matrices=1)  # a variant of ours
+own = partial(Baseline, takes="any", is_own=True, matrices=1)  # a variant of weighted_bce
 own_step = partial(own, only=STEP)
 scaled = partial(own_step, device="cuda", loss_scale=SCALE, graph=True)
 bound = partial(Baseline, is_loss=False, matrices=0, graph=True)  # no loss is faster
@@ -118,22 +119,25 @@ earlier = partial(Baseline, takes="")  # only earlier results have it
 in_place = partial(ours, inplace_backward=True)
 plain = partial(usual, weighted=False)
 mask = compiled(makers.masked, fullgraph=False)
-IN_TORCH, VISION = "ours, in plain PyTorch", "torchvision sigmoid_focal_loss"
+RELEASED = "weighted_bce, after empty_cache()"
+IN_PLACE = "weighted_bce, inplace_backward"
+COMPILED = "weighted_bce, torch.compile"
+IN_TORCH, VISION = "weighted_bce, plain PyTorch", "torchvision sigmoid_focal_loss"
 
 BASELINES = (
     bound(COPY, "copy_ of the logits", makers.copy, "any"),
-    bound(PRODUCTS, "the products alone", makers.products, "", "any", prepare="outputs"),
-    own(OURS, "ours", linear="any", graph=True),
-    own_step("released", "ours, memory released", takes="dense", prepare="released", device="cpu"),
-    scaled("scaled", "ours, loss scale 65536"),
-    scaled("scaled-changing", "ours, loss scale that changes", scale_before=SCALE / 2),
-    own_step("inplace", "ours, inplace_backward", in_place, prepare="overwritable", matrices=0),
-    own_step("fused-step", "ours, fused_step", makers.fused_step, takes="", linear="any"),
-    own("ours-compiled", "torch.compile(ours)", compiled(ours), linear="any", graph=True),
+    bound(PRODUCTS, "matrix products alone", makers.products, "", "any", prepare="outputs"),
+    own(OURS, "weighted_bce", linear="any", graph=True),
+    own_step("released", RELEASED, takes="dense", prepare="released", device="cpu"),
+    scaled("scaled", "weighted_bce, loss scale 65536"),
+    scaled("scaled-changing", "weighted_bce, changing loss scale", scale_before=SCALE / 2),
+    own_step("inplace", IN_PLACE, in_place, prepare="overwritable", matrices=0),
+    own_step("fused-step", "weighted_bce, fused_step", makers.fused_step, takes="", linear="any"),
+    own("ours-compiled", COMPILED, compiled(ours), linear="any", graph=True),
     own("reference", IN_TORCH, makers.reference, linear="any", quick=False),
-    earlier("no-positives", "ours, no positives", is_own=True),
-    own("dense", "ours, bool target", takes="sparse", ready=True, graph=True),
-    Baseline("unfused", "F.linear, then ours", makers.unfused, "", "any", matrices=1),
+    earlier("no-positives", "weighted_bce, no positives", is_own=True),
+    own("dense", "weighted_bce, bool target", takes="sparse", ready=True, graph=True),
+    Baseline("unfused", "F.linear, then weighted_bce", makers.unfused, "", "any", matrices=1),
     of_bce("masked", "masked multiply", makers.masked, linear="any"),
     *(other(key, "{usual}", usual, losses=(key,), matrices=LOSSES[key].matrices) for key in LOSSES),
     of_bce("bce-float", "{usual}, float target", usual, ready=True, graph=True),
@@ -141,7 +145,7 @@ BASELINES = (
     other("compile", "torch.compile({usual})", compiled(usual), matrices=1),
     earlier("compile-plain", "torch.compile(F..., no pos_weight)"),
     of_bce("compile-masked", "torch.compile(masked multiply)", mask, quick=False),
-    Baseline("scatter", "zeros().scatter_, {usual}", makers.scatter, "sparse", "sparse"),
+    Baseline("scatter", "zeros().scatter_, then {usual}", makers.scatter, "sparse", "sparse"),
     of_focal("torchvision", VISION, makers.torchvision, needs="torchvision", matrices=8),
     of_bce("timm", "timm BinaryCrossEntropy", makers.timm, needs="timm"),
 )
@@ -150,11 +154,11 @@ BY_KEY = {baseline.key: baseline for baseline in BASELINES}
 
 @cache
 def why_not(package: str) -> str | None:
-    """Why a package cannot be imported: "" where it is not installed; None where it can be."""
+    """Says why a package cannot be imported: "" if it is not installed, None if it can be."""
     if find_spec(package) is None:
         return ""
     try:
         import_module(package)
     except Exception as error:  # such as a torchvision for another torch
-        return f"{package} does not import: {reason(error)}"
+        return f"{package} cannot be imported: {reason(error)}"
     return None

@@ -1,4 +1,4 @@
-"""The devices: how work on them is timed, and what they tell of their memory."""
+"""The devices, with the ways to time work and to measure memory on them."""
 
 import gc
 import re
@@ -19,7 +19,7 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 class Refusal(Exception):
-    """Why there are no numbers to rely on, and the exit code."""
+    """Says why there are no numbers to rely on, and holds the exit code."""
 
 
 class Device:
@@ -34,19 +34,19 @@ class Device:
         return time.perf_counter() - start
 
     def cache_bytes(self) -> int:
-        """The cache that samples should exceed; 0 where that is not known."""
+        """Returns the size of the cache that samples should exceed; 0 if it is not known."""
         sizes = (path.read_text().strip() for path in CACHES.glob("index*/size"))
         return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=0)
 
     def free_bytes(self) -> int:
-        """What can be allocated now."""
+        """Returns how much can be allocated now."""
         return int(psutil.virtual_memory().available)
 
     def release(self) -> None:
         """Gives unused memory back to the system."""
 
     def facts(self) -> dict[str, str]:
-        """What is known of it, by name."""
+        """Returns facts about the device, by name."""
         return {}
 
 
@@ -61,9 +61,9 @@ class Cuda(Device):
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """The time from the end of what was queued before to the end of the work.
+        """Returns the time from the end of the work queued before to the end of this work.
 
-        So the time that it takes to queue the work counts only where the GPU waits for it.
+        The time that it takes to queue the work counts only if the GPU waits for it.
         """
         self._start.record()
         work()
@@ -75,13 +75,13 @@ class Cuda(Device):
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
 
     def free_bytes(self) -> int:
-        """What torch's allocator keeps for later is free, too, where it cannot give it back."""
+        """Counts what torch's allocator keeps for later as free, too."""
         self.release()
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + kept
 
     def rise_of_peak(self, work: Callable[[], object]) -> int:
-        """How many bytes the work needs at its peak, beyond what is in use."""
+        """Returns how many bytes the work needs at its peak, beyond those in use."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -122,10 +122,10 @@ CPU = Device()
 
 
 def find(name: str) -> Device:
-    """The device of that name; raises Refusal where it cannot be used."""
+    """Returns the device of that name; raises Refusal if it cannot be used."""
     if name == CPU.name:
         return CPU
-    why_not = f"torch {torch.__version__} finds none; --device cpu needs none"
+    why_not = f"torch {torch.__version__} finds no GPU; use --device cpu"
     if torch.cuda.is_available():
         why_not = why_no_kernels(name)
     if why_not:
@@ -134,13 +134,13 @@ def find(name: str) -> Device:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether it tells of no memory, whoever reports it: ours has words of its own (tensors.h)."""
+    """Tells whether memory ran out. weighted_bce words that differently than torch (tensors.h)."""
     words = re.search("out of memory|failed to allocate a tensor", str(error), re.IGNORECASE)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or words is not None
 
 
 def reason(error: Exception) -> str:
-    """The line that says it, of a message that can be very long."""
+    """Returns the one line of a message, which can be very long, that says the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = next((line for line in lines if not line.endswith(":")), type(error).__name__)
     return text if len(text) <= 150 else text[:147] + "..."

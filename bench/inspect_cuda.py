@@ -1,4 +1,4 @@
-"""Counts what the compiled CUDA kernels consist of, without a GPU, and predicts their speed.
+"""Counts the instructions of the compiled CUDA kernels and predicts their speed, without a GPU.
 
 Run as: python -m bench.inspect_cuda --help
 """
@@ -61,7 +61,7 @@ class Code(NamedTuple):
 
 
 def built() -> Code:
-    """Reads the CUDA code of the extension that is imported here; raises Unreadable."""
+    """Reads the CUDA code of the imported extension; raises Unreadable if that is impossible."""
     if extension is None or not extension.cuda_archs:
         raise Unreadable(
             f"there are no CUDA kernels: {why_missing or 'the extension was built without them'}"
@@ -84,7 +84,7 @@ def built() -> Code:
 
 
 def _cuobjdump(module: Path) -> str:
-    """What it prints of a module: for each part its kernels, what they use, their instructions."""
+    """Returns the output of cuobjdump: the kernels of each part, with resources and code."""
     folders = [os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME', '')}/bin"]
     folders += map(str, Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin"))
     path = os.pathsep.join(folders)
@@ -96,7 +96,7 @@ def _cuobjdump(module: Path) -> str:
 
 
 def kernel_of(mangled: str) -> Kernel:
-    """The kernel of a mangled name; of one that is not known here, just the name."""
+    """Returns the kernel of a mangled name; if it is unknown, one with just the name."""
     if (match := NAME.match(mangled)) is None:
         return Kernel(mangled)
     name, loss, types, target, mode = match.groups()
@@ -126,7 +126,7 @@ def with_facts(kernel: Kernel, usage: str, code: list[hot_path.Instruction]) -> 
 
 
 def cells_of(code: Code) -> dict[tuple[str, str, str], str]:
-    """All that the tables say of this code, by the title of a table, its row and column."""
+    """Returns the cells of the tables of this code, by title, row and column."""
     cells: dict[tuple[str, str, str], float | str] = {}
     for architecture, kernels in code.kernels.items():
         for kernel in kernels:
@@ -147,7 +147,7 @@ def cells_of(code: Code) -> dict[tuple[str, str, str], str]:
 
 
 def _predicted(counts: Mapping[str, float]) -> dict[str, str]:
-    """How fast a hot path can be by its counts."""
+    """Predicts from its counts how fast a hot path can be."""
     elements = COPY / counts["bytes"] / CLOCKS  # of a processor in a clock
     issue = elements * (counts["instructions"] + counts["sums"]) / ISSUE
     sums = hot_path.SUMS / hot_path.RUN if counts["sums"] else 0
@@ -158,7 +158,7 @@ def _predicted(counts: Mapping[str, float]) -> dict[str, str]:
 
 
 def updated(text: str, code: Code) -> str:
-    """A report with the tables of this code in place of its own."""
+    """Returns the text of a report with its tables replaced by those of this code."""
     cells = cells_of(code)
     text = BUILD.sub(f"nvcc {code.nvcc} for {', '.join(code.kernels)}", text)
     for title in dict.fromkeys(title for title, _, _ in cells):
@@ -173,7 +173,7 @@ def updated(text: str, code: Code) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.inspect_cuda", description=__doc__)
-    text = "gets the report with new tables; default: the one that is there"
+    text = "where to write the report with new tables; default: bench/results/cuda_code.md"
     parser.add_argument("--out", type=Path, default=REPORT, metavar="FILE", help=text)
     options = parser.parse_args(arguments)
     try:

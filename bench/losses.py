@@ -1,4 +1,4 @@
-"""The losses, and the usual way to write each: the mean of a matrix, in plain PyTorch."""
+"""The losses, and the usual way to write each in plain PyTorch, with a mean at the end."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Loss(NamedTuple):
     kind: own.losses.Loss
     usual: Callable[..., Tensor]  # takes a target in the logits' dtype, and a pos_weight by name
     usual_name: str
-    # As large as the logits, that a step of the usual way, or of ours in plain PyTorch, holds.
+    # How many matrices as large as the logits a step holds: in the usual way, and in the reference.
     matrices: int
     in_torch: int
     cancels: bool = False  # the usual way takes differences, of numbers near 1
@@ -34,7 +34,7 @@ _ASYMMETRIC, _HILL = own.Asymmetric(), own.Hill()
 
 
 def focal(logits: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:
-    """The formula of torchvision.ops.sigmoid_focal_loss, with a pos_weight and without alpha."""
+    """Computes torchvision's focal loss formula, with a pos_weight and without alpha."""
     p, options = logits.sigmoid(), {"reduction": "none", "pos_weight": pos_weight}
     matrix = F.binary_cross_entropy_with_logits(logits, target, **options)
     right = p * target + (1 - p) * (1 - target)
@@ -42,7 +42,7 @@ def focal(logits: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:
 
 
 def asymmetric(logits: Tensor, target: Tensor, pos_weight: Tensor) -> Tensor:
-    """The steps of its authors' AsymmetricLoss with a pos_weight; halves in float32, as in timm."""
+    """Computes the authors' formula with a pos_weight; half precision in float32, as in timm."""
     dtype = torch.promote_types(logits.dtype, torch.float32)  # a half's 1 - p is too coarse
     x, y = logits.to(dtype), target.to(dtype)
     p = torch.sigmoid(x)

@@ -1,4 +1,4 @@
-"""How the baselines compute the losses: each for a setting, on a device."""
+"""Makes the functions with which the baselines compute the losses."""
 
 import logging
 import warnings
@@ -29,7 +29,7 @@ def copy(setting: Setting, device: str) -> Callable[[Sample], object]:
 
 
 def products(setting: Setting, device: str) -> Callable[[Sample], object]:
-    """What a linear layer multiplies; the logits stand for their gradient."""
+    """Computes the matrix products of a linear layer; the logits stand for their gradient."""
 
     def multiply(sample: Sample) -> None:
         x, weight = sample.values
@@ -43,7 +43,7 @@ def products(setting: Setting, device: str) -> Callable[[Sample], object]:
 
 
 def after_linear(make: Maker) -> Maker:
-    """The loss is that of a linear layer's logits, where the setting has a layer."""
+    """Makes the loss that of a linear layer's logits if the setting has a layer."""
 
     @wraps(make)
     def made(setting: Setting, device: str, **options: Any) -> LossFunction:
@@ -56,7 +56,7 @@ def after_linear(make: Maker) -> Maker:
 
 
 def ours(setting: Setting, device: str, layer: bool = True, **options: Any) -> LossFunction:
-    """Ours, which takes the input and the weight of a layer where the setting has one."""
+    """Makes the loss of weighted_bce, fused with the linear layer if the setting has one."""
     bce, other = own.weighted_bce_with_logits, own.multilabel_loss_with_logits
     if layer and setting.features:
         bce, other = own.linear_weighted_bce_with_logits, own.linear_multilabel_loss_with_logits
@@ -68,7 +68,7 @@ unfused = after_linear(partial(ours, layer=False))
 
 
 def fused_step(setting: Setting, device: str) -> LossFunction:
-    """The learning rate is 0, which costs the same: all steps see the same weight."""
+    """Makes a loss with FusedSGD. A learning rate of 0 costs the same and keeps the weight."""
 
     def loss(input: Tensor, weight: Tensor, target: Any) -> Tensor:
         return ours(setting, device, fused_step=FusedSGD([weight], lr=0.0))(input, weight, target)
@@ -82,7 +82,7 @@ def reference(setting: Setting, device: str) -> LossFunction:
 
 @after_linear
 def masked(setting: Setting, device: str) -> LossFunction:
-    """The question that began it all, with the target in the dtypes that torch takes."""
+    """Makes the masked multiply, with the target in the dtypes that torch accepts."""
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         matrix = F.binary_cross_entropy_with_logits(
@@ -118,7 +118,7 @@ def scatter(setting: Setting, device: str) -> LossFunction:
 
 
 def torchvision(setting: Setting, device: str) -> LossFunction:
-    """Its focal loss weighs positives by alpha and negatives by 1 - alpha; gamma 0 makes it BCE."""
+    """Makes torchvision's focal loss; alpha and a factor give the pos_weight, gamma 0 gives BCE."""
     focal, total = import_module("torchvision.ops").sigmoid_focal_loss, 1 + setting.pos_weight
     options = {"alpha": setting.pos_weight / total, "reduction": "mean"}
     options["gamma"] = own.Focal().gamma if setting.loss == FOCAL else 0.0

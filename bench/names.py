@@ -1,4 +1,4 @@
-"""The names on the command line, and what they say without torch."""
+"""The names on the command line; this module does not import torch."""
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 TARGETS = ("bool", "float", "int64", "sparse")  # float: of the dtype of the logits
@@ -10,7 +10,7 @@ LOSSES = BCE, FOCAL, ASYMMETRIC, HILL, POLY1, SQUARED_HINGE = (
     *("bce", "focal", "asymmetric", "hill", "poly1", "squared-hinge"),
 )
 
-# The keys of baselines.BASELINES that a run may do without, in that order.
+# The keys of baselines.BASELINES that --against may choose, in the same order.
 AGAINST = (
     *("released", "scaled", "scaled-changing", "inplace", "fused-step"),
     *("ours-compiled", "reference", "dense", "unfused", "masked", *LOSSES, "bce-float"),
@@ -19,6 +19,6 @@ AGAINST = (
 
 
 def in_rows(elements: int) -> tuple[int, int]:
-    """A shape of about so many elements."""
+    """Returns a shape of about that many elements, in rows of LABELS."""
     labels = min(LABELS, elements)
     return elements // labels, labels

@@ -1,4 +1,4 @@
-"""Pictures of a run: time, memory and error of all, and time along each axis that was followed."""
+"""Draws time, memory and error of a run, and the time along each axis that was measured."""
 
 import hashlib
 from collections.abc import Hashable, Sequence
@@ -41,15 +41,15 @@ AXES = {
 }
 # Pictures of one group: the field, the name, the title, the unit, and whether it is logarithmic.
 BARS = (
-    ("seconds", "time", "Seconds of a step: {}", 1, True),
-    ("peak_gradients", "memory", "Peak memory beyond the inputs, in gradients", 1, False),
+    ("seconds", "time", "Time of a training step in seconds: {}", 1, True),
+    ("peak_gradients", "memory", "Peak memory beyond the inputs, relative to a gradient", 1, False),
     ("beyond_bytes", "memory", "Peak memory beyond the inputs and gradients, MiB", 2**20, False),
     ("gradient_error", "error", "Largest relative error of the gradient", 1, True),
 )
 
 
 def draw(folder: Path) -> list[Path]:
-    """All pictures that the results in the folder are enough for, each as SVG and PNG."""
+    """Draws the pictures for which the results in the folder suffice, each as SVG and PNG."""
     for name in (*(name for _, name, *_ in BARS), "front", *AXES):
         for kind in FORMATS:  # they may be of an earlier run
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def draw(folder: Path) -> list[Path]:
 
 
 def digest(folder: Path) -> str:
-    """What a picture is of: written into each file."""
+    """Returns a digest of the results, which is written into each picture."""
     return "sha256 " + hashlib.sha256((folder / "results.json").read_bytes()).hexdigest()
 
 
@@ -118,7 +118,7 @@ def _front(rows: Sequence[Row]) -> Figure:
 
 
 def longest_line(name: str, steps: Sequence[Row]) -> list[Row]:
-    """The rows of the line with the most values, all baselines; none where these are few."""
+    """Returns the rows, of all baselines, along the line with the most values; none if few."""
     lines: dict[Hashable, list[Row]] = {}
     for row in steps:
         line = _line(name, row.setting)
@@ -133,7 +133,7 @@ def longest_line(name: str, steps: Sequence[Row]) -> list[Row]:
 
 
 def _line(name: str, setting: Setting) -> Setting | None:
-    """What is equal along the line of a setting; None where it is on none."""
+    """Returns what is equal along the line of a setting; None if it is on no line."""
     if name == "elements":
         usual = setting.sizes == in_rows(setting.elements)
         return setting._replace(rows=0, labels=0) if usual else None
@@ -163,10 +163,10 @@ def _along(rows: list[Row], field: str) -> Figure:
     elif field != "threads":
         axes.set_xscale("log")
     setting = rows[0].setting
-    axes.set_xlabel(field)
+    axes.set_xlabel("share of positives" if field == "density" else field)
     layer = f"{setting.rows} rows, {setting.features} features"
     what = layer if setting.features else f"{setting.dtype} logits, {setting.target} target"
-    axes.set_title(f"Seconds of a step, {setting.loss}, {what}", loc="left")
+    axes.set_title(f"Time of a training step in seconds: {setting.loss}, {what}", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""What was measured, as files: a row for each baseline of each group; and how two runs differ."""
+"""Writes measurements to files, reads them, and compares two runs."""
 
 import csv
 import json
@@ -21,8 +21,8 @@ from .device import Device
 from .names import STEP
 from .settings import Setting
 
-# Fields of ours, which are worse where they grow, and differences of them that are nothing: those
-# of errors are the eps of the dtype. Of the others it is times ours, worse where it falls.
+# The fields of weighted_bce that are compared, which are worse if they grow, with the differences
+# that are ignored (for errors, the eps of the dtype). The baselines' field is worse if it falls.
 OF_OURS = {"peak_gradients": 0.1, "beyond_bytes": 2.0**20, "loss_error": 0, "gradient_error": 0}
 OF_OTHERS = {"times_ours": 0}
 ERRORS = 2.0  # roundings, that much larger, are no longer the same
@@ -30,7 +30,7 @@ ERRORS = 2.0  # roundings, that much larger, are no longer the same
 
 @dataclass
 class Row:
-    """A baseline of a group: what was measured, None where nothing was.
+    """What was measured of a baseline in a group; None stands for what was not measured.
 
     The ratios are medians of the ratios in each round; the errors are relative, against float64.
     """
@@ -67,8 +67,8 @@ class Row:
 
     @property
     def title(self) -> str:
-        """What names its group."""
-        what = "Training step" if self.pass_ == STEP else "Forward alone"
+        """The title of the group."""
+        what = "Training step" if self.pass_ == STEP else "Forward pass"
         return f"{what}{', CUDA graphs' * self.graphs}: {self.setting}"
 
     @property
@@ -77,7 +77,7 @@ class Row:
 
     @property
     def loses(self) -> bool:
-        """Whether it is another way to compute the loss, or less than it, and faster than ours."""
+        """Whether it computes the loss, or less than it, and is faster than weighted_bce."""
         is_other = self.baseline.is_loss and not self.baseline.is_own
         return is_other and self.times_ours is not None and self.times_ours < 1
 
@@ -88,13 +88,13 @@ FIELDS = {RENAMED.get(one.name, one.name): one.name for one in fields(Row)[1:]}
 
 
 class Records(NamedTuple):
-    """What one run has measured, and on what."""
+    """The results of a run, and facts about the machine."""
 
     facts: dict[str, str]
     rows: list[Row]
 
     def groups(self) -> list[list[Row]]:
-        """The rows of each group, in the order of the run."""
+        """Returns the rows of each group, in the order of the run."""
         return [list(rows) for _, rows in groupby(self.rows, lambda row: row.identity[:3])]
 
     def save(self, folder: Path) -> None:
@@ -113,14 +113,14 @@ class Records(NamedTuple):
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    """The fields of the row and its setting. Numbers are cut to what they are good for."""
+    """Returns the fields of the row and its setting, with numbers of five digits."""
     own = {name: getattr(row, field) for name, field in FIELDS.items()}
     cut = json.loads(json.dumps(own), parse_float=lambda digits: float(f"{float(digits):.5g}"))
     return row.setting._asdict() | cut
 
 
 def load(path: Path) -> Records:
-    """The records in results.json, or in the folder that holds it.
+    """Reads the records in results.json, or in the folder that holds it.
 
     Rows of earlier versions have fewer fields, and call the baseline a contender.
     """
@@ -134,7 +134,7 @@ def load(path: Path) -> Records:
 
 
 class Change(NamedTuple):
-    """A field of a row of both runs, which is better or worse now."""
+    """A field that is better or worse than in the earlier run."""
 
     row: Row
     field: str
@@ -144,10 +144,10 @@ class Change(NamedTuple):
 
 
 def changes(now: Records, before: Records, tolerance: float) -> tuple[int, list[Change]]:
-    """How many rows both have, and changes beyond the tolerance, a share such as 0.25.
+    """Returns how many rows both runs have, and changes beyond a tolerance such as 0.25.
 
-    Against the other baselines of the same round ours may have become slower; its memory and its
-    errors larger. What only one of the runs has is left out.
+    weighted_bce may have become slower relative to the baselines of the same round, and its memory
+    and errors may have grown. Rows that only one of the runs has are left out.
     """
     earlier, changed = {row.identity: row for row in before.rows}, []
     pairs = [(row, earlier[row.identity]) for row in now.rows if row.identity in earlier]
@@ -164,7 +164,7 @@ def changes(now: Records, before: Records, tolerance: float) -> tuple[int, list[
 
 
 def facts(device: Device, command: str) -> dict[str, str]:
-    """The command, the machine, and what weighted_bce's installation says of itself."""
+    """Returns the command, facts about the machine, and those of show_config()."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     processor = model[1] if model else platform.processor() or platform.machine()

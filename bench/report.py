@@ -1,5 +1,6 @@
-"""The tables of a run, for the terminal and for README."""
+"""The tables of a run, for the terminal and for the documentation."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,51 +19,63 @@ SHOWN = (
 FASTER = "*"
 
 CAPTION = """\
-Step: from the logits to logits.grad. Forward: from the logits to the loss, under no_grad.
-All take turns in each round, each after an untimed step of its kind. Ratios are medians of those
-within a round; a * says what is faster than ours. Samples of 2^17 elements or more are not in the
-caches.
-GB/s, % of copy_: of the bytes that must move, logits, target and gradient once each (copy_: the
-logits twice), over the time; and that over the same of copy_.
-peak: memory beyond the inputs, in gradients; on the CPU of steps from 2^20 to 2^27 elements.
-errors: relative, against float64; of the worst of the first 2^24 elements of the gradient.
-memory released: of the last step's gradient, which ours else takes; loss scale that changes:
-backward makes the gradient anew. The usual ways convert the target in each call, but for 'float
-target'; 'no pos_weight' computes less. torchvision's loss has alpha = p / (1 + p) for a pos_weight
-p, and is multiplied by 1 + p; its gamma is 0 for bce."""
+A training step (step) goes from the logits to logits.grad; a forward pass (forward) goes from the
+logits to the loss, under torch.no_grad(). In names such as 1024x16384 float32 bool 0.5% 2t step,
+bool is the target, 0.5% the share of positives, and 2t means 2 threads.
+- ms or µs, p20 to p80: the median time, and the 20th and 80th percentiles. All rows of a table take
+  turns in each round, and an untimed call of the same kind comes before each timed one. Inputs of
+  2^17 elements or more are not in the caches.
+- times weighted_bce, times copy_: the time of the row over that of weighted_bce or copy_, as the
+  median of the ratios within each round. A * marks what is faster than weighted_bce.
+- GB/s: the bytes that must move (logits, target and gradient once each; the logits twice for
+  copy_), over the time. % of copy_ is this number over that of copy_.
+- peak memory, in gradients: the peak memory beyond the inputs, over the size of a gradient. On the
+  CPU it is measured for steps of 2^20 to 2^27 elements.
+- loss error, gradient error: relative errors against float64. The gradient's is the largest among
+  its first 2^24 elements.
+After empty_cache(), weighted_bce takes new memory for the gradient. With a changing loss scale, its
+backward computes the gradient again. The baselines convert the target in each call, except with
+'float target', where it is converted before. 'No pos_weight' computes less. torchvision's loss has
+alpha = p / (1 + p) for a pos_weight of p, and is multiplied by 1 + p; its gamma is 0 for bce."""
+OVERVIEW = "Time of weighted_bce, and the times of the baselines relative to it"
 LAYERS = """\
-Linear layer and loss: a step is from the input and the weight to their gradients. Others than ours
-hold the logits; of sparse labels they get a bool target, but for zeros().scatter_ and F.linear.
-times products: of the three products that no way can leave out, in a forward pass one.
-beyond: the peak of the memory, less the inputs and the gradients that a step leaves. Errors of
-gradients are relative to the largest element.
-fused_step: FusedSGD updates the weight in the backward pass; the weight has no gradient."""
+Linear layer and loss: a step goes from the input and the weight to their gradients. Only
+weighted_bce computes the logits in chunks; all others hold all of them. With sparse labels, the
+others get a bool target, except 'zeros().scatter_' and 'F.linear, then weighted_bce'.
+- times products: the time of the row over that of the matrix products that every way needs: three
+  in a step, one in a forward pass.
+- memory beyond inputs and gradients: the peak memory minus the inputs and the gradients that a step
+  leaves.
+- gradient error: relative to the largest element of the gradient.
+With fused_step, FusedSGD updates the weight in the backward pass, and the weight gets no
+gradient."""
 
 
 def number(value: float) -> str:
-    """Three digits or more, but no more than two decimals."""
+    """Formats a number with three digits or more, but at most two decimals."""
     digits = 0 if value >= 999.5 else 1 if value >= 99.95 else 2
     return f"{value:.{digits}f}"
 
 
+BEYOND = "memory beyond inputs and gradients, MiB"
 # The columns of a group's table, with their fields, and what is shown of one that is not None.
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("times copy_", "times_copy", lambda value: f"{number(value)}x"),
     ("times products", "times_products", lambda value: f"{number(value)}x"),
     ("GB/s", "gigabytes_per_second", number),
     ("% of copy_", "share_of_copy", "{:.0%}".format),
-    ("peak, gradients", "peak_gradients", number),
-    ("beyond, MiB", "beyond_bytes", lambda value: number(value / 2**20)),
+    ("peak memory, in gradients", "peak_gradients", number),
+    (BEYOND, "beyond_bytes", lambda value: number(value / 2**20)),
     ("loss error", "loss_error", "{:.0e}".format),
     ("gradient error", "gradient_error", "{:.0e}".format),
 )
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    """The head and a line for each row of a group, without columns that are empty."""
+    """Returns the head and a line for each row of a group, without columns that are empty."""
     fast = min((row.seconds for row in rows if row.seconds), default=1.0) < 1e-3
     unit, scale = ("µs", 1e6) if fast else ("ms", 1e3)
-    lines = [["", unit, "p20 to p80", "times ours", *(head for head, *_ in COLUMNS)]]
+    lines = [["", unit, "p20 to p80", "times weighted_bce", *(head for head, *_ in COLUMNS)]]
     for row in rows:
         times = ["failed" if row.fits else "does not fit", "-"]
         if row.seconds is not None:
@@ -80,8 +93,8 @@ def _without_empty_columns(lines: list[list[str]]) -> list[list[str]]:
 
 
 def overview(groups: Iterable[Sequence[Row]], keys: Sequence[str]) -> list[list[str]]:
-    """The time of ours, and how many times as long as ours these take, by group."""
-    lines = [["", "ours, ms", *keys]]
+    """Returns the time of weighted_bce for each group, and the times of others relative to it."""
+    lines = [["", "weighted_bce, ms", *keys]]
     for rows in groups:
         by_key = {row.key: row for row in rows}
         ours = by_key[OURS].seconds
@@ -91,14 +104,14 @@ def overview(groups: Iterable[Sequence[Row]], keys: Sequence[str]) -> list[list[
 
 
 def ratio(row: Row) -> str:
-    """Times ours, with a star where it is faster."""
+    """Formats the time relative to weighted_bce, with a star if it is faster."""
     if row.times_ours is None:
         return "failed" if row.failed and row.fits else "-"
     return f"{number(row.times_ours)}x{FASTER * row.loses}"
 
 
 def short_name(row: Row) -> str:
-    """The name of its group."""
+    """Returns a short name of the group of a row."""
     setting = row.setting
     density = f"{setting.density:.1%}" if setting.density >= 0.001 else f"{setting.density:.0e}"
     words = ["x".join(map(str, setting.sizes)), setting.dtype, setting.target, density]
@@ -119,15 +132,15 @@ def show_group(console: Console, rows: Sequence[Row]) -> None:
 
 
 def show_summary(console: Console, groups: Sequence[list[Row]]) -> None:
-    """The times of all groups, and what the words in the tables mean."""
+    """Prints the times of all groups, and what the words in the tables mean."""
     keys = [baseline.key for baseline in BASELINES if not baseline.is_own]
-    _show(console, overview(groups, keys), "Times of ours")
+    _show(console, overview(groups, keys), OVERVIEW)
     with_layers = any(rows[0].setting.features for rows in groups)
     console.print(CAPTION + f"\n{LAYERS}" * with_layers, style="dim")
 
 
 def show_changes(console: Console, changes: Sequence[Change], tolerance: float) -> None:
-    lines = [["", "baseline", "what", "before", "now", "is"]]
+    lines = [["", "baseline", "measured", "before", "now", "change"]]
     for row, field, before, now, is_worse in changes:
         judgement = "worse" if is_worse else "better"
         values = f"{before:.3g}", f"{now:.3g}"
@@ -141,7 +154,8 @@ def _show(console: Console, lines: list[list[str]], title: str = "") -> None:
         console.print(f"\n{title}", style="bold")
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column, name in enumerate(lines[0]):
-        narrow = name.replace(" ", "\n", 1).replace("-", "-\n")  # as narrow as the cells
+        width = max([8, *(len(line[column]) for line in lines[1:])])
+        narrow = textwrap.fill(name, width, break_long_words=False)
         shown.add_column(narrow, justify="right" if column else "left", no_wrap=True)
     for line in lines[1:]:
         shown.add_row(*(f"[bold red]{c}[/]" if c.endswith(FASTER) else c for c in line))

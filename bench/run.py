@@ -1,4 +1,4 @@
-"""A whole run: all groups, one after the other, and what is made of them."""
+"""Runs all groups, one after the other, and writes and shows the results."""
 
 import shlex
 from argparse import Namespace
@@ -20,7 +20,7 @@ from .samples import Samples
 from .settings import Grid, Setting, few, grids
 from .timing import measure
 
-WIDTH = 160  # of what is not printed to a terminal
+WIDTH = 170  # of what is not printed to a terminal
 # The share of free memory that the largest size may need: making samples takes more for a moment,
 # and allocators round.
 SHARE = 0.9
@@ -29,7 +29,7 @@ MOST_ELEMENTS_OF_GRAPH = 2**26
 
 
 def run(options: Namespace) -> None:
-    """Raises Refusal where there are no numbers to rely on, and shows those that there are."""
+    """Measures and shows everything; raises Refusal if there are no numbers to rely on."""
     device, console = find(options.device), Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -43,7 +43,7 @@ def run(options: Namespace) -> None:
     command = shlex.join(["python", "-m", "bench", *options.arguments])
     records, torch_threads = Records(facts(device, command), []), torch.get_num_threads()
     console.print(report.shown_facts(records.facts), soft_wrap=True)
-    console.print(f"Medians of up to {options.rounds} rounds.")
+    console.print(f"Times are medians of up to {options.rounds} rounds.")
     try:
         _measure(options, device, records, console)
     finally:
@@ -54,9 +54,9 @@ def run(options: Namespace) -> None:
             from .pictures import draw  # takes a second to import
 
             draw(options.out)
-            console.print(f"Results and pictures: {options.out}")
+            console.print(f"Results and pictures are in {options.out}")
     if any(row.disagrees or (row.key == OURS and row.failed and row.fits) for row in records.rows):
-        raise Refusal("ours failed, or there are baselines that compute something else", 1)
+        raise Refusal("weighted_bce failed, or a baseline computes something else", 1)
     if all(row.seconds is None for row in records.rows):
         raise Refusal("nothing that was asked for fits in memory", 2)
     if before is not None:
@@ -66,8 +66,8 @@ def run(options: Namespace) -> None:
 def _measure(options: Namespace, device: Device, records: Records, console: Console) -> None:
     """Adds the rows of all groups. A bar, on a terminal, says what is measured.
 
-    It moves when a baseline begins its untimed step, not by itself: that would take time of one.
-    Samples take memory once those of the last setting are gone.
+    The bar moves when a baseline begins its untimed step, not in between, which would disturb the
+    timing. Samples take memory only when those of the last setting are gone.
     """
     tasks, usable = tasks_of(options, device), _usable(options, console)
     with progress_on(console, auto_refresh=False, transient=True) as progress:
@@ -100,7 +100,7 @@ def _measure(options: Namespace, device: Device, records: Records, console: Cons
 
 
 def _usable(options: Namespace, console: Console) -> list[Baseline]:
-    """The baselines that are asked for and whose packages can be imported."""
+    """Returns the baselines that are asked for and whose packages can be imported."""
     usable = []
     for baseline in filter(lambda one: one.is_wanted(options), baselines.BASELINES):
         why_not = baselines.why_not(baseline.needs) if baseline.needs else None
@@ -117,16 +117,16 @@ def _compare(options: Namespace, before: Records, now: Records, console: Console
     path, tolerance = options.check, options.tolerance
     shared, changed = changes(now, before, tolerance)
     if not shared:
-        raise Refusal(f"--check {path} has nothing that this run has measured", 2)
+        raise Refusal(f"--check {path} has no measurement in common with this run", 2)
     report.show_changes(console, changed, tolerance)
     worse = len({change.row.identity for change in changed if change.is_worse})
     if worse:
         raise Refusal(f"{worse} of {shared} rows are worse than in {path}", 1)
-    console.print(f"None of {shared} rows is worse than in {path}, by more than {tolerance:.0%}.")
+    console.print(f"None of {shared} rows is worse than in {path} by more than {tolerance:.0%}.")
 
 
 def tasks_of(options: Namespace, device: Device) -> dict[Setting, list[str]]:
-    """The passes of each setting, none of which comes twice."""
+    """Returns the passes of each setting, without repetitions."""
     tasks: dict[Setting, list[str]] = {}
     equal = {name: vars(options)[name] for name in ("pos_weight", "seed")}
     for loss, grid in product(options.losses, _grids(options)):
@@ -140,7 +140,7 @@ def tasks_of(options: Namespace, device: Device) -> dict[Setting, list[str]]:
 
 
 def with_most_rows(setting: Setting, device: Device) -> Setting:
-    """The setting gets as many rows, a power of two, as ours has memory for."""
+    """Returns the setting with as many rows, a power of two, as weighted_bce has memory for."""
     free, ours = SHARE * device.free_bytes(), baselines.BY_KEY[OURS]
     sizes = [setting._replace(rows=2**n) for n in range(48)]
     fitting = takewhile(lambda s: Runner(ours, STEP, Samples(s, device)).memory <= free, sizes)
@@ -148,7 +148,7 @@ def with_most_rows(setting: Setting, device: Device) -> Setting:
 
 
 def _grids(options: Namespace) -> list[Grid]:
-    """What was asked for, or the grids of a quick or a full run."""
+    """Returns the grids that were asked for, or those of a quick or a full run."""
     axes = ("shapes", "dtypes", "targets", "densities", "threads")
     given = {name: vars(options)[name] for name in axes if vars(options)[name] is not None}
     usual = grids(options.device, options.quick)

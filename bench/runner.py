@@ -1,4 +1,4 @@
-"""A baseline at work on samples: a call, which is timed, and what comes before it."""
+"""Runs a baseline on samples: a call, which is timed, and what comes before it."""
 
 import traceback
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class Runner:
             self.step_before = before.work(pass_, setting, device.name)
 
     def as_graph(self) -> "Runner":
-        """The same as a CUDA graph; its step is made once: some are slow to compile."""
+        """Returns this runner as a CUDA graph. Its step is made once: some are slow to compile."""
         made = copy(self)
         made.row = Row(self.samples.setting, self.pass_, True, self.key)
         made.step = made.step_before = Graph(self.step, self.samples)
@@ -52,7 +52,7 @@ class Runner:
         return made
 
     def prepare(self) -> Sample:
-        """A sample, after what a training loop leaves or a measurement needs."""
+        """Returns a sample, after doing what a training loop or a measurement needs before it."""
         samples, way = self.samples, self.baseline.prepare
         if way == "overwritable":  # a copy, made before others that drive it out of the cache
             sample = samples.take()
@@ -74,24 +74,24 @@ class Runner:
         return samples.take()
 
     def run(self, sample: Sample) -> Tensor | None:
-        """A call: the steps; returns the last one's loss."""
+        """Runs the steps of a call; returns the loss of the last one."""
         for _ in range(self.repeats - 1):
             self.step(sample)
             sample.drop_gradients()
         return self.step(sample)
 
     def seconds(self) -> float:
-        """The time of a step."""
+        """Returns the time of a step."""
         sample = self.prepare()
         return self.samples.device.seconds(partial(self.run, sample)) / self.steps
 
     def peak(self) -> tuple[int, int]:
-        """The rise of a GPU's memory in a step, and how many bytes of it are gradients."""
+        """Returns the rise of a GPU's memory in a step, and how many bytes of it are gradients."""
         sample = self.prepare()
         return self.samples.device.rise_of_peak(partial(self.run, sample)), sample.gradients_bytes
 
     def attempt(self, work: Callable[..., Any], *given: Any) -> Any:
-        """What the work returns; or None, and the row tells why it failed.
+        """Returns the result of the work; or None, and writes into the row why it failed.
 
         An allocation also fails on a device where nothing works any more.
         """
@@ -110,7 +110,7 @@ class Runner:
 
     @property
     def moved_bytes(self) -> int:
-        """What any such step has to read and write; 0 for linear layers."""
+        """The bytes that any such step has to read and write; 0 for linear layers."""
         setting, is_step = self.samples.setting, self.pass_ == STEP
         if setting.features:
             return 0
@@ -138,8 +138,8 @@ class Runner:
 class Graph:
     """A step on each sample, as one CUDA graph that is captured at first use.
 
-    It leaves out the gaps between the launches of small kernels. There are few hundred samples at
-    most: capturing more steps would take seconds.
+    It leaves out the gaps between the launches of small kernels. There are a few hundred samples at
+    most, since capturing more steps would take seconds.
     """
 
     def __init__(self, step: Callable[[Sample], Any], samples: Samples) -> None:

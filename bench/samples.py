@@ -1,4 +1,4 @@
-"""What the baselines work on."""
+"""The inputs of the baselines."""
 
 from copy import deepcopy
 from functools import cached_property
@@ -19,7 +19,7 @@ MOST_CHECKED = 2**24  # elements of the gradient that are compared, the first on
 
 
 class Sample(NamedTuple):
-    """What one step works on."""
+    """The inputs of one step."""
 
     leaves: tuple[Tensor, ...]  # the logits, or the input and the weight of a linear layer
     target: Tensor | SparseLabels
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 
 class Samples:
-    """Equal samples that take turns, so many that none is still in the cache when it is used.
+    """Equal samples that take turns, enough of them that none is still in the cache when used.
 
     They are made at first use: until then they need no memory.
     """
@@ -54,7 +54,7 @@ class Samples:
 
     @cached_property
     def free_bytes(self) -> int:
-        """What was free before they were made."""
+        """The memory that was free before they were made."""
         return self.device.free_bytes()
 
     @cached_property
@@ -69,7 +69,7 @@ class Samples:
         return self.all
 
     def take(self) -> Sample:
-        """The sample that was used longest ago.
+        """Returns the sample that was used longest ago.
 
         It loses its gradient only now, so that gradients, too, take turns in memory. Those of a
         linear layer can be large: all are dropped.

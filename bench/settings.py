@@ -1,4 +1,4 @@
-"""What is measured: shapes, dtypes, targets, densities and threads, and products of them."""
+"""The settings that are measured: shapes, dtypes, targets, densities and threads."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -13,9 +13,9 @@ Shape = tuple[int, ...]  # rows and labels; or rows, features and labels
 
 
 class Setting(NamedTuple):
-    """The shape and dtypes of the logits and the target, and how rare and heavy positives are.
+    """The shape and dtypes of logits and target, the share of positives, and their weight.
 
-    With `features` the logits are those of a linear layer, which is measured with its loss.
+    If `features` is not 0, the logits are those of a linear layer, which is measured with its loss.
     """
 
     rows: int
@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many steps a timed call is: so many that the clock is no part of it."""
+        """The number of steps in a timed call: enough that reading the clock does not matter."""
         return max(1, min(MOST_STEPS, ELEMENTS // self.elements))
 
     @property
@@ -78,7 +78,7 @@ class Setting(NamedTuple):
 
     @property
     def ready_bytes(self) -> int:
-        """The bytes of a bool target of sparse labels, or of one in the dtype of the logits."""
+        """The bytes of a target in the logits' dtype, or for sparse labels of a bool target."""
         return self.elements if self.is_sparse else self.logits_bytes
 
     @property
@@ -102,7 +102,7 @@ class Setting(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """All combinations of these. No threads: all that torch takes by itself."""
+    """All combinations of these values. Without threads, torch chooses their number."""
 
     shapes: Sequence[Shape]
     dtypes: Sequence[str] = ("float32",)
@@ -112,7 +112,7 @@ class Grid(NamedTuple):
     passes: Sequence[str] = PASSES
 
     def settings(self, **equal: Any) -> Iterator[Setting]:
-        """The settings, with the fields that are equal in all."""
+        """Yields the settings, with the given fields equal in all."""
         threads = self.threads or (torch.get_num_threads(),)
         axes = self.shapes, self.dtypes, self.targets, self.densities, threads
         for (rows, *features, labels), *kind, count in product(*axes):
@@ -125,12 +125,12 @@ SMALL = Grid([(8, 16)], targets=("float",), densities=(0.1,), passes=(STEP,))
 
 
 def few(shape: Shape, dtype: str = "float32", passes: Sequence[str] = (STEP,)) -> Grid:
-    """Sparse labels, 5 in each row."""
+    """Returns a grid of sparse labels, 5 in each row."""
     return Grid([shape], (dtype,), (SPARSE,), (min(1.0, 5 / shape[-1]),), passes=passes)
 
 
 def grids(device: str, quick: bool) -> list[Grid]:
-    """What is measured where nothing else is asked for. README's main tables are of the first."""
+    """Returns what is measured by default. The documentation's main tables are of the first."""
     if device == "cuda":
         layers = [few((1024, 768, labels), "bfloat16") for labels in MANY_LABELS[2:]]
         if quick:  # torch.compile takes most of the time

@@ -1,4 +1,4 @@
-"""Baselines that take turns: all are compared with float64 first, then timed in rounds."""
+"""Compares all baselines with float64, then times them in rounds in which they take turns."""
 
 import gc
 import math
@@ -33,10 +33,10 @@ SHOWN = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)  # quantiles of the r
 
 
 def measure(runners: Sequence[Runner], rounds: int, seconds: float = math.inf) -> None:
-    """Fills the rows, in rounds in which all take turns: noise of the machine meets all.
+    """Fills the rows, in rounds in which all take turns, so that noise affects all alike.
 
-    The baselines work on the same samples, all as CUDA graphs or none. There are so many rounds at
-    most; they end after so many seconds, where there are some.
+    The baselines work on the same samples, and either all or none are CUDA graphs. Rounds end after
+    `rounds` of them, or after `seconds`, though not before a few are done.
     """
     check(runners)
     end = time.perf_counter() + seconds
@@ -57,14 +57,14 @@ def measure(runners: Sequence[Runner], rounds: int, seconds: float = math.inf) -
 
 
 def _working(runners: Sequence[Runner]) -> list[Runner]:
-    """Those that have not failed."""
+    """Returns the runners that have not failed."""
     return [runner for runner in runners if runner.row.failed is None]
 
 
 def check(runners: Sequence[Runner]) -> None:
-    """Compares each baseline with float64: its row gets the errors, or why it failed.
+    """Compares each baseline with float64, and writes the errors or the failure into its row.
 
-    What is known not to fit is not tried.
+    Baselines that do not fit in memory are not tried.
     """
     samples = runners[0].samples
     free = samples.free_bytes
@@ -77,15 +77,15 @@ def check(runners: Sequence[Runner]) -> None:
         row, needed = runner.row, runner.memory
         row.fits = needed <= free
         if not row.fits:
-            needs = f"it needs some {needed / 2**30:.1f} GiB"
-            row.failed = f"{needs}, {free / 2**30:.1f} GiB are free"
+            needs = f"it needs about {needed / 2**30:.1f} GiB"
+            row.failed = f"{needs}, and {free / 2**30:.1f} GiB are free"
         elif runner.baseline.is_loss:
             off = runner.attempt(errors, runner, known)
             row.loss_error, row.gradient_error = off or (None, None)
 
 
 def _add_peak(runner: Runner) -> None:
-    """On the CPU steps are measured, in other processes; on a GPU all that was timed."""
+    """Measures peak memory: of steps in other processes on the CPU, of every row on a GPU."""
     row, setting, measured = runner.row, runner.row.setting, None
     is_measured = setting.features or setting.elements in PEAKS
     if runner.samples.device.is_gpu:
@@ -118,14 +118,14 @@ def _add_times(runner: Runner, timed: dict[str, Runner]) -> None:
 
 
 def peak(key: str, setting: Setting) -> tuple[int, int] | None:
-    """How far a step on the CPU raises the resident set of a fresh process, as the system counts.
+    """Measures by how much a step on the CPU raises the resident set of a fresh process.
 
     The high-water mark of the resident set is reset just before a step, and what it rises above the
     resident set of that moment is what the step needs beyond its inputs, whoever allocates it; the
     gradient is part of it. Steps at full size come first, so that code, threads, pools and compiled
     kernels are already in memory, and everything these leave is returned to the system: blocks of
-    64 KiB or more are mapped and unmapped one by one in that process, and ours gives back what it
-    keeps.
+    64 KiB or more are mapped and unmapped one by one in that process, and weighted_bce gives back
+    what it keeps.
 
     Returns:
         Bytes beyond the sample, and how many of them are gradients; None where they are not known.
@@ -137,7 +137,7 @@ def peak(key: str, setting: Setting) -> tuple[int, int] | None:
 
 @cache
 def _context() -> ForkServerContext:
-    """Processes come from one that has torch in memory, but has not run it yet."""
+    """Returns a context whose processes have torch in memory, but have not run it yet."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # read when a process starts
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])

@@ -78,7 +78,7 @@ def test_a_run_and_its_check(tmp_path: Path, capsys: Any, monkeypatch: pytest.Mo
         has |= {"beyond_bytes": is_layer and is_loss and is_step}
         assert {name: row[name] is not None for name in has} == has
     assert "4x8x200 float16 sparse 2.5% 1t step" in ran.stdout
-    assert "Linear layer and loss: a step is" in ran.stdout
+    assert "Linear layer and loss: a step goes" in ran.stdout
     head, *lines = (tmp_path / "results.csv").read_text().splitlines()
     assert len(lines) == len(rows)
     assert head.startswith("rows,labels,dtype,target,density,pos_weight,threads,seed,")
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_left_out(
     given = ["--quick", "--rounds", "1", "--passes", "forward", "--against", "bce"]
     assert __main__.main([*given, "--shapes", f"64x99999999,{shape}"]) == code
     printed = capsys.readouterr()
-    assert "ours does not fit: it needs some" in printed.out
+    assert "weighted_bce does not fit: it needs about" in printed.out
     assert ("64 x 1,000 float32" in printed.out) == (code == 0)
     assert ("nothing that was asked for fits in memory" in printed.err) == (code == 2)
 
@@ -138,7 +138,7 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (130, "python -m bench: interrupted\n")
-    assert "Times of ours" in out
+    assert "Time of weighted_bce" in out
     rows = json.loads(results.read_text())["rows"]
     assert [row["baseline"] for row in rows] == [COPY, OURS, "bce"]
     assert (tmp_path / "time.svg").exists()

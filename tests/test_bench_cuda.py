@@ -143,10 +143,10 @@ def test_ours_that_fails_is_exit_code_1(
     monkeypatch.setattr(gpu, "graph", fail)
     assert main("--quick", "--shapes", "8x64", "--rounds", "1", "--against", "bce") == 1
     printed = capsys.readouterr()
-    assert "ours failed: operation not permitted" in printed.out
+    assert "weighted_bce failed: operation not permitted" in printed.out
     assert "copy_ of the logits failed: operation not permitted" in printed.out
     assert "in fail" in printed.err
-    assert "Times of ours" in printed.out
+    assert "Time of weighted_bce" in printed.out
 
 
 def test_graphs_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +287,6 @@ def test_a_gpu_that_has_failed_ends_the_run(
     assert main("--rounds", "1", *given, "--out", str(tmp_path)) == 1
     printed = capsys.readouterr()
     assert "nothing more is measured" in printed.err
-    assert "ours failed: torch failed to allocate a tensor" in printed.out
+    assert "weighted_bce failed: torch failed to allocate a tensor" in printed.out
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {(row["rows"], row["fits"]) for row in rows} == {(8, True)}

@@ -81,7 +81,7 @@ def test_results_of_earlier_versions(tmp_path: Path) -> None:
     file.write_text(text)
     earlier = load(tmp_path)
     assert earlier == cut(records)
-    names = {"ours, no positives", "torch.compile(F..., no pos_weight)"}
+    names = {"weighted_bce, no positives", "torch.compile(F..., no pos_weight)"}
     assert {one.name for one in earlier.rows[5:]} == names
     assert changes(records, earlier, 0.25) == (len(OF_LOGITS) + 2, [])
     for other in (Setting(8, 16, features=4), Setting(8, 16, loss="focal")):
@@ -108,7 +108,7 @@ def test_pictures_of_every_axis(tmp_path: Path) -> None:
     elements, layer = ((tmp_path / f"{name}.svg").read_text() for name in ("elements", "layer"))
     assert "masked multiply" in elements
     assert "inplace" not in elements
-    for name in ("the products alone", "ours, fused_step", "64 rows, 128 features"):
+    for name in ("matrix products alone", "weighted_bce, fused_step", "64 rows, 128 features"):
         assert name in layer
     lines = {
         name: [row.setting for row in pictures.longest_line(name, records.rows)]

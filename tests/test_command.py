@@ -40,7 +40,7 @@ def test_no_figures_of_the_reference(
 ) -> None:
     """Neither where there are no kernels nor where the variable chooses it."""
     said = refusal(program, capsys)
-    assert "ours would be plain PyTorch, which --reference allows: " in said
+    assert "weighted_bce would be plain PyTorch, which --reference allows: " in said
     assert said.endswith(f"it is gone. {REMEDY}\n")
     monkeypatch.setenv("WEIGHTED_BCE_BACKEND", "reference")
     assert "WEIGHTED_BCE_BACKEND" in refusal(program, capsys)
@@ -52,7 +52,7 @@ def test_figures_of_the_reference_where_they_are_asked_for(
 ) -> None:
     given = "--quick --shapes 8x50 --passes forward --rounds 1 --against bce --reference"
     assert bench.__main__.main(given.split()) == 0
-    assert "Times of ours" in capsys.readouterr().out
+    assert "Time of weighted_bce" in capsys.readouterr().out
     assert command.obstacle((), reference=True) == ""
 
 

@@ -68,7 +68,7 @@ def test_readme_from_a_clone_to_figures(newcomer: Newcomer, tmp_path: Path) -> N
         newcomer.succeed(USES_KERNELS, folder)
     newcomer.succeed("python -m bench --help")
     printed = newcomer.succeed(f"python -m bench {TINY} --out {tmp_path / 'figures'}")
-    assert "Times of ours" in printed
+    assert "Time of weighted_bce" in printed
     made_up = "--labels 50 --rows 200 --steps 2"
     assert "precision" in newcomer.succeed(f"python -m examples.extreme_labels {made_up}")
 

@@ -1,4 +1,4 @@
-"""What the command lines of the benchmark and of the examples share."""
+"""Functions that the command lines of the benchmark and the examples share."""
 
 import argparse
 import os
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Files of the environment that are read.
 FILES = 15_000
-# A slow machine reads fewer, and so has less to train on: the demo ends within five minutes.
+# A slow machine reads fewer files, and trains on less, so that the demo ends within five minutes.
 READ_SECONDS = 45
 MODULES = {"scikit-learn": "sklearn"}  # packages that are imported by another name
 
 
 def obstacle(packages: Iterable[str], reference: bool, device: str = "cpu") -> str:
-    """The line that says why a program cannot show what it promises; "" where it can.
+    """Returns a line that says why a program cannot run as it should, or "" if it can.
 
     Args:
-        packages: what it needs, by the names that pip takes.
-        reference: whether it may run without kernels.
+        packages: the packages it needs, by their names for pip.
+        reference: whether it may run without the kernels.
         device: where the kernels should run.
     """
     absent = [name for name in packages if find_spec(MODULES.get(name, name)) is None]
@@ -35,7 +35,9 @@ def obstacle(packages: Iterable[str], reference: bool, device: str = "cpu") -> s
         pip = f"{shlex.quote(sys.executable or 'python')} -m pip install {' '.join(absent)}"
         return f"it needs {', '.join(absent)}. To install what is missing, run: {pip}"
     reason = "" if reference else why_no_kernels(device)
-    return f"ours would be plain PyTorch, which --reference allows: {reason}" if reason else ""
+    if not reason:
+        return ""
+    return f"weighted_bce would be plain PyTorch, which --reference allows: {reason}"
 
 
 def why_no_kernels(device: str) -> str:
@@ -45,7 +47,7 @@ def why_no_kernels(device: str) -> str:
 
         from weighted_bce import backend, weighted_bce_with_logits
     if os.environ.get("WEIGHTED_BCE_BACKEND") == "reference":
-        return "the variable WEIGHTED_BCE_BACKEND is set to it. To take the kernels, unset that"
+        return "WEIGHTED_BCE_BACKEND is set to reference. To use the kernels, unset this variable"
     nothing = torch.empty(0, device=device)
     try:
         with backend("fused"):
@@ -58,12 +60,12 @@ def why_no_kernels(device: str) -> str:
 def add_reference(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup, where: str = ""
 ) -> None:
-    text = f"go on without kernels{where}: what is called ours is then plain PyTorch"
+    text = f"run without the kernels{where}; weighted_bce is then plain PyTorch"
     parser.add_argument("--reference", action="store_true", help=text)
 
 
 def checked(kind: Callable[[str], T], fits: Callable[[T], bool], wanted: str) -> Callable[[str], T]:
-    """The type of an argument: the kind, where the value fits what is wanted."""
+    """Returns the type of an argument for argparse: a kind, with a condition on its value."""
 
     def parse(text: str) -> T:
         with suppress(ValueError):
@@ -80,7 +82,7 @@ seed = checked(int, lambda n: 0 <= n < 2**32, "a whole number below 2**32")
 
 
 def progress_on(console: "Console", **options: bool) -> "Progress":
-    """A bar, on a terminal; the options are those of rich.progress.Progress."""
+    """Makes a progress bar, shown on terminals only, with options of rich.progress.Progress."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 

@@ -28,10 +28,15 @@ esac
 
 
 def commands(heading: str) -> list[str]:
-    """The commands in the code blocks of a section of README.md, with its subsections left out."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The commands of a section of docs/building.md, with its subsections left out."""
+    text = (ROOT / "docs" / "building.md").read_text(encoding="utf-8")
     section = re.split(r"^#+ ", text.split(f"# {heading}\n", 1)[1], flags=re.MULTILINE)[0]
-    code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
+    return commands_in(section)
+
+
+def commands_in(text: str) -> list[str]:
+    """The commands of the shell blocks, without comments and line breaks within a command."""
+    code = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     lines = code.replace("\\\n", " ").splitlines()
     return [re.sub(r"\s+", " ", line.partition("  #")[0]).strip() for line in lines]
 

@@ -94,7 +94,9 @@ def test_no_toolkit_is_one_line_or_an_error(
     said = capsys.readouterr().err
     assert said.startswith("weighted_bce: the CUDA kernels were not built: no nvcc by CUDA_HOME")
     assert said.count("\n") == 1
-    assert "install the toolkit of CUDA 13, or pip's as docs/building.md says, and build again" in said
+    assert (
+        "install the toolkit of CUDA 13, or pip's as docs/building.md says, and build again" in said
+    )
     monkeypatch.setenv("WEIGHTED_BCE_CUDA", "1")
     with pytest.raises(SystemExit, match="the CUDA kernels were not built: no nvcc"):
         build.extend(cpu, None)

@@ -1,4 +1,4 @@
-"""README and the warning lead to kernels: in the clone, and wherever else Python runs."""
+"""README, docs/building.md and the warning lead to kernels, in the clone and elsewhere."""
 
 import subprocess
 from importlib import metadata
@@ -8,7 +8,7 @@ import pytest
 
 from weighted_bce._extension import extension
 
-from .newcomer import ROOT, Newcomer, commands
+from .newcomer import ROOT, Newcomer, commands, commands_in
 
 pytestmark = [
     # To import or find it would make setuptools leave distutils to the standard library.
@@ -32,11 +32,16 @@ def newcomer(tmp_path: Path) -> Newcomer:
     return Newcomer(tmp_path)
 
 
-def test_the_sections_of_readme_have_the_commands() -> None:
+def of_readme() -> list[str]:
+    """The commands that README shows first: two that install, and one that shows the result."""
+    return commands_in((ROOT / "README.md").read_text(encoding="utf-8"))[:3]
+
+
+def test_the_pages_have_the_commands() -> None:
     """The commands that the tests below run exist, and install the clone as it lies there."""
-    needed, build = commands("Two commands")[2:]
-    assert needed.startswith("pip install ninja")
+    needed, build = commands("Install")
     assert build == "pip install --no-build-isolation -e ."
+    assert of_readme()[:2] == [needed.replace("install", 'install "torch>=2.11"'), build]
     assert commands("CUDA")[1] == f"WEIGHTED_BCE_CUDA=1 {build}"
     assert commands("Wheels") == ["make wheel", "pip install dist/*.whl"]
 
@@ -62,8 +67,8 @@ def test_readme_from_a_clone_to_figures(newcomer: Newcomer, tmp_path: Path) -> N
     """README's own commands, with the real compiler; then what it says can be run."""
     newcomer.variables["WEIGHTED_BCE_CUDA"] = "0"  # the next test has the CUDA kernels
     _is_refused(newcomer.run("python -m bench --quick"), newcomer)
-    for command in commands("Two commands")[2:]:
-        newcomer.succeed(command)
+    *_, shown = map(newcomer.succeed, of_readme())
+    assert "extension: none" not in shown
     for folder in (newcomer.clone, tmp_path):
         newcomer.succeed(USES_KERNELS, folder)
     newcomer.succeed("python -m bench --help")
@@ -89,7 +94,7 @@ def test_a_plain_install_gives_the_clone_its_kernels_too(
     newcomer: Newcomer, tmp_path: Path
 ) -> None:
     newcomer.with_ready_kernels()
-    *_, build = commands("Two commands")
+    *_, build = commands("Install")
     assert build.endswith("-e .")
     newcomer.succeed(build.removesuffix("-e .") + ".")
     in_clone, elsewhere = (newcomer.succeed(USES_KERNELS, at) for at in (newcomer.clone, tmp_path))

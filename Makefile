@@ -30,8 +30,8 @@ help:           ## show this list
 	    -e ".[cuda,test,bench,examples,docs,dev]"
 	touch $@
 
-# Without a GPU, kernels for one kind are enough for all but the tests that read the machine code of
-# the others, and compile in half of the time.
+# Without a GPU, kernels for one architecture are enough for all tests except those that read the
+# machine code of the others, and they compile in half of the time.
 .venv/.built: .venv/.dependencies $(SOURCES)
 	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST-$(ONE_KIND)}" $(INSTALL)
 	touch $@
@@ -40,19 +40,19 @@ help:           ## show this list
 	TORCH_CUDA_ARCH_LIST= $(INSTALL)
 	touch .venv/.built $@
 
-demo: .venv/.built  ## train a classifier on sparse labels with several losses, and compare
+demo: .venv/.built  ## train a classifier on sparse labels with several losses and compare them
 	$(BIN)/python -m examples.sparse_labels $(ARGS)
 
-test: .venv/.built  ## run the tests, and of the exhaustive ones a share
+test: .venv/.built  ## run the tests, with a share of the exhaustive ones
 	$(PYTEST) -n 2 -m "not large" $(ARGS)
 	$(PYTEST) -m large $(ARGS)
 
-# The workers of pytest-xdist have one thread each. Once more with all threads: what parts of a call
-# do at the same time.
+# The workers of pytest-xdist have one thread each. These tests run once more with all threads, since
+# they are about what the parts of a call do at the same time.
 WITH_THREADS := $(addprefix tests/,$(addsuffix .py,test_determinism test_errors test_fused_step \
     test_layouts test_linear test_linear_autograd test_memory test_op_errors test_sparse_loss))
 
-test-all: .venv/.built-for-all-gpus  ## run every test with all its draws, then oldest
+test-all: .venv/.built-for-all-gpus  ## run every test in full, then make oldest
 	$(PYTEST) --all -n 2 -m "not large" $(ARGS)
 	$(PYTEST) --all -m large $(ARGS)
 	$(PYTEST) --all $(WITH_THREADS)
@@ -61,15 +61,15 @@ test-all: .venv/.built-for-all-gpus  ## run every test with all its draws, then 
 docs: .venv/.dependencies  ## build the documentation into build/docs; warnings are errors
 	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
 
-wheel: .venv/.dependencies  ## make the sdist and, from it, the wheel; see that its ABI is stable
+wheel: .venv/.dependencies  ## build the sdist and the wheel, and check that the ABI is stable
 	rm -rf dist build/wheel
 	$(WITH_KERNELS) $(BIN)/python -m build --no-isolation
 	$(BIN)/python -m zipfile -e dist/*.whl build/wheel
 	$(BIN)/torch-abi-audit --check torch build/wheel/weighted_bce
 
-versions: oldest $(EACH_TORCH)  ## test one wheel with each torch of TORCHES; and oldest
+versions: oldest $(EACH_TORCH)  ## test one wheel with each torch of TORCHES, and make oldest
 
-# The tests are those of the sdist, without the package beside them: they import the wheel's.
+# The tests are those of the sdist, without the package next to them, so they import the wheel's.
 $(EACH_TORCH): torch-%: wheel
 	rm -rf build/$@
 	$(BIN)/python -m venv build/$@
@@ -88,11 +88,11 @@ build/oldest/.dependencies: pyproject.toml
 	WEIGHTED_BCE_BUILD=0 build/oldest/bin/pip install -q --no-build-isolation ".[test]"
 	touch $@
 
-# Headers of torch are those of OLDEST, nvcc is that of .venv. Both the build and the tests are apart
-# from this folder's extension.
+# The build uses the headers of the torch in OLDEST and the nvcc of .venv. The build and the tests do
+# not see the extension in this folder.
 OLDEST_TESTS := $(addprefix tests/,$(addsuffix .py,test_ops test_edges test_autograd \
     test_compile test_linear test_linear_autograd test_sparse_loss test_transforms test_vmap))
-oldest: .venv/.dependencies build/oldest/.dependencies  ## build on the oldest torch; a few tests
+oldest: .venv/.dependencies build/oldest/.dependencies  ## build and test with the oldest torch
 	rm -rf build/oldest/source build/oldest/tests-alone
 	mkdir build/oldest/source build/oldest/tests-alone
 	cp -r csrc tools weighted_bce setup.py pyproject.toml README.md LICENSE build/oldest/source
@@ -108,19 +108,19 @@ oldest: .venv/.dependencies build/oldest/.dependencies  ## build on the oldest t
 	    assert 'built against torch: $(OLDEST)' in facts"
 	cd build/oldest/tests-alone && ../bin/python -m pytest -n 2 $(OLDEST_TESTS) $(ARGS)
 
-bench: .venv/.built  ## compare with the usual ways to write this loss, in a minute
+bench: .venv/.built  ## compare with the usual ways to compute this loss, in a minute
 	$(BIN)/python -m bench --quick --out build/bench $(ARGS)
 
 results: .venv/.built  ## measure all there is, into bench/results/MACHINE, README.md and docs
 	$(BIN)/python -m bench --out bench/results/$(MACHINE) $(ARGS)
 	$(BIN)/python -m bench.documentation
 
-# Its parts share MINUTES; OUT is the folder of the results, LIBRARY an extension that an earlier run
-# left there, COMMIT that of the sources where there is no git.
+# The parts share MINUTES. OUT is the folder of the results, LIBRARY is an extension that an earlier
+# run left there, and COMMIT is needed where the sources are not a git repository.
 MINUTES ?= 9
 OUT ?= build/gpu
 PARTS ?= build,smoke,figures,tests,sanitize,profile
-gpu:            ## prove the package on the GPU of this machine, by the Python PYTHON, which has torch
+gpu:            ## build, check and measure the package on this machine's GPU; PYTHON needs torch
 	@$(PYTHON) -m tools.gpu --minutes $(MINUTES) --out "$(OUT)" --parts $(PARTS) \
 	    $(if $(LIBRARY),--library "$(LIBRARY)") $(if $(COMMIT),--commit "$(COMMIT)")
 

@@ -170,8 +170,8 @@ def test_what_fails(
     ("part", "error", "says"),
     [
         (correctness.TESTS_PART, Absent, "pytest is not installed"),
-        (correctness.SANITIZE, Absent, "compute-sanitizer is not there"),
-        (counters.PART, Absent, "Nsight Compute is not there"),
+        (correctness.SANITIZE, Absent, "compute-sanitizer is not installed"),
+        (counters.PART, Absent, "Nsight Compute is not installed"),
         (figures.PART, Failed, "needs matplotlib and psutil and rich"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One command that proves the package on this machine's GPU: python -m tools.gpu --help.
+"""Builds, checks and measures the package on this machine's GPU: python -m tools.gpu --help.
 
-Nothing here imports torch or the package: they run in the processes that a course starts.
+Nothing here imports torch or the package. They run in the processes that a course starts.
 """

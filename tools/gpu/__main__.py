@@ -1,4 +1,4 @@
-"""Proves the package on this machine's GPU: builds it, checks it, measures it.
+"""Builds, checks and measures the package on this machine's GPU.
 
 Run as: python -m tools.gpu --help
 """
@@ -22,17 +22,22 @@ NO_GPU = 2
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.gpu",
-        description="Builds the package for this machine's GPU, proves it there, and measures it.",
-        epilog="It ends with 0 where all is well, with 1 where a part is not, 2 without a GPU.",
+        description="Builds the package for this machine's GPU, checks it there and measures it.",
+        epilog="The exit code is 0 if all parts succeed, 1 if one does not, and 2 without a GPU.",
     )
     add = parser.add_argument
-    add("--minutes", type=MINUTES, default=9.0, metavar="M", help="in all; default: %(default)g")
-    add("--out", type=Path, default=Path("build/gpu"), metavar="DIR", help="default: %(default)s")
-    text = f"default: all, which are {','.join(NAMES)}"
+    text = "time limit for all parts together; default: %(default)g"
+    add("--minutes", type=MINUTES, default=9.0, metavar="M", help=text)
+    text = "folder for the results; default: %(default)s"
+    add("--out", type=Path, default=Path("build/gpu"), metavar="DIR", help=text)
+    text = f"the parts to run; default: all, which are {','.join(NAMES)}"
     add("--parts", type=PARTS, default=NAMES, metavar="P,...", help=text)
-    text = "an extension that was built earlier, such as the one in --out; a new one is built "
-    add("--library", type=Path, metavar="FILE", help=f"{text}where it does not run")
-    add("--commit", default="", help="default: what git says, or the file COMMIT")
+    text = (
+        "an extension that was built earlier, such as the one in --out; if it does not run here, "
+    )
+    add("--library", type=Path, metavar="FILE", help=f"{text}a new one is built")
+    text = "commit of the sources; default: what git says, or the file COMMIT"
+    add("--commit", default="", help=text)
     return parser
 
 

@@ -90,7 +90,7 @@ def _outcomes(folder: Path) -> list[Row]:
 def sanitize(setup: Setup) -> str:
     tool = setup.machine.tool("compute-sanitizer")
     if tool is None:
-        raise Absent("compute-sanitizer is not there")
+        raise Absent("compute-sanitizer is not installed")
     seconds = max(setup.seconds - MARGIN, setup.seconds / 2)
     program = setup.module("tools.gpu.smoke", "--small", "--until", time.time() + seconds)
     # torch's own allocator would hide that an access is out of bounds.

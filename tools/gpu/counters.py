@@ -40,7 +40,7 @@ NO_STALLS = ("selected", "not_selected")
 def steps(setup: Setup) -> str:
     tool = setup.machine.tool("ncu")
     if tool is None:
-        raise Absent("Nsight Compute is not there")
+        raise Absent("Nsight Compute is not installed")
     options = [
         *("--clock-control", "none", "--kernel-name", "regex:^on_"),
         *("--launch-count", str(len(KERNELS))),

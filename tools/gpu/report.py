@@ -1,4 +1,4 @@
-"""What a course tells: a report for a README, and a summary for the terminal."""
+"""Writes a report of a course as Markdown, and a summary for the terminal."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ def report(results: dict[str, Any], logs: Path) -> str:
     text = [f"# weighted_bce on {facts.get('GPU', 'a GPU')}", ""]
     text += [f"- {name}: {value}" for name, value in facts.items()]
     text += [f"- clocks: {clocks(results)}", ""]
-    head = ("part", "outcome", "seconds", "of at most", "remark")
+    head = ("part", "outcome", "seconds", "time limit", "remark")
     keys = ("part", "outcome", "seconds", "limit", "why")
     text += tables.markdown(head, [[part[key] for key in keys] for part in results["parts"]])
     for part in results["parts"]:
@@ -36,7 +36,7 @@ def report(results: dict[str, Any], logs: Path) -> str:
 
 
 def summary(results: dict[str, Any], out: Path, code: int) -> list[str]:
-    """What is printed last: the parts, then as much as fits of their results."""
+    """Returns what is printed last: the parts, then as much as fits of their results."""
     facts = results["facts"]
     head = [
         f"weighted_bce {facts['commit']} on {facts.get('GPU')}, driver {facts['driver']}, "

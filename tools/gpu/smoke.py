@@ -1,4 +1,4 @@
-"""The most telling cases in seconds, compared with float64: python -m tools.gpu.smoke --help."""
+"""Compares the most telling cases with float64, in seconds: python -m tools.gpu.smoke --help."""
 
 import argparse
 import json
@@ -69,12 +69,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu.smoke", description=__doc__)
     add = parser.add_argument
     add("--device", default="cuda")
-    text = "few and small cases, of each group in turn, for compute-sanitizer; it may end early"
+    text = "run few, small cases, of each group in turn, for compute-sanitizer; it may end early"
     add("--small", action="store_true", help=text)
-    add("--far", type=int, default=2**31 + 5, metavar="N", help="elements of the largest case")
-    add("--seconds", type=float, default=math.inf, help="after which no more cases begin")
-    add("--until", type=float, default=math.inf, help="the same as a time since 1970")
-    add("--out", type=Path, help="a file that gets a line of JSON for each group of cases")
+    add(
+        "--far",
+        type=int,
+        default=2**31 + 5,
+        metavar="N",
+        help="number of elements of the largest case",
+    )
+    add("--seconds", type=float, default=math.inf, help="begin no case after so many seconds")
+    add("--until", type=float, default=math.inf, help="the same, as seconds since 1970")
+    add("--out", type=Path, help="a file for the results, with a line of JSON for each group")
     options = parser.parse_args()
     print(show_config(), flush=True)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The checks of what users pass, for all functions; those of numbers are in _numbers.py."""
+"""Checks the arguments that users pass; _numbers.py has the checks of numbers."""
 
 import math
 from collections.abc import Sequence
@@ -32,12 +32,13 @@ def checked_options(
     """Returns the arguments besides the logits as options.
 
     Args:
-        input: the logits, like all that follow as the caller was given them.
-        reduction: its number, already checked, like `loss`.
-        logits_name: what the caller calls the logits.
+        input: the logits. They and the following arguments are as the user passed them.
+        reduction: the number of the reduction, which was checked before, as was `loss`.
+        logits_name: the name of the logits in messages.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; says which, what was expected and what came.
+        TypeError, ValueError: if an argument is wrong. The message names it, what is expected,
+            and what it is.
     """
     crow_indices = None
     if isinstance(target, Tensor) and target.layout is torch.strided:
@@ -109,7 +110,7 @@ def _refuse_shape(input: Tensor, target: Tensor, logits_name: str) -> NoReturn:
 def _checked_sparse(
     input: Tensor, target: Target, logits_name: str
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns col_indices and crow_indices, without a look at any index; the target and None where
+    """Returns col_indices and crow_indices, whose values are not read; or the target and None if
     `input` has the same layout, which is not strided."""
     if isinstance(target, Tensor):
         if target.layout not in _SPARSE_LAYOUTS or input.layout is target.layout:
@@ -144,8 +145,10 @@ def _checked_sparse(
 
 
 def check_csr_indices(shape: Sequence[int], options: Options) -> None:
-    """Raises ValueError for wrong indices of sparse labels, where a look at them waits for no
-    device. `shape` is that of the logits."""
+    """Raises ValueError for wrong indices of sparse labels, if reading them waits for no device.
+
+    `shape` is the shape of the logits.
+    """
     if options.crow_indices is None:
         return
     labels = SparseLabels(options.crow_indices, options.target)
@@ -180,7 +183,7 @@ def _checked_smoothing(label_smoothing: object) -> float:
 
 
 def checked_reduction(reduction: object) -> int:
-    """Returns the number of a reduction; that of none for a callable."""
+    """Returns the number of a reduction; a callable has that of "none"."""
     if callable(reduction):
         return NONE
     if not isinstance(reduction, str):
@@ -205,7 +208,7 @@ def checked_reduction_to_scalar(reduction: object) -> int:
 def check_layer(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, any_dtype: bool
 ) -> None:
-    """Raises TypeError or ValueError where the parts of a linear layer do not fit each other.
+    """Raises TypeError or ValueError if the tensors of a linear layer do not fit each other.
 
     With `any_dtype`, half precision and float32 may be mixed.
     """

@@ -1,7 +1,7 @@
-"""Makes crow_indices and col_indices of whatever holds the positives of each row.
+"""Makes crow_indices and col_indices from the forms in which labels can be given.
 
-All of it is a few operations over all positives at once, without a loop over the rows but where
-lists are mixed with tensors or arrays.
+This takes a few operations over all positives at once. Only lists that are mixed with tensors or
+arrays need a loop over the rows.
 """
 
 import sys
@@ -20,7 +20,7 @@ LARGEST = torch.iinfo(torch.int64).max
 
 
 def of_lists(lists: Iterable[Any], name: str) -> Csr:
-    """Makes CSR of one iterable of labels a row."""
+    """Makes CSR from an iterable of labels for each row."""
     if not isinstance(lists, Iterable):
         raise TypeError(f"{name} must be an iterable of rows, got {type(lists).__name__}")
     rows = list(lists)
@@ -49,7 +49,7 @@ def _of_tensors(rows: list[Tensor], name: str) -> tuple[Tensor, Tensor]:
 
 
 def _of_arrays(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
-    """Takes numpy arrays: numpy is imported, since they exist, but need not be elsewhere."""
+    """Joins NumPy arrays. If there are any, NumPy has been imported; otherwise it is not needed."""
     counts = list(map(attrgetter("size"), rows))
     _check_arrays(dict(enumerate(rows)), name)
     joined = sys.modules["numpy"].concatenate(rows, dtype="int64", casting="unsafe")
@@ -113,7 +113,7 @@ def _from_buffer(numbers: Any) -> Tensor:
 
 
 def _check_integers(rows: list[Any], name: str) -> None:
-    """Says which label is none: one by one, so only where one may be."""
+    """Raises TypeError for the first label that is not an integer; slow, so only if needed."""
     for i, row in enumerate(rows):
         for label in row:
             try:
@@ -131,7 +131,7 @@ def _is_bool_tensor(label: Any) -> bool:
 
 
 def of_padded(padded: Tensor) -> Csr:
-    """Makes CSR of (rows, k) labels, where -1 is none."""
+    """Makes CSR from (rows, k) labels, where -1 stands for no label."""
     _check_matrix(padded, "padded", "rows, k")
     dtype = padded.dtype
     if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
@@ -149,7 +149,7 @@ def of_padded(padded: Tensor) -> Csr:
 
 
 def of_dense(dense: Tensor) -> Csr:
-    """Makes CSR of (rows, labels) zeros and ones."""
+    """Makes CSR from (rows, labels) zeros and ones."""
     _check_matrix(dense, "dense", "rows, labels")
     if dense.dtype.is_complex:
         raise TypeError(f"dense must be bool, integer or floating point, got {short(dense.dtype)}")
@@ -163,7 +163,7 @@ def of_dense(dense: Tensor) -> Csr:
 
 
 def of_scipy(matrix: Any) -> Csr:
-    """Makes CSR of a matrix or array of scipy.sparse."""
+    """Makes CSR from a matrix or array of scipy.sparse."""
     if not hasattr(matrix, "tocoo"):
         got = type(matrix).__name__
         raise TypeError(f"matrix must be a matrix or array of scipy.sparse, got {got}")
@@ -177,13 +177,13 @@ def of_scipy(matrix: Any) -> Csr:
     if wrong.any():
         at = wrong.argmax()
         raise ValueError(_zeros_and_ones("matrix", coo.data[at].item(), coo.row[at]))
-    # The mask copies: who changes the matrix afterwards does not change the labels.
+    # The mask copies, so later changes of the matrix do not change the labels.
     rows, labels = torch.from_numpy(coo.row[ones]), torch.from_numpy(coo.col[ones])
     return sorted_rows(rows, labels, matrix.shape[0])
 
 
 def of_tensor(tensor: Tensor, name: str) -> Csr:
-    """Makes CSR of a torch.sparse_csr or torch.sparse_coo tensor."""
+    """Makes CSR from a torch.sparse_csr or torch.sparse_coo tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout not in (torch.sparse_csr, torch.sparse_coo):
@@ -213,7 +213,7 @@ def of_tensor(tensor: Tensor, name: str) -> Csr:
 
 
 def sorted_rows(rows: Tensor, labels: Tensor, num_rows: int) -> Csr:
-    """Makes CSR of positives (rows[i], labels[i]), in any order and any number of times."""
+    """Makes CSR from positives (rows[i], labels[i]), in any order and with repetitions."""
     dtype = labels.dtype
     rows, labels = rows.long(), labels.long()
     same_row = rows[1:] == rows[:-1]
@@ -238,7 +238,7 @@ def _sorted(rows: Tensor, labels: Tensor, num_rows: int) -> tuple[Tensor, Tensor
 
 
 def csr(counts: Tensor, labels: Tensor) -> Csr:
-    """Makes CSR of the number of positives in each row; int64 where int32 is too short."""
+    """Makes CSR from the number of positives in each row; int64 if int32 is too short."""
     if labels.numel() > torch.iinfo(labels.dtype).max:
         labels = labels.long()
     return _cumulated(counts).to(labels.dtype), labels

@@ -1,4 +1,4 @@
-"""Checks crow_indices and col_indices: their form without a look at values, then the values."""
+"""Checks crow_indices and col_indices: their form, which reads no values, and their values."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ INDEX_DTYPES = frozenset({torch.int32, torch.int64})
 
 
 def is_readable(t: Tensor) -> bool:
-    """Tells whether Python may look at the values: no trace, and no transform wraps the tensor."""
+    """Tells whether Python may read the values: there is no trace and no transform."""
     return (
         type(t) is Tensor
         and not t.is_meta
@@ -19,11 +19,11 @@ def is_readable(t: Tensor) -> bool:
 
 
 def check_form(labels: Csr, name: str = "target") -> None:
-    """Raises TypeError or ValueError where the tensors do not fit each other; looks at no value.
+    """Raises TypeError or ValueError if the tensors do not fit each other; reads no values.
 
     Args:
-        labels: perhaps made by hand.
-        name: of the argument, for the sentence.
+        labels: crow_indices and col_indices.
+        name: the name of the argument in messages.
     """
     crow, col = labels
     for part, t in (("crow_indices", crow), ("col_indices", col)):
@@ -45,12 +45,12 @@ def check_form(labels: Csr, name: str = "target") -> None:
 
 
 def check_indices(labels: Csr, num_labels: int | None = None, name: str = "target") -> None:
-    """Raises ValueError where the indices are wrong; on a GPU it waits for them.
+    """Raises ValueError if the indices are wrong; on a GPU it waits for them.
 
     Args:
-        labels: of the right form, see `check_form`.
-        num_labels: all labels must be below it. Default: no limit.
-        name: of the argument, for the sentence.
+        labels: crow_indices and col_indices that have passed `check_form`.
+        num_labels: all labels must be below it. Default: None, which means no limit.
+        name: the name of the argument in messages.
     """
     crow, col = labels
     check_crow(crow, col.numel(), f"{name}.crow_indices")
@@ -65,7 +65,7 @@ def check_indices(labels: Csr, num_labels: int | None = None, name: str = "targe
 
 
 def check_range(labels: Csr, num_labels: int | None, name: str) -> None:
-    """Raises ValueError where a label is negative, or not below `num_labels`."""
+    """Raises ValueError if a label is negative, or not below `num_labels`."""
     crow, col = labels
     check_all(col >= 0, crow, col, f"{name} must be >= 0")
     if num_labels is not None:
@@ -74,7 +74,7 @@ def check_range(labels: Csr, num_labels: int | None, name: str) -> None:
 
 
 def check_crow(crow: Tensor, count: int, name: str) -> None:
-    """Raises ValueError where crow_indices does not ascend from 0 to `count`."""
+    """Raises ValueError if crow_indices does not ascend from 0 to `count`."""
     if crow[0] != 0:
         raise ValueError(f"{name} must begin with 0, got {int(crow[0])}")
     if crow[-1] != count:
@@ -89,7 +89,7 @@ def check_crow(crow: Tensor, count: int, name: str) -> None:
 
 
 def check_all(good: Tensor, crow: Tensor, labels: Tensor, must: str) -> None:
-    """Raises ValueError where a label is not good: it names the first one and its row."""
+    """Raises ValueError if a label is not good, with the first such label and its row."""
     if good.all():
         return
     at = int((~good).nonzero()[0])
@@ -98,7 +98,7 @@ def check_all(good: Tensor, crow: Tensor, labels: Tensor, must: str) -> None:
 
 
 def check_below(indices: Tensor, end: int, must: str) -> None:
-    """Raises ValueError where an index is not in [0, end)."""
+    """Raises ValueError if an index is not in [0, end)."""
     if indices.numel() and (indices.min() < 0 or indices.max() >= end):
         got = f"got numbers from {int(indices.min())} to {int(indices.max())}"
         raise ValueError(f"{must} from 0 to {end - 1}, {got}")

@@ -1,6 +1,6 @@
-"""The derivatives of the ops, for torch.library and for torch.func.
+"""Derivatives of the ops, for torch.library and for torch.func.
 
-torch.library knows no forward-mode derivatives, and its backward does not work under torch.func; an
+torch.library has no forward-mode derivatives, and its backward does not work under torch.func; an
 autograd.Function has both, but is not traced by torch.compile. So each derivative is written once
 and registered twice. `loss` and `unreduced` are differentiable in `input`, `grad` in `grad_output`
 as well; derivatives of `grad` are plain torch, and so are all that follow. The other ops have none:
@@ -24,7 +24,7 @@ def differentiable_grad(grad_output: Tensor, input: Tensor, options: Options) ->
     """Returns the gradient with respect to `input`, which may itself be differentiated."""
     if options.reduction == NONE:  # the sum has the same gradient
         options = options._replace(reduction=SUM)
-    if torch.compiler.is_compiling():  # which traces no transform of ours
+    if torch.compiler.is_compiling():  # it does not trace what follows
         return _ops.grad(grad_output, input, options)
     if any(map(_transforms.is_legacy_batched, (grad_output, input))):
         return _reference.grad(grad_output, input, options)
@@ -36,11 +36,11 @@ def differentiable_grad(grad_output: Tensor, input: Tensor, options: Options) ->
 
 
 def refuse_others(needs_input_grad: Sequence[bool], function: str) -> None:
-    """Raises NotImplementedError where another argument of an op requires a gradient.
+    """Raises NotImplementedError if another argument of an op requires a gradient.
 
     Args:
-        needs_input_grad: of the arguments that have no derivative.
-        function: of the package, which has it.
+        needs_input_grad: whether each argument without a derivative requires a gradient.
+        function: the function of the package that has these derivatives.
     """
     if any(needs_input_grad):
         raise NotImplementedError(
@@ -90,7 +90,7 @@ def _grad_jvp(ctx: Any, tangent_output: Tensor, tangent_input: Tensor, *_: Any) 
 
 
 class _NonTensors:
-    """Hides the options that are no tensors from torch.func, which counts what a tuple holds."""
+    """Hides the options that are not tensors from torch.func, which counts the items of a tuple."""
 
     def __init__(self, values: tuple[Any, ...]) -> None:
         self.values = values
@@ -112,7 +112,7 @@ def _unpacked(
 
 
 class _Loss(Function):
-    """The loss for torch.func; of each element without a reduction."""
+    """Computes the loss for torch.func; of each element without a reduction."""
 
     generate_vmap_rule = True
     backward = staticmethod(_loss_backward)
@@ -129,7 +129,7 @@ class _Loss(Function):
 
 
 class _Grad(Function):
-    """The gradient for torch.func."""
+    """Computes the gradient for torch.func."""
 
     generate_vmap_rule = True
     backward = staticmethod(_grad_backward)
@@ -146,7 +146,7 @@ class _Grad(Function):
 
 
 def loss_under_transforms(input: Tensor, options: Options) -> Tensor:
-    """Returns the loss, of which only the logits are differentiated."""
+    """Returns the loss, differentiable with respect to the logits only."""
     return _apply(_Loss, input, *_packed(options))
 
 

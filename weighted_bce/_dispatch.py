@@ -1,4 +1,4 @@
-"""Which implementation computes a loss: the kernels, in one of several ways, or plain torch."""
+"""Chooses what computes a loss: the kernels, in one of several ways, or plain torch."""
 
 from collections.abc import Callable
 

@@ -1,12 +1,12 @@
-"""How the ops act on DTensors: each process computes on its own shard.
+"""Rules of the ops for DTensors: each process computes on its own shard.
 
-A sum over sharded logits is partial: the sums of the shards have yet to be added, one number each.
-Target and factors are placed as the logits are; where they lie so already, nothing is sent. Sparse
-labels are whole in each process.
+A sum over sharded logits is partial: the sums of the shards, one number each, are not added yet.
+Target and factors get the placements of the logits, and nothing is sent if they have them already.
+Each process has all sparse labels.
 
-torch's own sharding rules (register_sharding) cannot say all this: they forget the reduction when
-they look up what an earlier call found, gather where there are fewer rows than processes, and may
-let an op write to a copy of what it is to change (seen in 2.11 and 2.13).
+torch's own sharding rules (register_sharding) are not enough: they ignore the reduction when they
+look up an earlier call, gather if there are fewer rows than processes, and may let an op write to a
+copy of its argument (seen in 2.11 and 2.13).
 
 _dtensor_import.py imports this module: torch.distributed.tensor takes half a second to import.
 """
@@ -55,13 +55,13 @@ class GlobalLogits(NamedTuple):
         return (Replicate(),) * self.mesh.ndim
 
     def local(self, name: str, tensor: Tensor, placements: Sequence[Placement]) -> Tensor:
-        """Returns this process's part of a tensor that is to have these placements.
+        """Returns this process's part of a tensor with the given placements.
 
-        It is differentiable: what several shards of the logits share receives a part of its
-        gradient from each.
+        It is differentiable: a tensor that several shards of the logits share receives a part of
+        its gradient from each.
         """
         if not isinstance(tensor, DTensor):
-            if tensor.dim() == 0:  # whole in each process, as for torch's own operators
+            if tensor.dim() == 0:  # each process has all of it, as for torch's own operators
                 return tensor
             raise TypeError(f"{name} must be a DTensor like input, got {type(tensor).__name__}")
         if tensor.device_mesh != self.mesh:
@@ -76,9 +76,9 @@ class GlobalLogits(NamedTuple):
 
 
 def redistributed(tensor: DTensor, placements: Sequence[Placement]) -> DTensor:
-    """Returns the tensor with these placements; the same one where it has them.
+    """Returns the tensor with these placements; the tensor itself if it has them.
 
-    Its graph would otherwise have a node that sends the gradient.
+    Otherwise its graph would have a node that sends the gradient.
     """
     if tensor.placements == tuple(placements):
         return tensor
@@ -94,7 +94,7 @@ def local_options(options: Options, all_logits: GlobalLogits) -> Options:
         return all_logits.local(name, tensor, all_logits.factor_placements(tensor))
 
     def indices(name: str, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, DTensor):  # of another kind, it is whole in each process
+        if not isinstance(tensor, DTensor):  # each process has all of another kind of tensor
             return tensor
         return all_logits.local(name, tensor, all_logits.everywhere())
 
@@ -107,8 +107,8 @@ def local_options(options: Options, all_logits: GlobalLogits) -> Options:
         )
     crow = indices("crow_indices", options.crow_indices)
     label = indices("col_indices", options.target)
-    # A shard does not know how many labels there are: too large ones are found here. The compiler
-    # looks at no value; what it makes lets the kernels refuse them.
+    # A shard does not know the number of labels, so labels that are too large are found here. Code
+    # for the compiler reads no value, and replaces them by -1, which the kernels refuse.
     num_labels = all_logits.shape[1]
     check_csr_indices(all_logits.shape, options._replace(crow_indices=crow, target=label))
     if label.is_cpu and not is_readable(label):

@@ -1,4 +1,4 @@
-"""Whether there are DTensors. torch.distributed.tensor takes half a second to import."""
+"""Tells whether DTensors are in use. torch.distributed.tensor takes half a second to import."""
 
 import sys
 
@@ -14,7 +14,7 @@ def import_rules_for_dtensors() -> bool:
     return True
 
 
-# What torch.compiler.assume_constant_result does; that would import the compiler: a second.
+# torch.compiler.assume_constant_result does this, but imports the compiler, which takes a second.
 import_rules_for_dtensors._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

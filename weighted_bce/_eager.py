@@ -1,9 +1,9 @@
-"""The fused loss in eager mode: one pass that yields the loss and its gradient.
+"""The fused loss in eager mode: one pass computes the loss and its gradient.
 
 The gradient written in the forward pass is already multiplied by the grad_output that backward is
-expected to bring: 1 at first, then what it brought the last time. Backward compares the two on the
-device, and recomputes from the logits where another came, so a result never depends on what was
-expected.
+expected to bring: 1 at first, then the one that it brought the last time. Backward compares the two
+on the device, and computes the gradient again from the logits if they differ. So a result never
+depends on what was expected.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def _new_expected(input: Tensor, key: Any) -> Tensor:
 def loss(
     input: Tensor, options: Options, kernels: Kernels | None, inplace_backward: bool
 ) -> Tensor:
-    """Returns the loss after the reduction, by the kernels themselves, of which there are some."""
+    """Returns the loss after the reduction, by calling the kernels without the dispatcher."""
     assert kernels is not None
     if is_recorded(input):
         return _apply(input, options, kernels, inplace_backward)
@@ -56,14 +56,14 @@ def loss(
 
 
 def is_recorded(tensor: Tensor) -> bool:
-    """Tells whether autograd records what becomes of the tensor."""
+    """Tells whether autograd records operations on the tensor."""
     return (
         tensor.requires_grad and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     )
 
 
 class FusedLoss(Function):
-    """The loss of `input` after the reduction, and in the same pass its gradient."""
+    """Computes the loss of `input` after the reduction and, in the same pass, its gradient."""
 
     @staticmethod
     def forward(
@@ -86,9 +86,9 @@ class FusedLoss(Function):
         # Compiled autograd traces this function.
         is_plain = not torch.compiler.is_compiling() and is_first_order(grad_output)
         input, grad, *_ = ctx.saved_tensors
-        # A kept graph comes back for the same gradient: what it holds is not given away.
+        # A kept graph may need the same gradient again, so it is not given away.
         is_given_away = grad is not None and is_plain and not _graph_is_kept()
-        # On the CPU a look at the numbers costs less than a call of the op.
+        # On the CPU, comparing the numbers costs less than a call of the op.
         if (
             is_given_away
             and grad_output.is_cpu
@@ -109,11 +109,11 @@ class FusedLoss(Function):
 
 
 def is_first_order(grad_output: Tensor) -> bool:
-    """Tells whether a backward pass asks neither for derivatives of the gradient nor for many
-    gradients at once."""
+    """Tells whether a backward pass needs neither derivatives of the gradient nor many gradients at
+    once."""
     if torch.is_grad_enabled():
         return False
-    if torch.compiler.is_compiling():  # which neither traces what follows nor has many gradients
+    if torch.compiler.is_compiling():  # it neither traces what follows nor has many gradients
         return True
     return not (_transforms.is_legacy_batched(grad_output) or _transforms.is_active())
 

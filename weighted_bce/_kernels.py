@@ -10,16 +10,16 @@ from torch import Tensor
 from . import _config, _installation
 from ._extension import extension, remedy, why_missing
 
-# Logits may have so many. The kernels take 40, some of which torch.vmap may add.
+# The largest number of dimensions of logits. The kernels take 40, since torch.vmap may add some.
 MOST_DIMENSIONS = 32
 
 ops = torch.ops.weighted_bce
 
 
 class Kernels:
-    """The ops without the dispatcher's way to them, which costs as much as a small loss.
+    """Calls the ops without the dispatcher, which costs as much as a small loss.
 
-    They are right where the inputs are plain tensors of one device, no mode, transform or compiler
+    This is correct if the inputs are plain tensors on one device, no mode, transform or compiler
     needs to see the op, and no gradient is recorded.
     """
 
@@ -37,7 +37,7 @@ _on_cuda = Kernels("CUDA")
 
 
 def why_not_on_cuda(device: int) -> str | None:
-    """Returns why the kernels do not run on this GPU; None where they do."""
+    """Returns why the kernels do not run on this GPU; None if they do."""
     return _why_not_on_cuda(device)
 
 
@@ -63,8 +63,11 @@ def _why_not_on_cuda(device: int) -> str | None:
 
 
 def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether a GPU runs one of "sm_80, compute_120": machine code of its own generation and not of
-    a later member, or PTX that is not newer than itself."""
+    """Tells whether a GPU runs one of "sm_80, compute_120".
+
+    It runs machine code of its own generation that is not of a later member, and PTX that is not
+    newer than itself.
+    """
     for name in architectures.split(", "):
         kind, number = name.split("_")
         major, minor = int(number[:-1]), int(number[-1])
@@ -74,12 +77,12 @@ def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
 
 
 def on_cuda(input: Tensor) -> Kernels | None:
-    """Returns the kernels for the GPU of these logits; None where they do not run."""
+    """Returns the kernels for the GPU of these logits; None if they do not run there."""
     return _on_cuda if input.is_cuda and why_not_on_cuda(input.get_device()) is None else None
 
 
 def kernels_for(input: Tensor) -> Kernels | None:
-    """Returns the kernels that take these logits; None where the reference is to compute.
+    """Returns the kernels that take these logits; None if the reference must compute.
 
     Raises:
         RuntimeError: under ``backend("fused")``, where no kernel takes them.

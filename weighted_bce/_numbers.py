@@ -1,4 +1,4 @@
-"""The checks of arguments that are numbers."""
+"""Checks arguments that are numbers."""
 
 import math
 from numbers import Real
@@ -10,12 +10,12 @@ def checked_number(name: str, value: object, otherwise: str = "") -> float:
     """Returns the number as a float.
 
     Args:
-        name: of the argument.
-        value: what came.
-        otherwise: what else it may be, for the sentence.
+        name: the name of the argument in messages.
+        value: its value.
+        otherwise: other types that the caller accepts, as they appear in the message.
 
     Raises:
-        TypeError: it is no number, or a bool.
+        TypeError: if the value is not a number, or is a bool.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name} must be a number{otherwise}, got {type(value).__name__}")

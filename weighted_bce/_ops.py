@@ -1,4 +1,4 @@
-"""The registered ops as functions of options, and their shapes for what traces them.
+"""Calls the registered ops with options, and gives them rules of shapes for tracing.
 
 Kernels and schemas are in csrc/, derivatives in _derivatives.py, the rules for torch.vmap in
 _vmap.py.
@@ -30,7 +30,7 @@ def grad(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:
 def pos_weight_as_tensor(options: Options) -> Options:
     """Puts a pos_weight that the compiler has seen change into a tensor.
 
-    As an argument of an op each value would be compiled anew; as a product it is an input.
+    As an argument of an op, each value would need another compilation; a tensor is an input.
     """
     if not torch.compiler.is_compiling() or _is_static(options.pos_weight_value):
         return options

@@ -1,4 +1,4 @@
-"""The options of a loss: all that it is made of besides the logits."""
+"""The options of a loss: all of its arguments except the logits."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# The reductions as the ops number them: torch's own numbers, and one more.
+# The numbers of the reductions in the ops: those of torch, and one more.
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3}
 NONE, MEAN, SUM, BATCHMEAN = REDUCTIONS.values()
 
@@ -24,10 +24,10 @@ KERNEL_TARGET_DTYPES = frozenset(
 class Options(NamedTuple):
     """The arguments that every op takes after the logits, in their order.
 
-    csrc/args.h says what each is. It has two more at the end, which are reserved: a new option
-    comes before them there, and is the last here. With crow_indices the labels are sparse, and the
-    target is their col_indices. first_label is the label of the first column where the logits are
-    a part of a matrix, and None where they are all of it.
+    csrc/args.h describes them. It has two more at the end, which are reserved. A new option comes
+    before these there, and is the last one here. With crow_indices the labels are sparse, and the
+    target is their col_indices. first_label is the label of the first column if the logits are a
+    part of a matrix, and None if they are all of it.
     """
 
     target: Tensor
@@ -44,10 +44,10 @@ class Options(NamedTuple):
 
     @classmethod
     def of(cls, arguments: Iterable[Any]) -> "Options":
-        """Takes them from the arguments of an op that follow the logits.
+        """Makes options from the arguments of an op that follow the logits.
 
-        The last may be missing, since the dispatcher drops defaults. Those that follow the options
-        are reserved.
+        The last ones may be missing, since the dispatcher drops defaults. Arguments after the
+        options are reserved.
         """
         return cls(**{"reduction": NONE, **dict(zip(cls._fields, arguments, strict=False))})
 
@@ -100,9 +100,9 @@ class Options(NamedTuple):
         """Keeps other tensors and the options for the backward pass of an autograd.Function.
 
         Args:
-            ctx: its context.
-            others: the tensors that `saved` gives back besides the options.
-            with_jvp: whether they are kept for its jvp as well.
+            ctx: the context of the function.
+            others: the tensors that `saved` returns in addition to the options.
+            with_jvp: whether they are also kept for the jvp of the function.
         """
         target, crow_indices, weight, pos_weight, *ctx.non_tensors = self
         tensors = (*others, target, crow_indices, weight, pos_weight)

@@ -15,7 +15,7 @@ def loss(input: Tensor, options: Options) -> Tensor:
     """Returns the loss after the reduction; that of each element in the dtype of `input`.
 
     Raises:
-        ValueError: on the CPU, where an element that counts is outside [0, 1].
+        ValueError: if an element that counts is outside [0, 1]; on the CPU only.
     """
     (losses,) = each_element(_unreduced, input, options)
     if options.reduction == NONE:
@@ -33,7 +33,7 @@ def _unreduced(input: Tensor, options: Options) -> tuple[Tensor]:
 
 
 def _check_range(x: Tensor) -> None:
-    """Looks at the values only where that costs no synchronisation and nothing traces."""
+    """Reads the values only if that needs no synchronization and nothing traces."""
     if (
         x.device.type != "cpu"
         or x.numel() == 0
@@ -75,6 +75,6 @@ class _LimitedLog(Function):
 
 
 def _terms(x: Tensor) -> tuple[Tensor, Tensor]:
-    """-log(x) and -log(1 - x), the values of the two terms."""
+    """Returns -log(x) and -log(1 - x), the values of the two terms."""
     log: Callable[[Tensor, bool], Tensor] = _LimitedLog.apply
     return -log(x, False), -log(x, True)

@@ -1,6 +1,6 @@
 """The definition of the losses in plain torch: any device, differentiable to any order.
 
-It is what runs where no kernel does, and what the kernels are tested against. The terms of each
+It runs where no kernel does, and the kernels are tested against it. The terms of each
 loss are in _terms.py.
 """
 
@@ -18,13 +18,13 @@ from ._terms import terms_of
 
 Compute = Callable[[Tensor, Options], tuple[Tensor, ...]]
 
-# By the type of logits that are sharded over processes: what computes on each shard, see
-# `each_element`. _dtensor.py adds DTensor when it is imported.
+# For each type of sharded logits, the function that computes on each shard; see `each_element`.
+# _dtensor.py adds DTensor when it is imported.
 compute_on_shards: dict[type, Callable[[Compute, Any, Options], tuple[Tensor, ...]]] = {}
 
 
 def ignored(options: Options) -> Tensor | None:
-    """Returns the mask of the elements that do not count, or None where all do."""
+    """Returns the mask of the elements that do not count, or None if all count."""
     if options.ignore_index is None:
         return None
     if math.isnan(options.ignore_index):
@@ -58,9 +58,9 @@ def coefficients(options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _limited_where_unused(x: Tensor, coefficient: Tensor) -> Tensor:
-    """A term under a coefficient of 0 adds nothing; 0 times infinity would be NaN.
+    """Limits x where its term has a coefficient of 0: 0 times infinity would be NaN.
 
-    The bound is what a loss may square.
+    The square of the bound is finite.
     """
     most = math.sqrt(torch.finfo(x.dtype).max) / 4
     unused = (coefficient == 0) & ~x.isnan()  # a clamped NaN would have no derivative
@@ -82,7 +82,7 @@ def _dense_unreduced(input: Tensor, options: Options) -> tuple[Tensor]:
 
 
 def each_element(compute: Compute, input: Tensor, options: Options) -> tuple[Tensor, ...]:
-    """Returns what a function of logits and dense targets gives for each element.
+    """Computes a function of logits and dense targets for each element.
 
     With sparse labels it is computed for negatives everywhere, and again for the positives alone,
     whose results then take the place of the others: no dense target is made.
@@ -129,8 +129,8 @@ def _positives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def divisor(input: Tensor, options: Options, batch_dims: int = 0) -> float | Tensor:
-    """Returns what a sum is divided by; for each sample, where `batch_dims` dimensions number
-    them."""
+    """Returns what a sum is divided by; for each sample, if the first `batch_dims` dimensions
+    number samples."""
     shape = input.shape[batch_dims:]
     if options.reduction in (NONE, SUM):
         return 1
@@ -142,7 +142,7 @@ def divisor(input: Tensor, options: Options, batch_dims: int = 0) -> float | Ten
     skip = ignored(options)
     if skip is None or size == 0:
         return size
-    # No dimensions at all would stand for every one.
+    # Without dimensions, sum() would add up all elements.
     counted = (~skip).sum(tuple(range(batch_dims, skip.dim()))) if shape else (~skip).long()
     return counted.clamp(min=1)
 
@@ -160,7 +160,7 @@ def _counted(size: int, input: Tensor, options: Options) -> int:
 
 
 def divided(total: Tensor, input: Tensor, options: Options) -> Tensor:
-    """Returns a sum, or what depends linearly on it, after the reduction."""
+    """Returns a sum, or something linear in it, after the reduction."""
     if options.reduction in (NONE, SUM):
         return total
     return total / divisor(input, options)

@@ -1,10 +1,10 @@
-"""The terms of each loss in plain torch: the formulas that the package and its tests start from.
+"""The terms of each loss in plain torch, which are the definition of the losses.
 
 A loss is w [ p y' P(x) + (1 - y') N(x) ]. A term has its value, its slope and its curvature, the
 first and the second derivative, all differentiable again. Each is accurate over the whole range,
 relative to itself or, where its parts cancel, to these, and has its limit at infinite logits. The
-reference differentiates values; slopes and curvatures serve gradients and second derivatives of
-what kernels computed.
+reference differentiates values. Slopes and curvatures are the gradients and second derivatives of
+results of the kernels.
 
 S(x) is log(1 + exp(x)), u is sigmoid(x) and v is sigmoid(-x). csrc/losses.h has the formulas for
 the kernels.
@@ -208,7 +208,7 @@ def _logit(m: float) -> tuple[float, float]:
     return float(exact), float(exact - Decimal(float(exact)))
 
 
-# What torch.compiler.assume_constant_result does, see _dtensor_import.py.
+# torch.compiler.assume_constant_result does this; see _dtensor_import.py.
 _logit._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""What torch.func and forward-mode AD are doing, as far as it decides who computes a loss."""
+"""Tells which transforms of torch.func and forward-mode AD are active."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -11,8 +11,8 @@ _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_acti
 _functorch: Any = torch._C._functorch
 _kinds: Any = _functorch.TransformType
 
-# Whether torch.autograd maps over many vectors at once, as is_grads_batched and vectorize do: its
-# own, older kind of vmap, which has no rules for ops like ours.
+# Tells whether torch.autograd maps over many vectors at once, as is_grads_batched and vectorize do.
+# That is an older kind of vmap, which has no rules for these ops.
 is_legacy_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
 
 
@@ -22,8 +22,8 @@ def is_active() -> bool:
 
 
 def needs_reference(options: Iterable[Tensor | None]) -> bool:
-    """Tells whether something is wanted that _derivatives.py does not give: a derivative with
-    respect to another tensor than the logits, or a transform that it does not support."""
+    """Tells whether something is needed that _derivatives.py does not have: a derivative with
+    respect to another tensor than the logits, or an unsupported transform."""
     return is_unsupported_transform() or any(map(_is_differentiated, options))
 
 

@@ -1,3 +1,3 @@
-"""The one place of the version."""
+"""The version of the package, which is defined only here."""
 
 __version__ = "0.7.0.dev0"

@@ -1,4 +1,4 @@
-"""How the ops act on a batch of samples under torch.vmap: each as one call over the whole batch."""
+"""Rules of the ops for torch.vmap: one call computes the whole batch of samples."""
 
 from collections.abc import Sequence
 from typing import Any, cast

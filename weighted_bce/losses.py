@@ -15,7 +15,7 @@ from ._numbers import checked_at_least_0, checked_finite, checked_number
 
 
 class Loss:
-    """What the losses share: how the ops know them."""
+    """The base class of the losses, with the number and parameters by which the ops know them."""
 
     _loss_id: ClassVar[int]  # its number in csrc/problem.h and _terms.py
 

@@ -10,7 +10,7 @@ from torch.optim.sgd import sgd
 
 from ._dtensor_import import is_dtensor
 
-# The options of a group that the functions of torch.optim take.
+# The options of a parameter group that the functions of torch.optim accept.
 _SHARED_OPTIONS = ("lr", "weight_decay", "maximize", "foreach", "fused")
 _SGD_OPTIONS = (*_SHARED_OPTIONS, "momentum", "dampening", "nesterov")
 _ADAM_OPTIONS = (

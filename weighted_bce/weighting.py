@@ -183,7 +183,7 @@ def prior_logits(labels: Labels, num_labels: int | None = None) -> Tensor:
 
 
 def _counted(labels: Labels, num_labels: int | None) -> tuple[Tensor, int]:
-    """The positives of each label, float64, and the number of rows."""
+    """Returns the number of positives of each label, float64, and the number of rows."""
     if isinstance(labels, Tensor):
         if labels.layout == torch.strided:
             return _counted_dense(labels, num_labels)
@@ -225,7 +225,7 @@ def _counted_batches(batches: Iterable[SparseLabels], num_labels: int | None) ->
         col = batch.col_indices
         if counts is None:
             counts = torch.zeros(num_labels, dtype=torch.int64, device=col.device)
-        # Not bincount, which would write as many numbers as there are labels for every batch.
+        # bincount would write as many numbers as there are labels for every batch.
         counts.index_add_(0, col.to(counts.device), counts.new_ones(len(col)))
         rows += batch.num_rows
     if counts is None or rows == 0:

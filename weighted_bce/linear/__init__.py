@@ -1,4 +1,4 @@
-"""A linear layer and its loss in one, for so many labels that the logits should not be held."""
+"""A linear layer fused with its loss, for so many labels that all logits should not be held."""
 
 from .functional import linear_multilabel_loss_with_logits, linear_weighted_bce_with_logits
 from .modules import LinearMultilabelLoss, LinearWeightedBCEWithLogitsLoss, TopK

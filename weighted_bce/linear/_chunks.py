@@ -1,4 +1,4 @@
-"""The logits of a linear layer, a chunk of labels at a time: those of one exist, no more."""
+"""Computes the logits of a linear layer a chunk of labels at a time."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from .._options import compute_dtype
 
 
 class ChunkOptions(NamedTuple):
-    """How the logits of chunks are computed."""
+    """Options for computing the logits of chunks."""
 
     product_dtype: torch.dtype | None = None  # the dtype of autocast; None for that of the input
     chunk_labels: int | None = None  # how many labels a chunk has; None to choose
@@ -20,7 +20,7 @@ _HALF = frozenset({torch.float16, torch.bfloat16})
 
 
 class Layer(NamedTuple):
-    """What logits are made of: input @ weight.t() + bias."""
+    """The tensors of a linear layer; its logits are input @ weight.t() + bias."""
 
     input: Tensor  # (rows, features)
     weight: Tensor  # (labels, features)
@@ -32,13 +32,13 @@ class Layer(NamedTuple):
         return self.input.shape[0], self.weight.shape[0]
 
     def logits_like(self) -> Tensor:
-        """Stands for the logits where only their shape, dtype and device are asked for."""
+        """Returns a stand-in for the logits, with their shape, dtype and device."""
         like = self.input
         return torch.empty((), dtype=like.dtype, device=like.device).expand(self.shape)
 
 
 class Workspace:
-    """Memory for matrices of one dtype, one after the other, of at most so many elements."""
+    """Memory for one matrix at a time, of one dtype and at most `elements` elements."""
 
     def __init__(self, like: Tensor, dtype: torch.dtype, elements: int) -> None:
         self._memory = torch.empty(elements, dtype=dtype, device=like.device)
@@ -48,16 +48,16 @@ class Workspace:
 
 
 class Chunks:
-    """The chunks of a layer's labels, and what is computed of each.
+    """The chunks of a layer's labels, and the computations on each.
 
     Logits, sums over chunks and scale factors have the compute dtype, float32 for half
-    precision. Products take `operands`, which on CUDA may be half precision, since cuBLAS gives
-    float32 products of it. Elsewhere they take the compute dtype: torch would round logits of
-    half precision before the loss.
+    precision. Operands of products may have half precision on CUDA, where cuBLAS returns float32
+    products of them. Elsewhere they have the compute dtype, since torch would round logits to half
+    precision before the loss.
 
     Args:
-        layer: of dtypes that may differ.
-        options: how to compute them.
+        layer: tensors whose dtypes may differ.
+        options: the options for the logits.
     """
 
     def __init__(self, layer: Layer, options: ChunkOptions) -> None:
@@ -82,11 +82,11 @@ class Chunks:
             yield slice(first, min(first + self.size, self.num_labels))
 
     def workspace(self, dtype: torch.dtype, elements: int) -> Workspace:
-        """Memory for so many elements of each label of a chunk."""
+        """Returns memory for `elements` elements for each label of a chunk."""
         return Workspace(self.x, dtype, self.size * elements)
 
     def weights(self, chunk: slice) -> Tensor:
-        """Returns the rows of the weight as products take them."""
+        """Returns the rows of the weight of a chunk, in the dtype of products."""
         own, workspace = self._weight[chunk], self._weight_workspace
         return own if workspace is None else workspace.matrix(*own.shape).copy_(own)
 
@@ -96,7 +96,7 @@ class Chunks:
         return logits if self._bias is None else logits.add_(self._bias[chunk])
 
     def logits_grad(self, logits: Tensor) -> Tensor:
-        """Returns the gradient that stands where the logits were, as products take it."""
+        """Returns the gradient, which has replaced the logits, in the dtype of products."""
         workspace = self._grad_workspace
         return logits if workspace is None else workspace.matrix(*logits.shape).copy_(logits)
 
@@ -120,7 +120,7 @@ _CUDA_BYTES, _CUDA_LEAST = 2**25, 1024  # 32 MiB of logits: most of an H200's se
 
 
 def _chosen_labels(rows: int, x: Tensor, dtype: torch.dtype) -> int:
-    """Returns how many labels make a chunk whose logits fit in a cache, and large products."""
+    """Returns how many labels make a chunk whose logits fit in a cache, with large products."""
     bytes_per_label = max(1, rows) * dtype.itemsize
     if not x.is_cuda:
         return max(_LEAST, min(_MOST, _BYTES // bytes_per_label // _MULTIPLE * _MULTIPLE))
@@ -133,8 +133,8 @@ def _chosen_labels(rows: int, x: Tensor, dtype: torch.dtype) -> int:
 def _free_bytes(device: torch.device, enough: int) -> int:
     """Returns how much can be allocated on a GPU.
 
-    Asking torch's allocator would take a good part of a short step: it is done only where the
-    driver has less than enough.
+    Asking torch's allocator takes a good part of a short step, so it is asked only if the driver
+    has less than `enough`.
     """
     free, _ = torch.cuda.mem_get_info(device)
     if free < enough:

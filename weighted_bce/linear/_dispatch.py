@@ -1,4 +1,4 @@
-"""Which implementation computes the loss of a linear layer."""
+"""Chooses what computes the loss of a linear layer."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -44,9 +44,9 @@ def _is_sharded(layer: Layer, options: Options, step: Step | None) -> bool:
 
 
 def _is_eager(layer: Layer, options: Options, step: Step | None) -> bool:
-    """Gradients are needed, and may be made before it is known what for: nothing traces the call,
-    no checkpoint would drop them, there are numbers to compare, and no CUDA graph is captured, in
-    which the host may not wait for them. A step takes gradients in the backward pass."""
+    """Gradients are needed, and the forward pass may compute them: nothing traces the call, no
+    checkpoint would drop them, there are numbers to compare, and no CUDA graph is captured, in
+    which the host may not wait for them. A step gets its gradients in the backward pass."""
     if step is None:
         x = layer.input
         is_capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()

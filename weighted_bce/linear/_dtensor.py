@@ -1,7 +1,7 @@
 """The loss of a linear layer of DTensors: each process has the logits of its labels and rows.
 
-Nothing is sent but what is summed: the loss, the gradient of the input over processes that share
-labels out, that of the layer over those that share rows out.
+Processes exchange only sums: the loss, the gradient of the input if labels are split, and those of
+the layer if rows are split.
 """
 
 from typing import NamedTuple, cast
@@ -17,15 +17,15 @@ from ._chunks import Layer
 
 
 class LocalPart(NamedTuple):
-    """What one process computes of a layer's loss."""
+    """The part of a layer's loss that one process computes."""
 
     layer: Layer
     options: Options
     all_logits: GlobalLogits
-    logits: Tensor  # stands for all logits where only their shape, dtype and device are asked for
+    logits: Tensor  # a stand-in for all logits, with their shape, dtype and device
 
     def reduced(self, total: Tensor, options: Options) -> Tensor:
-        """Returns the loss of all processes, of which this one has a sum."""
+        """Returns the loss of all processes from the sum of this one."""
         return _reference.divided(as_sum(total, self.all_logits), self.logits, options)
 
 
@@ -33,12 +33,12 @@ def shard_of(layer: Layer, options: Options, has_step: bool) -> LocalPart:
     """Returns what this process computes.
 
     Args:
-        layer: at least its input or its weight is a DTensor.
-        options: those of all logits.
-        has_step: whether a step takes the gradients, which then go no further.
+        layer: a layer whose input or weight is a DTensor.
+        options: the options of all logits.
+        has_step: whether a step gets the gradients, which then go no further.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: the tensors are not placed in a way that fits.
+        TypeError, ValueError, NotImplementedError: if the placements of the tensors do not fit.
     """
     check_csr_indices(layer.shape, options)  # a shard does not know how many labels there are
     x, weight = _checked(layer)
@@ -58,7 +58,7 @@ def shard_of(layer: Layer, options: Options, has_step: bool) -> LocalPart:
 
 
 def _checked(layer: Layer) -> tuple[DTensor, DTensor]:
-    """Returns the input and the weight, placed so that each process can go on by itself."""
+    """Returns the input and the weight, with placements with which each process computes alone."""
     x, weight = layer.input, layer.weight
     for name, tensor in (("input", x), ("linear_weight", weight)):
         if not isinstance(tensor, DTensor):
@@ -88,8 +88,8 @@ def _cut_off(parameter: Tensor | None) -> Tensor | None:
 
 
 def _of_gradients(own: DTensor, other: DTensor) -> list[Placement]:
-    """Returns the placements of a gradient. A process has a part of the gradient of what it shares
-    with those that have other parts of what it is multiplied by."""
+    """Returns the placements of the gradient of `own`, which is multiplied by `other`: the gradient
+    is partial along each dimension of the mesh along which `other` is split."""
     pairs = zip(own.placements, other.placements, strict=True)
     return [Partial() if isinstance(q, Shard) else p for p, q in pairs]
 

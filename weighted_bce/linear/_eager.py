@@ -1,7 +1,7 @@
-"""The loss of a linear layer in eager mode: one pass that yields the loss and all gradients.
+"""The loss of a linear layer in eager mode: one pass computes the loss and all gradients.
 
-The gradients are made for the grad_output that backward is expected to bring; where another comes,
-they are made again.
+The gradients are computed for the grad_output that backward is expected to bring. If it brings
+another one, they are computed again.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from ._passes import Gradients, Step
 
 
 class FusedLinearLoss(Function):
-    """The loss and, in the same pass, the gradients; with a step, these in the backward pass."""
+    """Computes the loss and, in the same pass or with a step in backward, the gradients."""
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
-"""The ops of a linear layer and its loss in one, for what traces a call, and their derivatives.
+"""The ops of a linear layer with its loss, which tracing sees, and their derivatives.
 
-One gives the loss; one the gradients, for which it computes the logits again; one the largest
-logits. They are made of torch's products and of the kernels for the loss of a chunk.
+One computes the loss, one the gradients, for which it computes the logits again, and one the
+largest logits. They consist of torch's products and of the kernels for the loss of a chunk.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +30,8 @@ _SCHEMA_TYPES: dict[Any, str] = {
     int | None: "int?",
     Sequence[float] | None: "float[]?",
 }
-# The options that have a default came after version 0.6. They are the last, so that programs that
-# were exported before still load, with those that are reserved; see csrc/args.h.
+# Options with a default came after version 0.6. They and the reserved ones come last, so that
+# programs that were exported before still load; see csrc/args.h.
 _REQUIRED = tuple(name for name in Options._fields if name not in Options._field_defaults)
 _DEFAULTED = (*Options._field_defaults, "values", "normalizer")
 _LAYER_SCHEMA = "Tensor input, Tensor linear_weight, Tensor? linear_bias"
@@ -58,7 +58,7 @@ def gradients(
     chunk_options: ChunkOptions,
     needs: tuple[bool, ...],
 ) -> Gradients:
-    """Returns what the layer's tensors receive, from logits that are computed again."""
+    """Returns the gradients of the layer's tensors, from logits that are computed again."""
     if not is_first_order(grad_output):
         return differentiable_gradients(grad_output, layer, options, needs)
     needs = tuple(n and t is not None for n, t in zip(needs, layer, strict=True))
@@ -75,7 +75,7 @@ def largest(layer: Layer, k: int, chunk_options: ChunkOptions) -> tuple[Tensor, 
 
 
 def _unpacked(names: tuple[str, ...], arguments: Sequence[Any]) -> tuple[Layer, Options, Any]:
-    """Returns the layer, the options, and all that lies between the first and the last options.
+    """Returns the layer, the options, and the arguments `names` between the options.
 
     The last arguments may be missing, since the dispatcher drops defaults.
     """

@@ -1,7 +1,7 @@
 """The loss of a linear layer and its gradients, in one pass over chunks of labels.
 
-For each chunk: its logits by a product, their loss and its gradient in place by a kernel, and from
-that gradient the products that the layer's own gradients are made of. All chunks use the same
+For each chunk, a product computes the logits, a kernel computes their loss and writes its gradient
+over them, and products of that gradient give the gradients of the layer. All chunks use the same
 memory.
 """
 
@@ -22,7 +22,7 @@ Step = Callable[[slice, Tensor, Tensor | None], None]
 
 
 class Gradients(NamedTuple):
-    """The gradients of a layer's tensors; None where one is not needed."""
+    """The gradients of a layer's tensors; None for those that are not needed."""
 
     input: Tensor | None
     weight: Tensor | None
@@ -30,7 +30,7 @@ class Gradients(NamedTuple):
 
 
 class _Loss:
-    """The loss of chunks of logits, by a kernel where one serves them."""
+    """Computes the loss of chunks of logits, by a kernel if one serves them."""
 
     def __init__(self, chunks: Chunks, layer: Layer, options: Options) -> None:
         if options.first_label is None:
@@ -72,7 +72,7 @@ class _Loss:
 
 
 class _Gradients:
-    """The layer's gradients, to which each chunk adds."""
+    """The gradients of the layer, to which each chunk adds."""
 
     def __init__(
         self,
@@ -84,11 +84,11 @@ class _Gradients:
         step: Step | None,
     ) -> None:
         self._chunks, self._grad_output, self._step = chunks, grad_output, step
-        # In half precision 1 / (rows * labels) would vanish: it is multiplied into the products.
+        # In half precision 1 / (rows * labels) would be 0, so it is multiplied into the products.
         self.scales_products = chunks.product_dtype != chunks.dtype
 
         def memory(parameter: Tensor | None, needed: bool) -> Tensor | None:
-            """All of a gradient; where a step takes each chunk's at once, that of the largest."""
+            """Returns memory for a whole gradient, or with a step for that of the largest chunk."""
             if parameter is None or not needed:
                 return None
             if step is None:
@@ -106,7 +106,7 @@ class _Gradients:
             self._products = chunks.workspace(chunks.dtype, x.shape[1])
 
     def add(self, logits: Tensor, weights: Tensor, chunk: slice) -> None:
-        """Adds what follows from the gradient of a chunk's logits, which has taken their place."""
+        """Adds the part of a chunk, whose logits have been replaced by their gradient."""
         logits_grad = self._chunks.logits_grad(logits)
         self._add_to_input(logits_grad, weights)
         weight_grad = bias_grad = None
@@ -142,7 +142,7 @@ class _Gradients:
             out.copy_(sums)
 
     def finished(self, dtype: torch.dtype) -> Gradients:
-        """Returns all of them; that of the input in its dtype."""
+        """Returns all gradients; that of the input in its dtype."""
         x = self._input
         if x is not None:
             self._finish(x, x)
@@ -172,13 +172,15 @@ def loss_and_gradients(
     needs: tuple[bool, ...],
     step: Step | None = None,
 ) -> tuple[Tensor, Gradients]:
-    """Returns the loss, and what the layer's tensors receive for a grad_output.
+    """Returns the loss, and the gradients of the layer's tensors for a grad_output.
 
     Args:
-        layer: the layer, like all that follow but `needs` and `step` as for `loss`.
-        grad_output: 0-d.
-        needs: whether a gradient is needed of the layer's input, weight and bias.
-        step: is given the gradients of weight and bias chunk by chunk; they are not returned.
+        layer: the layer.
+        options: the options of all logits.
+        chunk_options: how to compute the logits of chunks.
+        grad_output: the gradient of the loss, 0-d.
+        needs: whether the gradients of the input, the weight and the bias are needed.
+        step: gets the gradients of weight and bias chunk by chunk; they are then not returned.
     """
     chunks = Chunks(layer, chunk_options)
     losses = _Loss(chunks, layer, options)

@@ -1,4 +1,4 @@
-"""What is not computed in chunks: all logits of a linear layer, derivatives of its gradients."""
+"""Computes all logits of a linear layer at once, and derivatives of its gradients."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -50,7 +50,7 @@ def all_logits(layer: Layer) -> Tensor:
 def differentiable_gradients(
     grad_output: Tensor, layer: Layer, options: Options, needs: tuple[bool, ...]
 ) -> Gradients:
-    """Returns what the layer's tensors receive; it may itself be differentiated."""
+    """Returns the gradients of the layer's tensors, which may be differentiated again."""
     x, weight, _ = _widened(layer)
     of_logits = differentiable_grad(grad_output, all_logits(layer), options)
     with _no_autocast(x):

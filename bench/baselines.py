@@ -29,22 +29,22 @@ class Baseline:
     """A way to compute the loss, that of weighted_bce too; or work that bounds the time of all."""
 
     key: str  # on the command line
-    title: str  # {usual} stands for the name of the usual way to write the loss
+    title: str  # its name in tables; {usual} is replaced by the name of the usual way
     make: Maker = ours
-    takes: str = "dense"  # the target: "dense", "sparse", "any" of both, "": no logits alone
-    linear: str = ""  # the same of a linear layer and its loss; "": not of these
+    takes: str = "dense"  # the target: "dense", "sparse" or "any"; "": it needs a linear layer
+    linear: str = ""  # the target with a linear layer; "": it does not compute one
     is_own: bool = False
-    is_loss: bool = True  # False: what is made takes a sample and computes no loss
-    losses: Sequence[str] = names.LOSSES  # that it computes
-    ready: bool = False  # it gets `ready` of a sample for a target
-    prepare: str = ""  # what else its sample needs, see Runner.prepare
-    matrices: int = 4  # as large as the logits, that a step makes and holds at its peak
-    weighted: bool = True  # with pos_weight; else it computes another function, with pos_weight 1
-    needs: str = ""  # a package that may be missing
-    only: str = ""  # the pass; "": both
-    device: str = ""  # "cpu" or "cuda"; "": both
-    quick: bool = True  # also in a quick run
-    graph: bool = False  # it can be captured: it neither waits for a GPU nor changes its input
+    is_loss: bool = True  # if not, `make` gives a function of a sample that computes no loss
+    losses: Sequence[str] = names.LOSSES  # the losses that it computes
+    ready: bool = False  # its target is `ready` of a sample
+    prepare: str = ""  # how its sample is prepared, see Runner.prepare
+    matrices: int = 4  # how many matrices as large as the logits a step holds at its peak
+    weighted: bool = True  # if not, it has no pos_weight, and so computes another function
+    needs: str = ""  # a package that it needs
+    only: str = ""  # the only pass; "": both
+    device: str = ""  # the only device, "cpu" or "cuda"; "": both
+    quick: bool = True  # whether a quick run has it too
+    graph: bool = False  # whether a CUDA graph can have it: it does not wait or change its input
     loss_scale: float = 1.0
     scale_before: float = 0.0  # the loss scale of the untimed step before; 0: the same
 

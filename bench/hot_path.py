@@ -1,10 +1,10 @@
 """Finds the hot path of `on_vectors` in machine code, and counts what is on it.
 
-It is one iteration of the main loop where all targets are 0 or 1. A group of logits has one
-MUFU.EX2 for each, one MUFU.RCP too where gradients are written, loads of 16 bytes of logits and of
-the targets, a store of 16 bytes or none, and no other access to memory but to shared memory.
-Logits, and targets of 1 byte, are copied there some iterations before their turn (LDGSTS). With
-sparse labels it is the path of groups without a positive.
+The hot path is an iteration of the main loop in which all targets are 0 or 1. A group of logits has
+a MUFU.EX2 for each logit, a MUFU.RCP for each if gradients are written, loads of 16 bytes of logits
+and of the targets, at most one store of 16 bytes, and no other access to memory except shared
+memory. Logits, and targets of 1 byte, are copied there some iterations before their use (LDGSTS).
+With sparse labels it is the path of groups without a positive.
 """
 
 import re
@@ -42,7 +42,7 @@ class Instruction(NamedTuple):
 
     @property
     def targets(self) -> list[int]:
-        """The address that a branch goes to; none of another instruction."""
+        """The address that a branch goes to; empty for another instruction."""
         return [int(self.operands.split(", ")[-1], 16)] if self.name == "BRA" else []
 
 

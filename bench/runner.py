@@ -23,7 +23,7 @@ Tell = Callable[[Row], object]
 
 
 class Disagreement(Exception):
-    """A baseline does not compute what it should."""
+    """Says that a baseline does not compute what it should."""
 
 
 class Runner:
@@ -127,7 +127,7 @@ class Runner:
         """
         setting = self.samples.setting
         matrices = self.baseline.matrices_of(setting.loss)
-        if setting.features:  # ours holds a chunk of the logits at a time
+        if setting.features:  # weighted_bce holds a chunk of the logits at a time
             matrices = 0 if self.baseline.is_own else matrices + 1
         makes_gradient = self.pass_ == STEP and (self.baseline.is_loss or setting.features > 0)
         step = matrices * setting.logits_bytes + makes_gradient * setting.gradient_bytes

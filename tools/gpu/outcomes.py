@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def needs(item: pytest.Item, device: str) -> bool:
-    """Whether a test is for this device: by a parameter, its name, or since it else is skipped."""
+    """Tells whether a test is for this device, by its parameters, its name or its skip mark."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     if any(isinstance(value, str) and value == device for value in parameters):
         return True

@@ -108,7 +108,7 @@ def check_fused_step(processes: int) -> None:
     for actual, wanted in zip(own, plain, strict=True):
         assert_whole(actual.detach(), wanted)
     by_rows = leaves_of(case, x.device_mesh, [Shard(0)], [Replicate()])
-    with pytest.raises(NotImplementedError, match="input must not be split over processes"):
+    with pytest.raises(NotImplementedError, match="input must not have its rows split"):
         case(*by_rows, target=csr, fused_step=step)
 
 

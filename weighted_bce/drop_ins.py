@@ -86,9 +86,9 @@ class AsymmetricLoss(MultilabelLoss):
     - Soft targets weight the two terms. There, they also choose an exponent between the two.
     - The sum and the mean of float16 and bfloat16 are float32.
 
-    With ``reduction="batchmean"`` this is timm's AsymmetricLossMultiLabel, which computes in
-    float32. Use ``MultilabelLoss(Asymmetric(...))`` for label smoothing and ignored elements. The
-    authors' ASLSingleLabel, a softmax loss for one label per sample, is a different loss.
+    With ``reduction="batchmean"`` this is AsymmetricLossMultiLabel of timm 1.0.31, which computes
+    in float32. Use ``MultilabelLoss(Asymmetric(...))`` for label smoothing and ignored elements.
+    The authors' ASLSingleLabel, a softmax loss for one label per sample, is a different loss.
 
     Args:
         gamma_neg: the exponent of the negative term, a finite number >= 0. Default: 4.

@@ -72,6 +72,7 @@ def linear_weighted_bce_with_logits(
             are such callables. It is called only if `linear_weight` requires a gradient. Gradients
             are not averaged over processes, so in distributed training a row of the weight must
             belong to one process. Default: None.
+
     Returns:
         The loss, 0-d; float64 for float64 input and float32 for all others.
 

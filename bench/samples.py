@@ -14,6 +14,7 @@ from .device import CPU, Device
 from .settings import Setting
 
 MOST = 256
+MOST_KEPT = 2**30  # bytes of gradients whose memory weighted_bce keeps
 CHUNK = 2**20  # elements that are compared with float64 at once
 MOST_CHECKED = 2**24  # elements of the gradient that are compared, the first ones
 
@@ -71,12 +72,15 @@ class Samples:
     def take(self) -> Sample:
         """Returns the sample that was used longest ago.
 
-        It loses its gradient only now, so that gradients, too, take turns in memory. Those of a
-        linear layer can be large: all are dropped.
+        It loses its gradient only now, so that gradients, too, take turns in memory. All are
+        dropped where they are so large that weighted_bce would not keep the memory of all of them:
+        a training loop has one. Gradients of a linear layer can be large, too.
         """
         sample = self.all[self._uses % self.count]
         self._uses += 1
-        for one in self.all if self.setting.features else (sample,):
+        all_gradients = self.count * self.setting.gradient_bytes
+        is_one_at_a_time = self.setting.features > 0 or all_gradients > MOST_KEPT
+        for one in self.all if is_one_at_a_time else (sample,):
             one.drop_gradients()
         return sample
 

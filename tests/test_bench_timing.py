@@ -13,6 +13,7 @@ pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
 from bench import makers, report, timing
+from bench import samples as samples_module
 from bench.accuracy import truth
 from bench.names import FORWARD, LOSSES, OURS, STEP
 from bench.records import Row
@@ -296,3 +297,17 @@ def test_the_peak_becomes_part_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None
     assert known["copy"].peak_bytes is known[OURS].beyond_bytes is None
     others = group(SETTING._replace(rows=9), [OURS]), group(SETTING, [OURS], FORWARD)
     assert [measured(one)[OURS].peak_bytes for one in others] == [None, None]
+
+
+@pytest.mark.parametrize("most", [0, 2**30])
+def test_large_gradients_are_alone(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients take turns in memory only as far as weighted_bce keeps the memory of all."""
+    monkeypatch.setattr(samples_module, "MOST_KEPT", most)
+    samples = Samples(SETTING)
+    samples.count = 3
+    for _ in range(4):
+        sample = samples.take()
+        (leaf,) = sample.leaves
+        leaf.grad = torch.zeros_like(leaf)
+    held = [one.leaves[0].grad is not None for one in samples.all]
+    assert sum(held) == (1 if most == 0 else 3)

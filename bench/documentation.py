@@ -55,6 +55,7 @@ HEAD = (
     "usual, MiB",
     "weighted_bce, MiB",
 )
+FACTS = ("GPU", "CPU", "torch", "weighted_bce", "commit", "SIMD level in use")
 NOT_ON_A_GPU = ("The same on a GPU", "not measured: no GPU has run the CUDA kernels yet")
 
 
@@ -121,7 +122,8 @@ def _mib(row: Row) -> str:
 
 
 def _run(records: Records) -> str:
-    return f"`{records.facts['command']}` ({shown_facts(records.facts)})"
+    facts = {name: records.facts[name] for name in FACTS if name in records.facts}
+    return f"`{records.facts['command']}` ({shown_facts(facts)})"
 
 
 def figures(folder: Path) -> list[str]:

@@ -78,9 +78,9 @@ class AsymmetricLoss(MultilabelLoss):
     AsymmetricLoss and AsymmetricLossOptimized of github.com/Alibaba-MIIL/ASL, with these
     differences on purpose:
 
-    - Probabilities are not limited by `eps`. There, a positive with a logit below -18.4 gets no
-      gradient, and its loss no longer grows. In float16, `eps` is 0, and there is no finite
-      gradient from -17 on.
+    - Probabilities are not limited by `eps`. There, a positive with a logit below -18.4 gets
+      almost no gradient, and its loss no longer grows. In float16, `eps` is 0, and a logit below
+      -11.1 has no finite gradient.
     - A negative below the clip has no loss and no gradient. That is so there too, except that the
       gradient is NaN if `gamma_neg` is between 0 and 1.
     - Soft targets weight the two terms. There, they also choose an exponent between the two.

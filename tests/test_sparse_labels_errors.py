@@ -93,7 +93,7 @@ WRONG: dict[tuple[str, type[Exception]], list[tuple[Any, str]]] = {
     ("tensor", ValueError): [
         (EYE.to_sparse(1), r"have two dimensions, .*, got shape \(2, 3\) with dense_dim 1"),
         (EYE[0].to_sparse(), r"have two dimensions, .*, got shape \(3,\) with dense_dim 0"),
-        (EYE[None].to_sparse_csr(), r"have two dimensions, .*, got \(1, 2, 3\)"),
+        (EYE[None].to_sparse_csr(), r"have two dimensions, .*, got shape \(1, 2, 3\)"),
         ((EYE * 2).to_sparse(), r"hold 0 and 1 only, got 2 in row 0"),
         ((EYE * math.nan).to_sparse_csr(), r"hold 0 and 1 only, got nan in row 0"),
     ],

@@ -107,7 +107,9 @@ def _front(rows: Sequence[Row]) -> Figure:
     for axes, (title, values) in zip(both, panels, strict=True):
         colors = [OWN if row is ours else OTHER for row in rows]
         bars = axes.barh([*FRONT.values()], values, color=colors)
-        axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3)
+        axes.bar_label(
+            bars, [f"{value:.3g}" if value >= 0.05 else "0" for value in values], padding=3
+        )
         axes.margins(x=0.15)
         axes.xaxis.set_visible(False)
         axes.set_title(title, loc="left")

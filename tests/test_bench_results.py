@@ -234,7 +234,7 @@ def test_what_readme_says(pages: Path) -> None:
     rows = [line for line in table if len(line) == len(documentation.HEAD)]
     dense, layer, gpu = rows[2:]  # no sparse baseline was measured, and no other loss
     assert dense[0] == "| Dense labels: 1,024 x 16,384"
-    assert dense[4:6] == ["61.50", "192"]
+    assert dense[4:6] == ["61.50", "192.0"]
     assert layer[0] == "| Linear layer and loss: 256 x 256 x 131,072"
     assert layer[5:] == ["3.00", "3.00 |"]
     assert gpu[1] == "not measured: no GPU has run the CUDA kernels yet"

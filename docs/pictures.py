@@ -82,7 +82,7 @@ def value_and_slope(
             panel.plot(x, heights, color=color, linestyle=dashes, label=name or None)
     for panel, what, limits in zip(panels, ("value", "slope"), (of_values, of_slopes), strict=True):
         finish(panel, what, limits)
-    panels[0].legend(loc="upper center")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 

@@ -89,7 +89,7 @@ def headlines(_: Path) -> list[str]:
                 break
     if not any("GPU" in records.facts for records in results):
         lines.append([*NOT_ON_A_GPU, *[""] * (len(HEAD) - len(NOT_ON_A_GPU))])
-    text = [f"Row {' and '.join(numbers)}: {run}." for run, numbers in by_run.items()]
+    text = [f"- Row {' and '.join(numbers)}: {run}." for run, numbers in by_run.items()]
     return ["\n".join(markdown(HEAD, lines)), "\n".join(text)]
 
 

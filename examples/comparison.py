@@ -1,12 +1,15 @@
 """One small network, trained and judged with each loss."""
 
 import argparse
+from statistics import mean
 
 import numpy as np
 import torch
 from rich.progress import Progress
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
+import weighted_bce
 from tools.command import progress_on
 from weighted_bce import SparseLabels
 
@@ -14,17 +17,18 @@ from . import measures, picture, ranking, report
 from .data import Dataset, read
 from .losses import LOSSES, Loss, peak_bytes, step_milliseconds
 from .program import consoles, insist
-from .report import Quality, Result
+from .report import Quality, Result, Undone
 from .training import Encoder, train
 
 HIDDEN = 128
 BATCH = 256
-LEARNING_RATE = 0.02  # at 0.003 most losses are far from done after 12 epochs
 # Rows are scored in blocks of at most BLOCK logits; of a part that has more scores than SCORES, the
 # first rows alone are judged.
 BLOCK, SCORES = 2**22, 2**27
 # The logits of the measured step: with very many labels they have fewer rows.
 COST_ROWS, COST_ELEMENTS = 1024, 2**26
+# Rows to train on, to choose a threshold on, and to test on.
+Parts = tuple[Dataset, Dataset, Dataset]
 
 
 def run(options: argparse.Namespace) -> None:
@@ -35,31 +39,54 @@ def run(options: argparse.Namespace) -> None:
     console.print(about, highlight=False)
     few = f"{labels} labels are too few: the first {ranking.DEEPEST} are ranked"
     insist(labels >= ranking.DEEPEST, few)
-    some, validation, test = parts(data, options.seed)
-    losses = [loss for loss in LOSSES if loss.kind in options.losses]
+    seeds = range(options.seed, options.seed + options.seeds)
+    of_seeds = {seed: parts(data, seed) for seed in seeds}
     rows = max(1, min(COST_ROWS, COST_ELEMENTS // labels))
-    shape = (rows, labels, some.positives_per_row)
-    results = []
+    shape = (rows, labels, of_seeds[options.seed][0].positives_per_row)
     with progress_on(notes) as progress:
-        peaks = peak_bytes(losses, *shape) or [None] * len(losses)
-        costs = zip(step_milliseconds(losses, *shape), peaks, strict=True)
-        for loss, cost in zip(losses, costs, strict=True):
-            for prior in (False, True):
-                model = fit(some, loss, prior, options.epochs, options.seed, progress)
-                quality = evaluate(model, loss, validation, test, some.positives_per_row)
-                results.append(Result(loss.name, loss.kind, loss.pos_weight, prior, quality, *cost))
-    true = test.positives_per_row
+        results = compare(of_seeds, shape, options, progress)
+    true = mean(test.positives_per_row for _, _, test in of_seeds.values())
     for table in report.tables(results, true, *shape):
         console.print(table, "")
     saved = picture.draw(results, about, true, labels, options.out)
-    step = {"rows": rows, "labels": labels}
-    report.save_json(results, about, step, options.out / "sparse_labels.json")
+    used = {
+        "data": about,
+        "true_per_row": true,
+        "seeds": list(seeds),
+        "epochs": options.epochs,
+        "learning_rate": options.learning_rate,
+        "batch": BATCH,
+        "loss_step": {"rows": rows, "labels": labels},
+        "versions": {"torch": torch.__version__, "weighted_bce": weighted_bce.__version__},
+    }
+    report.save_json(results, used, options.out / "sparse_labels.json")
     answers = report.answers(results, true, labels)
     for line in (*answers, f"Picture: {saved[0]} and {saved[1].name}"):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def parts(data: Dataset, seed: int) -> tuple[Dataset, Dataset, Dataset]:
+def compare(
+    of_seeds: dict[int, Parts],
+    shape: tuple[int, int, float],
+    options: argparse.Namespace,
+    progress: Progress,
+) -> list[Result]:
+    """What each loss costs, and what it reaches from both starts of the bias with each seed."""
+    losses = [loss for loss in LOSSES if loss.kind in options.losses]
+    peaks = peak_bytes(losses, *shape) or [None] * len(losses)
+    costs = zip(step_milliseconds(losses, *shape), peaks, strict=True)
+    results = []
+    for loss, cost in zip(losses, costs, strict=True):
+        for prior in (False, True):
+            qualities = [
+                quality_of(loss, prior, three, seed, options, progress)
+                for seed, three in of_seeds.items()
+            ]
+            results.append(Result(loss.name, loss.kind, loss.pos_weight, prior, qualities, *cost))
+    return results
+
+
+def parts(data: Dataset, seed: int) -> Parts:
     """Rows to train on, rows to choose a threshold on, and a fifth of all to test on."""
     rest, test = data.split(seed)
     some, validation = rest.split(seed)
@@ -70,8 +97,30 @@ def parts(data: Dataset, seed: int) -> tuple[Dataset, Dataset, Dataset]:
     return some, validation, test
 
 
+def quality_of(
+    loss: Loss,
+    prior: bool,
+    three: Parts,
+    seed: int,
+    options: argparse.Namespace,
+    progress: Progress,
+) -> Quality:
+    """The worth of what the loss trains on the first part of the data."""
+    some, validation, test = three
+    fitted = loss.on(SparseLabels.from_scipy(some.labels), some.labels.shape[1])
+    length = (options.epochs, options.learning_rate)
+    model = fit(some, fitted, prior, *length, seed, progress)
+    return evaluate(model, fitted, validation, test, some.positives_per_row)
+
+
 def fit(
-    data: Dataset, loss: Loss, prior: bool, epochs: int, seed: int, progress: Progress
+    data: Dataset,
+    loss: Loss,
+    prior: bool,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    progress: Progress,
 ) -> nn.Module:
     """Trains a network whose first weights and batches depend on `seed` alone.
 
@@ -84,7 +133,7 @@ def fit(
     with torch.no_grad():
         classifier.bias.copy_(bias if prior else torch.zeros_like(bias))
     model = nn.Sequential(Encoder(data.features.shape[1], HIDDEN), classifier)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), learning_rate, fused=True)
 
     def loss_of(rows: np.ndarray) -> Tensor:
         features, labels = data.at(rows)
@@ -101,7 +150,8 @@ def fit(
 def evaluate(
     model: nn.Module, loss: Loss, validation: Dataset, test: Dataset, positives_per_row: float
 ) -> Quality:
-    threshold = measures.best_threshold(scored(model, loss, validation), validation.labels)
+    chosen_on = scored(model, loss, validation)
+    threshold = measures.best_threshold(chosen_on, validation.labels)
     scores, labels = scored(model, loss, test), test.labels
     middle = loss.middle(positives_per_row)
     ranked = torch.from_numpy(scores).topk(ranking.DEEPEST).indices
@@ -114,7 +164,18 @@ def evaluate(
         measures.mean_average_precision(scores, labels),
         first[0],
         first[-1],
+        measures.predictions(chosen_on, validation.labels, threshold).f1,
+        measures.calibration(scores, labels) if loss.calibrated() else None,
+        undone(scores, labels, loss.shift()),
     )
+
+
+def undone(scores: np.ndarray, labels: csr_matrix, shift: Tensor | None) -> Undone | None:
+    """What pos_weight leaves behind when its logarithm is subtracted from the logits."""
+    if shift is None:
+        return None
+    logits = scores - shift.numpy()
+    return Undone(measures.predictions(logits, labels, 0.0), measures.calibration(logits, labels))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -16,10 +17,12 @@ from sklearn.preprocessing import normalize
 
 from weighted_bce import SparseLabels
 
-from .program import IMPORTS, UserError, insist
-from .python_imports import BUCKETS, Facts, facts_of_environment
+from .debian_packages import facts_of_packages
+from .facts import BUCKETS, Facts
+from .program import DEBIAN, IMPORTS, UserError, insist
+from .python_imports import facts_of_environment
 
-MIN_COUNT = 5  # modules that occur less often are no labels
+MIN_COUNT = 5  # names that occur less often are no labels
 # Of made-up data: words that each label brings into a row, words of no label, labels of a row.
 WORDS, OTHER_WORDS, LABELS = 4, 10, 5
 
@@ -30,6 +33,7 @@ class Dataset(NamedTuple):
     source: str
     features: csr_matrix  # [rows, features] float32
     labels: csr_matrix  # [rows, labels] bool, the positives alone
+    groups: np.ndarray | None = None  # a number for each row; near duplicates have the same
 
     @property
     def positives_per_row(self) -> float:
@@ -43,13 +47,20 @@ class Dataset(NamedTuple):
         )
 
     def split(self, seed: int) -> tuple["Dataset", "Dataset"]:
-        """Four fifths to train on and one fifth held out, drawn at random."""
-        order = np.random.default_rng(seed).permutation(self.labels.shape[0])
+        """Four fifths to train on and one fifth held out, drawn at random.
+
+        With groups these are fifths of the groups, each of which stays whole.
+        """
+        every = np.arange(self.labels.shape[0]) if self.groups is None else np.unique(self.groups)
+        order = np.random.default_rng(seed).permutation(every)
         test, train = np.split(order, [max(1, len(order) // 5)])
+        if self.groups is not None:
+            test, train = (np.flatnonzero(np.isin(self.groups, some)) for some in (test, train))
         return self.rows(train), self.rows(test)
 
     def rows(self, rows: np.ndarray | slice) -> "Dataset":
-        return Dataset(self.source, self.features[rows], self.labels[rows])
+        groups = None if self.groups is None else self.groups[rows]
+        return Dataset(self.source, self.features[rows], self.labels[rows], groups)
 
     def at(self, rows: np.ndarray | slice) -> tuple[csr_matrix, SparseLabels]:
         """The features and the labels of some rows."""
@@ -67,11 +78,15 @@ class Dataset(NamedTuple):
 
 
 def read(source: str, rows: int | None, seed: int, progress: Progress) -> Dataset:
-    """A file's data, or for "imports" those of this environment: at most so many rows."""
-    if source != IMPORTS:
-        return dataset_of_file(Path(source), rows)
-    facts = facts_of_environment(rows, seed, progress)
-    return dataset_of_facts(facts, f"imports of {len(facts):,} Python files")
+    """A file's data, or with "imports" or "debian" this machine's: at most so many rows."""
+    if source == IMPORTS:
+        files = facts_of_environment(rows, seed, progress)
+        return dataset_of_facts(files, f"imports of {len(files):,} Python files")
+    if source == DEBIAN:
+        packages = facts_of_packages()
+        chosen = random.Random(seed).sample(packages, min(rows or len(packages), len(packages)))
+        return dataset_of_facts(chosen, f"tags of {len(chosen):,} Debian packages")
+    return dataset_of_file(Path(source), rows)
 
 
 def csr(rows: Sequence[Sequence[int]] | np.ndarray, columns: int, dtype: type) -> csr_matrix:
@@ -97,17 +112,19 @@ def made_up(labels: int, rows: int, features: int, seed: int) -> Dataset:
 
 
 def dataset_of_facts(facts: Sequence[Facts | None], source: str) -> Dataset:
-    """Rows of the files that use a name and import a module seen `MIN_COUNT` times or more."""
+    """Rows with a word and with a name that occurs `MIN_COUNT` times or more."""
     read = [one for one in facts if one is not None]
-    counts = Counter(module for one in read for module in one.modules)
-    columns = {m: i for i, m in enumerate(sorted(m for m, n in counts.items() if n >= MIN_COUNT))}
-    rows = [(one.buckets, [columns[m] for m in one.modules if m in columns]) for one in read]
-    rows = [(buckets, labels) for buckets, labels in rows if buckets and labels]
-    problem = f"only {len(rows)} files import a module that occurs {MIN_COUNT} times"
+    counts = Counter(name for one in read for name in one.names)
+    often = sorted(name for name, count in counts.items() if count >= MIN_COUNT)
+    columns = {name: i for i, name in enumerate(often)}
+    rows = [one._replace(names=[name for name in one.names if name in columns]) for one in read]
+    rows = [one for one in rows if one.buckets and one.names]
+    problem = f"only {len(rows)} rows have a word and a label that occurs {MIN_COUNT} times"
     insist(len(rows) >= 10, f"{problem}; use more files")
-    buckets, labels = zip(*rows, strict=True)
-    features = normalize(csr(buckets, BUCKETS, np.float32))
-    return Dataset(source, features, csr(labels, len(columns), bool))
+    features = normalize(csr([one.buckets for one in rows], BUCKETS, np.float32))
+    labels = csr([[columns[name] for name in one.names] for one in rows], len(columns), bool)
+    names, groups = np.unique([one.group for one in rows], return_inverse=True)
+    return Dataset(source, features, labels, groups if len(names) > 1 else None)
 
 
 def dataset_of_file(path: Path, rows: int | None = None) -> Dataset:

@@ -21,6 +21,7 @@ from weighted_bce import (
     MultilabelLoss,
     SparseLabels,
     empty_cache,
+    pos_weight_from_labels,
     prior_logits,
     weighted_bce_with_logits,
 )
@@ -64,7 +65,29 @@ class Loss(NamedTuple):
     name: str
     kind: str
     function: LossFunction
-    pos_weight: float | None = None
+    pos_weight: float | Tensor | None = None
+    power: float | None = None  # of the labels' (negatives / positives), which is their pos_weight
+
+    def on(self, labels: SparseLabels, num_labels: int) -> "Loss":
+        """This loss, with the pos_weight of these labels where it follows from labels."""
+        if self.power is None:
+            return self
+        weight = pos_weight_from_labels(labels, num_labels) ** self.power
+        function = partial(weighted_bce_with_logits, pos_weight=weight)
+        return self._replace(function=function, pos_weight=weight)
+
+    def calibrated(self) -> bool:
+        """Whether the sigmoid of its logits is meant as a probability."""
+        return self.kind not in ("categorical", "squared-hinge")
+
+    def shift(self) -> Tensor | None:
+        """How much pos_weight raises the logits of a model that fits; None without it.
+
+        Weighting by p changes the odds q / (1 - q) of a label to p q / (1 - q).
+        """
+        if self.pos_weight is None or self.kind == "plain":
+            return None
+        return torch.as_tensor(self.pos_weight).log()
 
     def scores(self, logits: Tensor) -> Tensor:
         """What is compared with a threshold, and over rows; of one row it has the logits' order."""
@@ -94,6 +117,8 @@ LOSSES = (
         Loss(f"ours, weight {w:g}", "weighted", partial(weighted_bce_with_logits, pos_weight=w), w)
         for w in (3.0, 7.0, 30.0, 300.0)
     ),
+    Loss("ours, balanced", "balanced", weighted_bce_with_logits, power=1.0),
+    Loss("ours, root balanced", "balanced", weighted_bce_with_logits, power=0.5),
     *(
         Loss(f"ours, {name}", kind, MultilabelLoss(program.loss_named(kind)))
         for kind, name in program.LOSSES.items()
@@ -118,6 +143,7 @@ def step_milliseconds(
 ) -> list[float]:
     """The median time of a step of each loss, over rounds in which all take turns."""
     sample = _sample(rows, labels, positives)
+    losses = [loss.on(sample[1], labels) for loss in losses]
     times: list[list[float]] = [[] for _ in losses]
     for _ in range(rounds):
         for loss, spent in zip(losses, times, strict=True):
@@ -149,6 +175,7 @@ def _measure_peaks(losses: Sequence[Loss], rows: int, labels: int, positives: fl
     for loss in losses * 3:
         _step(loss, *_sample(few, labels, positives))
     sample = _sample(rows, labels, positives)
+    losses = [loss.on(sample[1], labels) for loss in losses]
     peaks = []
     for loss in losses:
         empty_cache()

@@ -1,10 +1,16 @@
-"""How good predictions are: at a threshold, and as a ranking. Scores are (rows, labels)."""
+"""How good predictions are: at a threshold, as a ranking, and as probabilities.
+
+Scores are (rows, labels).
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from scipy.special import expit
 from sklearn.metrics import precision_recall_fscore_support as scores_of
+
+EDGE = 8  # logits are put into bins of width 1 from -EDGE to EDGE; the outer ones hold the rest
 
 
 class Predictions(NamedTuple):
@@ -26,6 +32,37 @@ def predictions(scores: np.ndarray, labels: csr_matrix, threshold: float) -> Pre
     macro = scores_of(labels[:, some], predicted[:, some], average="macro", zero_division=0)[2]
     each = np.diff(predicted.indptr)
     return Predictions(*map(float, (*micro, macro, each.mean(), (each == 0).mean())))
+
+
+class Calibration(NamedTuple):
+    """How far the probabilities of logits are from the frequencies of the labels."""
+
+    per_row: float  # the sum of a row's probabilities; calibrated: its number of true labels
+    error: float  # the sum over bins of |expected - true|, divided by all true labels
+    # For each bin, in the order of the logits.
+    pairs: tuple[float, ...]  # of a row and a label
+    expected: tuple[float, ...]  # the sum of their probabilities
+    true: tuple[float, ...]
+
+
+def calibration(logits: np.ndarray, labels: csr_matrix) -> Calibration:
+    """Compares probabilities with frequencies, in bins of the logit.
+
+    It is not the usual expected calibration error: of bins that hold equally many pairs almost all
+    would be without a true label, and among all pairs the error of those that matter is tiny.
+    """
+    within = np.clip(logits, -EDGE, EDGE)
+    pairs, expected, true = (
+        np.histogram(values, 2 * EDGE, (-EDGE, EDGE), weights=weights)[0].astype(float)
+        for values, weights in (
+            (within, None),
+            (within, expit(logits)),
+            (within[labels.nonzero()], None),
+        )
+    )
+    error = np.abs(expected - true).sum() / labels.nnz
+    per_row = float(expected.sum() / len(logits))
+    return Calibration(per_row, float(error), *(tuple(x.tolist()) for x in (pairs, expected, true)))
 
 
 def best_threshold(scores: np.ndarray, labels: csr_matrix) -> float:

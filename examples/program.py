@@ -1,11 +1,12 @@
 """What the command lines of the examples share: options, tables, and how a program ends."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tools.command import add_reference, positive, seed
+from tools.command import add_reference, checked, positive, seed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,12 +24,15 @@ LOSSES = {
     "poly1": "Poly1",
     "squared-hinge": "SquaredHinge",
 }
-IMPORTS = "imports"
+# The data that are built in.
+IMPORTS, DEBIAN = "imports", "debian"
 FORMATS = (
     "a file in the extreme classification repository's format (a first line 'rows features "
     "labels'), or svmlight multilabel; may be .gz or .bz2. Or 'imports', the default: which "
-    "modules the Python files of this environment import"
+    "modules the Python files of this environment import. Or 'debian': which tags the packages "
+    "have that apt-cache lists"
 )
+above_0 = checked(float, lambda number: 0 < number < math.inf, "a number above 0")
 Group = argparse._ActionsContainer  # a parser, or a group of its options
 
 

@@ -9,29 +9,24 @@ import sys
 import sysconfig
 import time
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.progress import Progress
 
 from tools.command import FILES, READ_SECONDS
 
-BUCKETS = 32768
+from .facts import Facts, hashed
+
 # A longer file is a generated table, which takes seconds to parse and says little.
 MAX_BYTES = 400_000
 
 
-class Facts(NamedTuple):
-    """The hashed names that one file uses, and the modules that it imports."""
-
-    buckets: list[int]
-    modules: list[str]
-
-
 def facts_of_source(source: bytes | str, package: tuple[str, ...] = ()) -> Facts:
-    """The facts of a source that lives in `package`, which tells what relative imports mean."""
+    """The names that a source uses and the modules that it imports.
+
+    It lives in `package`, which tells what relative imports mean.
+    """
     names: set[str] = set()
     modules: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -43,8 +38,7 @@ def facts_of_source(source: bytes | str, package: tuple[str, ...] = ()) -> Facts
             case ast.ImportFrom(module=module, level=level):
                 base = package[: max(0, len(package) - level + 1)] if level else ()
                 modules.add(".".join((*base, *filter(None, [module]))))
-    buckets = {zlib.crc32(name.encode("utf-8", "replace")) % BUCKETS for name in names}
-    return Facts(sorted(buckets), sorted(modules - {""}))
+    return Facts(hashed(names), sorted(modules - {""}))
 
 
 def _facts_of_file(where: tuple[str, str]) -> Facts | None:

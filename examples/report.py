@@ -1,25 +1,31 @@
 """The results as tables, and the answers to three questions."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
-from typing import NamedTuple
+from statistics import mean, median, stdev
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from . import program
-from .measures import Predictions
+from .measures import Calibration, Predictions
 
 OF_PREDICTIONS = ("preci-\nsion", "recall", "micro\nF1", "macro\nF1")
-AT_HALF = ("loss", *OF_PREDICTIONS, "labels\nper row", "rows\nempty", "step\nms", "peak\nMiB")
-AT_BEST = ("loss", *OF_PREDICTIONS, "thres-\nhold", "mAP", "P@1", "P@5")
+AT_HALF = (
+    *("loss", *OF_PREDICTIONS, "labels\nper row", "rows\nempty", "sum of\nprob."),
+    *("step\nms", "peak\nMiB"),
+)
+AT_BEST = ("loss", *OF_PREDICTIONS, "thres-\nhold", "mAP", "P@1", "P@5", "calib.\nerror")
 OF_HALF = (
-    "CE: cross-entropy; weight: pos_weight. The last layer's bias starts at 0 or at the prior, the "
+    "CE: cross-entropy; weight: pos_weight; balanced: that of each label is its negatives / "
+    "positives, or the square root of it. The last layer's bias starts at 0 or at the prior, the "
     "log-odds of each label (categorical CE: the logarithm of its share of the positives). "
     "Predicted: probability >= 0.5, which is logit >= 0, and the squared hinge, which has no "
     "probability, takes logit >= 0; softmax (categorical CE) >= 0.5 / {positives:.2f}, half of a "
-    "positive's mean share of its target. Macro: mean over the labels that have a positive.\n"
+    "positive's mean share of its target. Macro: mean over the labels that have a positive. Sum of "
+    "probabilities: per row; calibrated ones sum to the number of true labels.\n"
     "Step: loss and backward, from {rows} x {labels} float32 logits and sparse labels to the "
     "gradient of the logits. ms: median of rounds in which the losses take turns. Peak: rise of "
     "the resident-set high-water mark in one step, inputs not counted; one gradient is {mib} MiB."
@@ -28,8 +34,18 @@ OF_BEST = (
     "Threshold: of the logits (categorical CE: of the logarithm of the softmax), the one with the "
     "best micro-F1 on validation rows. mAP: average precision of each label's ranking of the rows, "
     "mean over the labels that have a positive. P@k: the share of true ones among "
-    "the first k labels of a row."
+    "the first k labels of a row. Calibration error: pairs of row and label are put into bins by "
+    "their logit, and the sum over bins of |sum of probabilities - true labels| is divided by all "
+    "true labels."
 )
+SPREAD = "\n±: the standard deviation over {seeds} seeds of split, start and order."
+
+
+class Undone(NamedTuple):
+    """Predictions at probability 0.5, and probabilities, with pos_weight's shift undone."""
+
+    at_half: Predictions
+    calibration: Calibration
 
 
 class Quality(NamedTuple):
@@ -41,6 +57,9 @@ class Quality(NamedTuple):
     mean_average_precision: float  # of each label's ranking of the rows, mean over labels
     precision_at_1: float
     precision_at_5: float
+    validation_f1: float  # micro-F1 at the threshold on the validation rows, to choose rates by
+    calibration: Calibration | None  # None without probabilities
+    undone: Undone | None  # None without pos_weight
 
 
 class Result(NamedTuple):
@@ -50,12 +69,27 @@ class Result(NamedTuple):
     kind: str
     pos_weight: float | None
     prior: bool  # whether the bias started at the frequencies of the labels
-    quality: Quality
+    qualities: Sequence[Quality]  # with each seed
     milliseconds: float
     peak_bytes: int | None
 
+    @property
+    def quality(self) -> Quality:
+        """The mean over the seeds."""
+        made: Quality = averaged(self.qualities)
+        return made
 
-Cells = Callable[[Result], list[str]]
+
+def averaged(some: Sequence[Any]) -> Any:
+    """The means of the numbers at each place of equally nested tuples."""
+    first = some[0]
+    if not isinstance(first, tuple):
+        return None if first is None else mean(some)
+    means = map(averaged, zip(*some, strict=True))
+    return type(first)(*means) if hasattr(first, "_fields") else tuple(means)
+
+
+Values = Callable[[Quality], list[float | None]]
 
 
 def tables(
@@ -64,39 +98,62 @@ def tables(
     """The predictions at probability 0.5, and at the best threshold; true: true labels per row."""
     mib = program.mebibytes(4 * rows * labels)
     half = OF_HALF.format(positives=positives_per_row, mib=mib, rows=rows, labels=labels)
+    seeds = len(results[0].qualities)
+    spread = SPREAD.format(seeds=seeds) if seeds > 1 else ""
+    at_half = [[*_cells(r, _at_half), *_cost(r)] for r in results]
+    at_best = [_cells(r, _at_best) for r in results]
     return (
-        _table(AT_HALF, results, _at_half, f"Test rows, {true:.2f} true labels per row", half),
-        _table(AT_BEST, results, _at_best, "Test rows, at the best threshold; ranking", OF_BEST),
+        _table(AT_HALF, at_half, f"Test rows, {true:.2f} true labels per row", half + spread),
+        _table(AT_BEST, at_best, "Test rows, at the best threshold; ranking", OF_BEST + spread),
     )
 
 
-def _table(
-    headers: Sequence[str], results: list[Result], cells: Cells, title: str, caption: str
-) -> Table:
-    rows = [["  from the prior" if r.prior else r.loss, *cells(r)] for r in results]
+def _table(headers: Sequence[str], rows: list[list[str]], title: str, caption: str) -> Table:
     return program.table(headers, rows, title=title, caption=caption, caption_justify="left")
 
 
-def _at_half(result: Result) -> list[str]:
-    at = result.quality.at_half
+def _cells(result: Result, values: Values) -> list[str]:
+    """The name of a row, and the mean and the spread of each of its values."""
+    of_seeds = zip(*map(values, result.qualities), strict=True)
+    name = "  from the prior" if result.prior else result.loss
+    return [name, *map(_cell, of_seeds, FORMATS[values])]
+
+
+def _cell(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    text = f"{mean(known):{form}}"
+    # A zero before the point says nothing; below the mean there is room for a number as wide.
+    return text if len(known) < 2 else f"{text}\n±{stdev(known):{form}}".replace("±0.", "±.")
+
+
+def _at_half(quality: Quality) -> list[float | None]:
+    at, calibration = quality.at_half, quality.calibration
+    return [*_of_predictions(at), at.per_row, at.empty_rows, calibration and calibration.per_row]
+
+
+def _at_best(quality: Quality) -> list[float | None]:
+    _, at, *ranking = quality[:6]
+    calibration = quality.calibration
+    return [*_of_predictions(at), *ranking, calibration and calibration.error]
+
+
+FORMATS = {
+    _at_half: (".3f", ".3f", ".3f", ".3f", ".2f", ".1%", ".2f"),
+    _at_best: (".3f", ".3f", ".3f", ".3f", ".2f", ".3f", ".3f", ".3f", ".2f"),
+}
+
+
+def _of_predictions(at: Predictions) -> list[float | None]:
+    return [at.precision if at.per_row else None, at.recall, at.f1, at.macro_f1]
+
+
+def _cost(result: Result) -> list[str]:
     # The step is the same from both starts.
-    cost = (f"{result.milliseconds:.1f}", program.mebibytes(result.peak_bytes))
-    return [
-        *_of_predictions(at),
-        f"{at.per_row:.2f}",
-        f"{at.empty_rows:.1%}",
-        *(("", "") if result.prior else cost),
-    ]
-
-
-def _at_best(result: Result) -> list[str]:
-    _, at, threshold, *ranking = result.quality
-    return [*_of_predictions(at), f"{threshold:.2f}", *(f"{value:.3f}" for value in ranking)]
-
-
-def _of_predictions(at: Predictions) -> list[str]:
-    precision = f"{at.precision:.3f}" if at.per_row else "-"
-    return [precision, *(f"{value:.3f}" for value in (at.recall, at.f1, at.macro_f1))]
+    if result.prior:
+        return ["", ""]
+    return [f"{result.milliseconds:.1f}", program.mebibytes(result.peak_bytes)]
 
 
 def answers(results: list[Result], true: float, labels: int) -> list[str]:
@@ -149,13 +206,24 @@ def _start(results: list[Result]) -> str:
     return f"Does it matter where the bias starts? From the prior, {'; '.join(made)}."
 
 
-def save_json(results: list[Result], data: str, step: dict[str, int], path: Path) -> None:
-    """The numbers of the tables in full, for other programs."""
+def save_json(results: list[Result], run: dict[str, Any], path: Path) -> None:
+    """The numbers of the tables and those of each seed, after the facts of the run."""
     losses = []
     for result in results:
-        quality = result.quality._asdict()
-        for name in ("at_half", "at_best"):
-            quality[name] = quality[name]._asdict()
-        losses.append({**result._asdict(), "quality": quality})
-    comparison = {"data": data, "loss_step": step, "losses": losses}
-    path.write_text(json.dumps(comparison, indent=2) + "\n")
+        loss = result._asdict()
+        loss["quality"] = _plain(result.quality)
+        loss["qualities"] = [_plain(one) for one in loss.pop("qualities")]
+        losses.append(loss)
+    text = json.dumps({**run, "losses": losses}, indent=2)
+    # Lists of numbers take one line each.
+    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
+    path.write_text(text + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Nested dictionaries, lists, and numbers of six digits."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {name: _plain(part) for name, part in value._asdict().items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -11,14 +11,16 @@ from typing import Any
 
 from tools.command import FILES, READ_SECONDS, obstacle
 
-from .program import LOSSES, add, add_shared, insist, run
+from .program import LOSSES, above_0, add, add_shared, insist, run
 
-# What is compared: "weighted" is BCE of ours at several pos_weights.
+# What is compared: "weighted" is BCE of ours at several pos_weights, "balanced" with those of
+# pos_weight_from_labels and with their square roots.
 COMPARED = (
     "plain",
     "categorical",
     "masked",
     "weighted",
+    "balanced",
     *(name for name in LOSSES if name != "bce"),
 )
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "matplotlib")
@@ -28,17 +30,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m examples.sparse_labels",
         description=(
-            "Predicts which modules a Python file imports from the names that it uses, on the "
-            "files of this environment, with plain BCE, categorical cross-entropy, the masked "
-            "multiply, and weighted_bce at several pos_weights and with its other losses: each "
-            "with a bias that starts at zero, and at the labels' frequencies. Prints tables, draws "
-            "a picture, and says whether plain BCE collapses to zeros, whether weighting flips "
-            "everything to ones, and what the start of the bias changes."
+            "Predicts which modules a Python file imports from the names that it uses, or which "
+            "tags a Debian package has from its description and its dependences, with plain BCE, "
+            "categorical cross-entropy, the masked multiply, and weighted_bce at several "
+            "pos_weights and with its other losses: each with a bias that starts at zero, and at "
+            "the labels' frequencies. Prints tables, draws a picture, and says whether plain BCE "
+            "collapses to zeros, whether weighting flips everything to ones, and what the start "
+            "of the bias changes."
         ),
     )
     add_shared(parser, parser, parser, epochs=12)
     files = f"default: {FILES} files, or as many as {READ_SECONDS} seconds allow; all rows"
     add(parser, "--files", f"use at most N files, or rows of --data ({files})")
+    seeds = "train each loss N times: --seed, --seed + 1 and so on choose split, start and order"
+    add(parser, "--seeds", seeds, 1)
+    add(parser, "--learning-rate", "of Adam", 0.02, type=above_0, metavar="X")
     compared = f"which are compared, of: {', '.join(COMPARED)} (default: all)"
     more: dict[str, Any] = {"nargs": "+", "choices": COMPARED, "metavar": "NAME"}
     add(parser, "--losses", compared, COMPARED, **more)

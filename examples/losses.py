@@ -18,6 +18,8 @@ from torch import Tensor
 
 from tools.measuring import made_up_labels, rise_of_peak
 from weighted_bce import (
+    Asymmetric,
+    Focal,
     MultilabelLoss,
     SparseLabels,
     empty_cache,
@@ -123,6 +125,14 @@ LOSSES = (
         Loss(f"ours, {name}", kind, MultilabelLoss(program.loss_named(kind)))
         for kind, name in program.LOSSES.items()
         if kind != "bce"
+    ),
+    *(
+        Loss(f"Focal, gamma {gamma:g}", "gammas", MultilabelLoss(Focal(gamma)))
+        for gamma in (0.25, 0.5, 1.0, 4.0)
+    ),
+    *(
+        Loss(f"Asymmetric, {neg:g}-{pos:g}", "gammas", MultilabelLoss(Asymmetric(neg, pos, 0.0)))
+        for neg, pos in ((0.5, 0.0), (1.0, 0.0), (2.0, 0.0), (4.0, 0.0))
     ),
 )
 

@@ -23,6 +23,8 @@ COMPARED = (
     "balanced",
     *(name for name in LOSSES if name != "bce"),
 )
+# Also on demand: "gammas" is the focal and the asymmetric loss with other exponents.
+CHOICES = (*COMPARED, "gammas")
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "matplotlib")
 
 
@@ -45,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     seeds = "train each loss N times: --seed, --seed + 1 and so on choose split, start and order"
     add(parser, "--seeds", seeds, 1)
     add(parser, "--learning-rate", "of Adam", 0.02, type=above_0, metavar="X")
-    compared = f"which are compared, of: {', '.join(COMPARED)} (default: all)"
-    more: dict[str, Any] = {"nargs": "+", "choices": COMPARED, "metavar": "NAME"}
+    compared = f"which are compared, of: {', '.join(CHOICES)} (default: all but gammas)"
+    more: dict[str, Any] = {"nargs": "+", "choices": CHOICES, "metavar": "NAME"}
     add(parser, "--losses", compared, COMPARED, **more)
     out = "where sparse_labels.png, .svg and .json go (default: examples/out)"
     add(parser, "--out", out, Path(__file__).parent / "out", type=Path, metavar="DIR")

@@ -1,0 +1,206 @@
+"""Draws the pictures of docs/which_loss.md and prints its tables, from examples/results.
+
+Run as: python -m examples.study
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .picture import BLUE, CURVES, GREEN, GREY, ORANGE
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PICTURES = ROOT / "examples" / "results", ROOT / "docs" / "pictures"
+DATA = {"imports": "modules of Python files", "debian": "tags of Debian packages"}
+SAME = "masked multiply, 7"  # is weight 7 by other means
+Results = list[dict[str, Any]]
+
+
+def read(name: str) -> Results:
+    """What was trained, in the order of the losses, each from 0 and then from the prior."""
+    losses = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["losses"]
+    return [result for result in losses if result["loss"] != SAME]
+
+
+def values(result: dict[str, Any], path: str) -> list[float]:
+    """A number with each seed, at a path such as "at_half.f1"; none where there is none."""
+    found = []
+    for quality in result["qualities"]:
+        for name in path.split("."):
+            quality = quality and quality[name]
+        found.append(quality)
+    return [value for value in found if value is not None]
+
+
+def name_of(result: dict[str, Any]) -> str:
+    return str(result["loss"]).removeprefix("ours, ")
+
+
+def cell(result: dict[str, Any], path: str, form: str = ".3f") -> str:
+    """The mean over the seeds and the standard deviation."""
+    known = values(result, path)
+    if not known:
+        return "-"
+    spread = f"{stdev(known):{form}}" if len(known) > 1 else "?"
+    return f"{mean(known):{form}} ±{spread.removeprefix('0')}"
+
+
+def markdown(headers: list[str], rows: list[list[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def table_of_rankings(results: Results) -> str:
+    f1, average = "at_best.f1", "mean_average_precision"
+    headers = ["loss", "micro-F1, from 0", "from the prior", "macro-F1", "mAP, from 0"]
+    headers += ["from the prior", "P@1", "P@5"]
+    rows = [
+        [
+            name_of(prior),
+            *(cell(start, f1) for start in (zero, prior)),
+            cell(prior, "at_best.macro_f1"),
+            *(cell(start, average) for start in (zero, prior)),
+            *(cell(prior, f"precision_at_{k}") for k in (1, 5)),
+        ]
+        for zero, prior in zip(results[::2], results[1::2], strict=True)
+    ]
+    return markdown(headers, rows)
+
+
+def table_at_half(results: Results, prior: bool = True) -> str:
+    headers = ["loss", "precision", "recall", "labels per row", "rows empty"]
+    headers += ["sum of probabilities", "calibration error", "undone: sum", "error"]
+    paths = {"at_half.precision": ".3f", "at_half.recall": ".3f", "at_half.per_row": ".2f"}
+    paths |= {"at_half.empty_rows": ".1%", "calibration.per_row": ".2f"}
+    paths |= {"calibration.error": ".2f", "undone.calibration.per_row": ".2f"}
+    paths |= {"undone.calibration.error": ".2f"}
+    some = [result for result in results if result["prior"] == prior]
+    rows = [[name_of(r), *(cell(r, path, form) for path, form in paths.items())] for r in some]
+    return markdown(headers, rows)
+
+
+def figure_of(rows: int, columns: int, height: float) -> tuple[Figure, Any]:
+    size = (10.0, height)
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+
+
+def save(figure: Figure, name: str) -> None:
+    for ax in figure.axes:
+        ax.grid(True, color="#DDDDDD", linewidth=0.8)
+        ax.spines[["top", "right"]].set_visible(False)
+    PICTURES.mkdir(exist_ok=True)
+    path = PICTURES / f"which_{name}.svg"
+    figure.savefig(path, metadata={"Date": None}, facecolor="white")
+    plt.close(figure)
+    # matplotlib leaves spaces at the ends of lines.
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
+
+
+def draw_losses(of_data: dict[str, Results]) -> None:
+    """Micro-F1 and mAP of each loss, from both starts, with the deviation over seeds."""
+    measures = {"at_best.f1": "micro-F1, best threshold", "mean_average_precision": "mAP"}
+    figure, axes = figure_of(2, 2, 8.4)
+    for row, (name, results) in zip(axes, of_data.items(), strict=True):
+        for ax, (path, label) in zip(row, measures.items(), strict=True):
+            _draw_starts(ax, results, path)
+            ax.set(xlabel=label, title=DATA[name])
+        row[1].tick_params(labelleft=False)
+    axes[0, 0].legend(frameon=False, loc="lower left")
+    save(figure, "losses")
+
+
+def _draw_starts(ax: Axes, results: Results, path: str) -> None:
+    for prior, color, fill, shift in ((False, GREY, "white", -0.15), (True, BLUE, BLUE, 0.15)):
+        some = [result for result in results if result["prior"] == prior]
+        found = [values(result, path) for result in some]
+        spreads = [stdev(x) if len(x) > 1 else 0.0 for x in found]
+        places = [k + shift for k in range(len(some))]
+        label = f"bias from {'the prior' if prior else '0'}"
+        style = {"fmt": "o", "color": color, "markerfacecolor": fill, "label": label}
+        ax.errorbar([mean(x) for x in found], places, xerr=spreads, **style)
+    ax.set_yticks(range(len(results) // 2), [name_of(result) for result in results[::2]])
+    ax.invert_yaxis()
+
+
+def draw_weights(of_data: dict[str, Results]) -> None:
+    """Precision, recall and labels per row at probability 0.5, against pos_weight."""
+    figure, axes = figure_of(2, 2, 7.2)
+    for (left, right), (name, results) in zip(axes, of_data.items(), strict=True):
+        line = [r for r in results if r["prior"] and r["kind"] in ("plain", "weighted")]
+        weights = [r["pos_weight"] for r in line]
+        for measure, (color, style) in CURVES.items():
+            means = [mean(values(r, f"at_half.{measure}")) for r in line]
+            left.plot(weights, means, style, color=color, label=measure.replace("f1", "micro-F1"))
+        left.set(ylim=(0, 1.02), ylabel="at probability 0.5", title=DATA[name])
+        predicted = [mean(values(r, "at_half.per_row")) for r in line]
+        right.plot(weights, predicted, "o-", color=BLUE, label="predicted")
+        true = json.loads((RESULTS / f"{name}.json").read_text())["true_per_row"]
+        right.axhline(true, color=GREY, linestyle="--", label=f"true: {true:.2f}")
+        right.set(yscale="log", ylabel="labels per row (log scale)", title=DATA[name])
+        right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        right.yaxis.set_minor_formatter(
+            lambda value, _: f"{value:g}" if value in (2, 5, 20) else ""
+        )
+        for ax in (left, right):
+            ax.set_xscale("log")
+            ax.set_xticks(weights, [f"{w:g}" for w in weights])
+            ax.minorticks_off() if ax is left else None
+            ax.tick_params(axis="x", which="minor", bottom=False)
+            ax.set_xlabel("pos_weight (1 is plain BCE)")
+            ax.legend(frameon=False)
+    save(figure, "weights")
+
+
+def draw_calibration(of_data: dict[str, Results]) -> None:
+    """The share of true labels among pairs with about the same probability."""
+    lines = {
+        ("plain BCE", "calibration"): (GREY, "o-", "plain BCE"),
+        ("ours, weight 7", "calibration"): (ORANGE, "s-", "weight 7"),
+        ("ours, weight 7", "undone"): (GREEN, "^--", "weight 7, undone"),
+        ("ours, Focal", "calibration"): (BLUE, "d-", "focal"),
+    }
+    figure, axes = figure_of(1, 2, 4.6)
+    for ax, (name, results) in zip(axes[0], of_data.items(), strict=True):
+        ax.plot([0.001, 0.999], [0.001, 0.999], ":", color=GREY, label="calibrated")
+        for (loss, where), (color, style, label) in lines.items():
+            (result,) = (r for r in results if r["prior"] and r["loss"] == loss)
+            bins = result["quality"][where]
+            bins = bins["calibration"] if where == "undone" else bins
+            sums = zip(bins["pairs"], bins["expected"], bins["true"], strict=True)
+            # A share of few pairs, or of few true ones, is chance.
+            points = [(e / n, t / n) for n, e, t in sums if n >= 20 and t >= 5 and t < n]
+            ax.plot(*zip(*points, strict=True), style, color=color, label=label, markersize=4)
+        ax.set(xscale="logit", yscale="logit", title=DATA[name])
+        ax.set(xlim=(0.001, 0.999), ylim=(0.001, 0.999))
+        ax.set(xlabel="mean probability of a bin", ylabel="share of true labels")
+        ax.minorticks_off()
+    axes[0, 0].legend(frameon=False)
+    save(figure, "calibration")
+
+
+def main() -> int:
+    of_data = {name: read(name) for name in DATA}
+    style = {"font.size": 10, "svg.hashsalt": "weighted_bce", "lines.linewidth": 1.6}
+    with plt.rc_context(style):
+        draw_losses(of_data)
+        draw_weights(of_data)
+        draw_calibration(of_data)
+    for name, results in of_data.items():
+        print(f"{DATA[name]}\n")
+        print(table_of_rankings(results))
+        print(table_at_half(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -150,8 +150,7 @@ def fit(
 def evaluate(
     model: nn.Module, loss: Loss, validation: Dataset, test: Dataset, positives_per_row: float
 ) -> Quality:
-    chosen_on = scored(model, loss, validation)
-    threshold = measures.best_threshold(chosen_on, validation.labels)
+    threshold, validation_f1 = chosen(scored(model, loss, validation), validation.labels)
     scores, labels = scored(model, loss, test), test.labels
     middle = loss.middle(positives_per_row)
     ranked = torch.from_numpy(scores).topk(ranking.DEEPEST).indices
@@ -164,10 +163,16 @@ def evaluate(
         measures.mean_average_precision(scores, labels),
         first[0],
         first[-1],
-        measures.predictions(chosen_on, validation.labels, threshold).f1,
+        validation_f1,
         measures.calibration(scores, labels) if loss.calibrated() else None,
         undone(scores, labels, loss.shift()),
     )
+
+
+def chosen(scores: np.ndarray, labels: csr_matrix) -> tuple[float, float]:
+    """The threshold with the largest micro-F1, and that."""
+    threshold = measures.best_threshold(scores, labels)
+    return threshold, measures.predictions(scores, labels, threshold).f1
 
 
 def undone(scores: np.ndarray, labels: csr_matrix, shift: Tensor | None) -> Undone | None:

@@ -13,19 +13,17 @@ from . import program
 from .measures import Calibration, Predictions
 
 OF_PREDICTIONS = ("preci-\nsion", "recall", "micro\nF1", "macro\nF1")
-AT_HALF = (
-    *("loss", *OF_PREDICTIONS, "labels\nper row", "rows\nempty", "sum of\nprob."),
-    *("step\nms", "peak\nMiB"),
-)
-AT_BEST = ("loss", *OF_PREDICTIONS, "thres-\nhold", "mAP", "P@1", "P@5", "calib.\nerror")
+AT_HALF = ("loss", *OF_PREDICTIONS, "labels\na row", "rows\nempty", "step\nms", "peak\nMiB")
+AT_BEST = ("loss", *OF_PREDICTIONS, "thres-\nhold", "mAP", "P@1", "P@5")
+OF_SUMS = ("sum of\nprob.", "calib.\nerror")
+PROBABILITIES = ("loss", *OF_SUMS, *(f"{name} " for name in OF_SUMS), *OF_PREDICTIONS)
 OF_HALF = (
     "CE: cross-entropy; weight: pos_weight; balanced: that of each label is its negatives / "
     "positives, or the square root of it. The last layer's bias starts at 0 or at the prior, the "
     "log-odds of each label (categorical CE: the logarithm of its share of the positives). "
     "Predicted: probability >= 0.5, which is logit >= 0, and the squared hinge, which has no "
     "probability, takes logit >= 0; softmax (categorical CE) >= 0.5 / {positives:.2f}, half of a "
-    "positive's mean share of its target. Macro: mean over the labels that have a positive. Sum of "
-    "probabilities: per row; calibrated ones sum to the number of true labels.\n"
+    "positive's mean share of its target. Macro: mean over the labels that have a positive.\n"
     "Step: loss and backward, from {rows} x {labels} float32 logits and sparse labels to the "
     "gradient of the logits. ms: median of rounds in which the losses take turns. Peak: rise of "
     "the resident-set high-water mark in one step, inputs not counted; one gradient is {mib} MiB."
@@ -34,9 +32,14 @@ OF_BEST = (
     "Threshold: of the logits (categorical CE: of the logarithm of the softmax), the one with the "
     "best micro-F1 on validation rows. mAP: average precision of each label's ranking of the rows, "
     "mean over the labels that have a positive. P@k: the share of true ones among "
-    "the first k labels of a row. Calibration error: pairs of row and label are put into bins by "
-    "their logit, and the sum over bins of |sum of probabilities - true labels| is divided by all "
-    "true labels."
+    "the first k labels of a row."
+)
+OF_PROBABILITIES = (
+    "Sum of probabilities: per row; calibrated ones sum to the number of true labels. Calibration "
+    "error: pairs of row and label are put into bins by their logit, and the sum over bins of "
+    "|sum of probabilities - true labels| is divided by all true labels. The columns after these "
+    "two: the same and the predictions at probability 0.5 with pos_weight undone, by subtracting "
+    "its logarithm from the logits."
 )
 SPREAD = "\n±: the standard deviation over {seeds} seeds of split, start and order."
 
@@ -94,18 +97,27 @@ Values = Callable[[Quality], list[float | None]]
 
 def tables(
     results: list[Result], true: float, rows: int, labels: int, positives_per_row: float
-) -> tuple[Table, Table]:
-    """The predictions at probability 0.5, and at the best threshold; true: true labels per row."""
+) -> list[Table]:
+    """Predictions at probability 0.5 and at the best threshold; probabilities, if there are some.
+
+    true: true labels per row.
+    """
     mib = program.mebibytes(4 * rows * labels)
     half = OF_HALF.format(positives=positives_per_row, mib=mib, rows=rows, labels=labels)
     seeds = len(results[0].qualities)
     spread = SPREAD.format(seeds=seeds) if seeds > 1 else ""
     at_half = [[*_cells(r, _at_half), *_cost(r)] for r in results]
     at_best = [_cells(r, _at_best) for r in results]
-    return (
-        _table(AT_HALF, at_half, f"Test rows, {true:.2f} true labels per row", half + spread),
+    probabilities = [_cells(r, _of_probabilities) for r in results if r.qualities[0].calibration]
+    title = f"Test rows, {true:.2f} true labels per row"
+    made = [
+        _table(AT_HALF, at_half, title, half + spread),
         _table(AT_BEST, at_best, "Test rows, at the best threshold; ranking", OF_BEST + spread),
-    )
+    ]
+    if probabilities:
+        title += ": probabilities"
+        made.append(_table(PROBABILITIES, probabilities, title, OF_PROBABILITIES + spread))
+    return made
 
 
 def _table(headers: Sequence[str], rows: list[list[str]], title: str, caption: str) -> Table:
@@ -129,19 +141,25 @@ def _cell(values: Sequence[float | None], form: str) -> str:
 
 
 def _at_half(quality: Quality) -> list[float | None]:
-    at, calibration = quality.at_half, quality.calibration
-    return [*_of_predictions(at), at.per_row, at.empty_rows, calibration and calibration.per_row]
+    at = quality.at_half
+    return [*_of_predictions(at), at.per_row, at.empty_rows]
 
 
 def _at_best(quality: Quality) -> list[float | None]:
     _, at, *ranking = quality[:6]
-    calibration = quality.calibration
-    return [*_of_predictions(at), *ranking, calibration and calibration.error]
+    return [*_of_predictions(at), *ranking]
+
+
+def _of_probabilities(quality: Quality) -> list[float | None]:
+    undone = quality.undone
+    others = [*undone.calibration[:2], *_of_predictions(undone.at_half)] if undone else [None] * 6
+    return [*quality.calibration[:2], *others]
 
 
 FORMATS = {
-    _at_half: (".3f", ".3f", ".3f", ".3f", ".2f", ".1%", ".2f"),
-    _at_best: (".3f", ".3f", ".3f", ".3f", ".2f", ".3f", ".3f", ".3f", ".2f"),
+    _at_half: (".3f", ".3f", ".3f", ".3f", ".2f", ".1%"),
+    _at_best: (".3f", ".3f", ".3f", ".3f", ".2f", ".3f", ".3f", ".3f"),
+    _of_probabilities: (".2f", ".2f", ".2f", ".2f", ".3f", ".3f", ".3f", ".3f"),
 }
 
 

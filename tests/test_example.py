@@ -150,16 +150,17 @@ def test_tables_have_the_mean_and_the_deviation_over_seeds() -> None:
     both = one._replace(qualities=[first, second])
     assert both.quality.at_half.per_row == 1.5
     assert both.quality.calibration == (3.5, 0.5, (8.5,), (4.0,), (2.0,))
-    at_half, at_best = report.tables([both], 4.0, 8, 100, 4.0)
+    at_half, _, probabilities = report.tables([both], 4.0, 8, 100, 4.0)
     cells = [next(column.cells) for column in at_half.columns]
     # Without a prediction there is no precision.
     assert cells[:3] == ["  from the prior", "0.500", "0.500\n±.000"]
-    assert cells[5:8] == ["1.50\n±2.12", "25.0%\n±.0%", "3.50\n±2.12"]
-    assert next(at_best.columns[-1].cells) == "0.50\n±.00"
-    assert "2 seeds" in at_best.caption
-    single = report.tables([one], 4.0, 8, 100, 4.0)
-    assert [next(column.cells) for column in single[0].columns][-4:] == ["25.0%", "-", "", ""]
-    assert "seeds" not in single[0].caption
+    assert cells[5:] == ["1.50\n±2.12", "25.0%\n±.0%", "", ""]
+    cells = [next(column.cells) for column in probabilities.columns]
+    assert cells[1:4] == ["3.50\n±2.12", "0.50\n±.00", "-"]
+    assert "2 seeds" in probabilities.caption
+    at_half, _ = report.tables([one], 4.0, 8, 100, 4.0)  # there are no probabilities
+    assert next(at_half.columns[6].cells) == "25.0%"
+    assert "seeds" not in at_half.caption
 
 
 @pytest.mark.parametrize("some", [[], ["--losses", "focal", "plain"], ["--losses", "focal"]])
@@ -181,9 +182,10 @@ def test_end_to_end(
     tables, _, _ = printed.rpartition("\n\n")
     lines = tables.splitlines()
     assert max(map(len, lines)) <= 80  # they fit into a terminal
-    assert sum(line.startswith("  from the prior ") for line in lines) == 2 * len(compared)
-    for loss in compared:
-        assert sum(line.startswith(f"{loss.name} ") for line in lines) == 2
+    tables_of = [2 + loss.calibrated() for loss in compared]
+    assert sum(line.startswith("  from the prior ") for line in lines) == sum(tables_of)
+    for loss, number in zip(compared, tables_of, strict=True):
+        assert sum(line.startswith(f"{loss.name} ") for line in lines) == number
     assert ("collapse to zeros?" in printed) == ("plain" in kinds)
     assert ("to ones?" in printed) == ("weighted" in kinds)
     for words in ("80 rows, 12 labels", "P@5", "Does it matter where the bias starts?"):

@@ -15,8 +15,8 @@ from .measures import Calibration, Predictions
 OF_PREDICTIONS = ("preci-\nsion", "recall", "micro\nF1", "macro\nF1")
 AT_HALF = ("loss", *OF_PREDICTIONS, "labels\na row", "rows\nempty", "step\nms", "peak\nMiB")
 AT_BEST = ("loss", *OF_PREDICTIONS, "thres-\nhold", "mAP", "P@1", "P@5")
-OF_SUMS = ("sum of\nprob.", "calib.\nerror")
-PROBABILITIES = ("loss", *OF_SUMS, *(f"{name} " for name in OF_SUMS), *OF_PREDICTIONS)
+SUMS = ("sum of\nprob.", "calib.\nerror", "sum,\nundone", "error,\nundone")
+PROBABILITIES = ("loss", *SUMS, *OF_PREDICTIONS[:3])
 OF_HALF = (
     "CE: cross-entropy; weight: pos_weight; balanced: that of each label is its negatives / "
     "positives, or the square root of it. The last layer's bias starts at 0 or at the prior, the "
@@ -37,9 +37,8 @@ OF_BEST = (
 OF_PROBABILITIES = (
     "Sum of probabilities: per row; calibrated ones sum to the number of true labels. Calibration "
     "error: pairs of row and label are put into bins by their logit, and the sum over bins of "
-    "|sum of probabilities - true labels| is divided by all true labels. The columns after these "
-    "two: the same and the predictions at probability 0.5 with pos_weight undone, by subtracting "
-    "its logarithm from the logits."
+    "|sum of probabilities - true labels| is divided by all true labels. Undone: with the "
+    "logarithm of pos_weight subtracted from the logits, and so are the predictions at 0.5."
 )
 SPREAD = "\n±: the standard deviation over {seeds} seeds of split, start and order."
 
@@ -152,14 +151,16 @@ def _at_best(quality: Quality) -> list[float | None]:
 
 def _of_probabilities(quality: Quality) -> list[float | None]:
     undone = quality.undone
-    others = [*undone.calibration[:2], *_of_predictions(undone.at_half)] if undone else [None] * 6
-    return [*quality.calibration[:2], *others]
+    if undone is None:
+        return [*quality.calibration[:2], *[None] * 5]
+    at_half = _of_predictions(undone.at_half)
+    return [*quality.calibration[:2], *undone.calibration[:2], *at_half[:3]]
 
 
 FORMATS = {
     _at_half: (".3f", ".3f", ".3f", ".3f", ".2f", ".1%"),
     _at_best: (".3f", ".3f", ".3f", ".3f", ".2f", ".3f", ".3f", ".3f"),
-    _of_probabilities: (".2f", ".2f", ".2f", ".2f", ".3f", ".3f", ".3f", ".3f"),
+    _of_probabilities: (".2f", ".2f", ".2f", ".2f", ".3f", ".3f", ".3f"),
 }
 
 

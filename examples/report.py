@@ -231,12 +231,20 @@ def save_json(results: list[Result], run: dict[str, Any], path: Path) -> None:
     for result in results:
         loss = result._asdict()
         loss["quality"] = _plain(result.quality)
-        loss["qualities"] = [_plain(one) for one in loss.pop("qualities")]
+        loss["qualities"] = [_without_bins(_plain(one)) for one in loss.pop("qualities")]
         losses.append(loss)
     text = json.dumps({**run, "losses": losses}, indent=2)
     # Lists of numbers take one line each.
     text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
     path.write_text(text + "\n")
+
+
+def _without_bins(value: Any) -> Any:
+    """Nested dictionaries without their lists, which would be most of the file."""
+    if not isinstance(value, dict):
+        return value
+    some = {name: part for name, part in value.items() if not isinstance(part, list)}
+    return {name: _without_bins(part) for name, part in some.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -195,7 +195,11 @@ def test_end_to_end(
     saved = json.loads((out / "sparse_labels.json").read_text())["losses"]
     assert [row["loss"] for row in saved[::2]] == [loss.name for loss in compared]
     assert {"f1", "macro_f1"} < saved[0]["quality"]["at_best"].keys()
-    assert saved[0]["quality"] == saved[0]["qualities"][0]
+    quality = saved[0]["quality"]
+    counts = ("pairs", "expected", "true")
+    sums = [sum(quality["calibration"].pop(name)) for name in counts if quality["calibration"]]
+    assert saved[0]["qualities"] == [quality]  # bins are kept of the mean alone
+    assert sums[:1] in ([], [16 * LABELS])  # each pair of a test row and a label is in a bin
 
 
 def test_several_seeds(

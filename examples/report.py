@@ -176,7 +176,7 @@ def _cost(result: Result) -> list[str]:
 
 
 def answers(results: list[Result], true: float, labels: int) -> list[str]:
-    """Does plain BCE collapse, does weighting flip everything, does the first bias matter?"""
+    """Does plain BCE collapse, does weighting flip everything, does the initial bias matter?"""
     plain = [r for r in results if r.kind == "plain"]
     ours = [r for r in results if r.kind == "weighted" and not r.prior]
     made = [_collapse(*plain, true)] if plain else []

@@ -27,9 +27,19 @@ Results = list[dict[str, Any]]
 
 
 def read(name: str) -> Results:
-    """What was trained, in the order of the losses, each from 0 and then from the prior."""
-    losses = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["losses"]
-    return [result for result in losses if result["loss"] != SAME]
+    """What was trained, in the order of the losses, each from 0 and then from the prior.
+
+    Each with the learning rate, of those tried, that has the best micro-F1 on validation rows.
+    """
+    runs = []
+    for path in sorted(RESULTS.glob(f"{name}*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        shared = {"learning_rate": run["learning_rate"], "true_per_row": run["true_per_row"]}
+        runs.append([result | shared for result in run["losses"] if result["loss"] != SAME])
+    return [
+        max(same, key=lambda r: mean(values(r, "validation_f1")))
+        for same in zip(*runs, strict=True)
+    ]
 
 
 def values(result: dict[str, Any], path: str) -> list[float]:
@@ -56,14 +66,13 @@ def cell(result: dict[str, Any], path: str, form: str = ".3f") -> str:
 
 
 def markdown(headers: list[str], rows: list[list[str]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    lines = [f"| {' | '.join(cells)} |" for cells in (headers, *rows)]
+    return "\n".join([lines[0], "|---" * len(headers) + "|", *lines[1:]])
 
 
 def table_of_rankings(results: Results) -> str:
     f1, average = "at_best.f1", "mean_average_precision"
     headers = ["loss", "micro-F1, from 0", "from the prior", "macro-F1", "mAP, from 0"]
-    headers += ["from the prior", "P@1", "P@5"]
     rows = [
         [
             name_of(prior),
@@ -74,18 +83,37 @@ def table_of_rankings(results: Results) -> str:
         ]
         for zero, prior in zip(results[::2], results[1::2], strict=True)
     ]
-    return markdown(headers, rows)
+    return markdown([*headers, "from the prior", "P@1", "P@5"], rows)
 
 
-def table_at_half(results: Results, prior: bool = True) -> str:
-    headers = ["loss", "precision", "recall", "labels per row", "rows empty"]
-    headers += ["sum of probabilities", "calibration error", "undone: sum", "error"]
+def table_of_rates(results: Results) -> str:
+    pairs = zip(results[::2], results[1::2], strict=True)
+    rows = [[name_of(pair[0]), *(f"{one['learning_rate']:g}" for one in pair)] for pair in pairs]
+    return markdown(["loss", "rate, from 0", "from the prior"], rows)
+
+
+def table_at_half(results: Results) -> str:
+    headers = ["loss", "precision", "recall", "labels per row", "rows empty", "sum"]
+    headers += ["calibration error", "undone: sum", "error"]
     paths = {"at_half.precision": ".3f", "at_half.recall": ".3f", "at_half.per_row": ".2f"}
     paths |= {"at_half.empty_rows": ".1%", "calibration.per_row": ".2f"}
     paths |= {"calibration.error": ".2f", "undone.calibration.per_row": ".2f"}
     paths |= {"undone.calibration.error": ".2f"}
-    some = [result for result in results if result["prior"] == prior]
+    some = [result for result in results if result["prior"]]
     rows = [[name_of(r), *(cell(r, path, form) for path, form in paths.items())] for r in some]
+    return markdown(headers, rows)
+
+
+def table_of_starts(results: Results) -> str:
+    """Of training that is too short or too slow: what is left empty, from both starts."""
+    paths = {"at_half.recall": ".3f", "at_half.empty_rows": ".1%", "at_best.f1": ".3f"}
+    paths["mean_average_precision"] = ".3f"
+    headers = ["loss", "recall, from 0", "from the prior", "rows empty, from 0", "from the prior"]
+    headers += ["micro-F1, from 0", "from the prior", "mAP, from 0", "from the prior"]
+    rows = [
+        [name_of(pair[0]), *(cell(r, *path) for path in paths.items() for r in pair)]
+        for pair in zip(results[::2], results[1::2], strict=True)
+    ]
     return markdown(headers, rows)
 
 
@@ -132,6 +160,7 @@ def _draw_starts(ax: Axes, results: Results, path: str) -> None:
         ax.errorbar([mean(x) for x in found], places, xerr=spreads, **style)
     ax.set_yticks(range(len(results) // 2), [name_of(result) for result in results[::2]])
     ax.invert_yaxis()
+    ax.locator_params(axis="x", nbins=6)
 
 
 def draw_weights(of_data: dict[str, Results]) -> None:
@@ -146,7 +175,7 @@ def draw_weights(of_data: dict[str, Results]) -> None:
         left.set(ylim=(0, 1.02), ylabel="at probability 0.5", title=DATA[name])
         predicted = [mean(values(r, "at_half.per_row")) for r in line]
         right.plot(weights, predicted, "o-", color=BLUE, label="predicted")
-        true = json.loads((RESULTS / f"{name}.json").read_text())["true_per_row"]
+        true = line[0]["true_per_row"]
         right.axhline(true, color=GREY, linestyle="--", label=f"true: {true:.2f}")
         right.set(yscale="log", ylabel="labels per row (log scale)", title=DATA[name])
         low, high = 0.8 * min(*predicted, true), 1.25 * max(*predicted, true)
@@ -200,9 +229,11 @@ def main() -> int:
         draw_weights(of_data)
         draw_calibration(of_data)
     for name, results in of_data.items():
-        print(f"{DATA[name]}\n")
-        print(table_of_rankings(results))
-        print(table_at_half(results))
+        for table in (table_of_rankings, table_at_half, table_of_rates):
+            print(f"{DATA[name]}\n\n{table(results)}\n")
+    for name in ("collapse", "gammas"):
+        if (RESULTS / f"{name}.json").exists():
+            print(f"{name}\n\n{table_of_starts(read(name))}\n")
     return 0
 
 

@@ -56,11 +56,15 @@ def name_of(result: dict[str, Any]) -> str:
     return str(result["loss"]).removeprefix("ours, ")
 
 
-def cell(result: dict[str, Any], path: str, form: str = ".3f") -> str:
+def cell(result: dict[str, Any], path: str, form: str) -> str:
+    """The mean over the seeds."""
+    known = values(result, path)
+    return f"{mean(known):{form}}" if known else "-"
+
+
+def cell_with_spread(result: dict[str, Any], path: str, form: str = ".3f") -> str:
     """The mean over the seeds and the standard deviation."""
     known = values(result, path)
-    if not known:
-        return "-"
     spread = f"{stdev(known):{form}}" if len(known) > 1 else "?"
     return f"{mean(known):{form}} ±{spread.removeprefix('0')}"
 
@@ -76,10 +80,10 @@ def table_of_rankings(results: Results) -> str:
     rows = [
         [
             name_of(prior),
-            *(cell(start, f1) for start in (zero, prior)),
-            cell(prior, "at_best.macro_f1"),
-            *(cell(start, average) for start in (zero, prior)),
-            *(cell(prior, f"precision_at_{k}") for k in (1, 5)),
+            *(cell_with_spread(start, f1) for start in (zero, prior)),
+            cell_with_spread(prior, "at_best.macro_f1"),
+            *(cell_with_spread(start, average) for start in (zero, prior)),
+            *(cell_with_spread(prior, f"precision_at_{k}") for k in (1, 5)),
         ]
         for zero, prior in zip(results[::2], results[1::2], strict=True)
     ]
@@ -94,7 +98,7 @@ def table_of_rates(results: Results) -> str:
 
 def table_at_half(results: Results) -> str:
     headers = ["loss", "precision", "recall", "labels per row", "rows empty", "sum"]
-    headers += ["calibration error", "undone: sum", "error"]
+    headers += ["error", "undone: sum", "error"]
     paths = {"at_half.precision": ".3f", "at_half.recall": ".3f", "at_half.per_row": ".2f"}
     paths |= {"at_half.empty_rows": ".1%", "calibration.per_row": ".2f"}
     paths |= {"calibration.error": ".2f", "undone.calibration.per_row": ".2f"}

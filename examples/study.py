@@ -79,9 +79,9 @@ def markdown(headers: list[str], rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(headers) + "|", *lines[1:]])
 
 
-def table_of_rankings(results: Results) -> str:
+def table_of_rankings(title: str, results: Results) -> str:
     f1, average = "at_best.f1", "mean_average_precision"
-    headers = ["loss", "micro-F1, from 0", "from the prior", "macro-F1", "mAP, from 0"]
+    headers = [title, "micro-F1, from 0", "from the prior", "macro-F1", "mAP, from 0"]
     rows = [
         [
             name_of(prior),
@@ -95,14 +95,14 @@ def table_of_rankings(results: Results) -> str:
     return markdown([*headers, "from the prior", "P@1", "P@5"], rows)
 
 
-def table_of_rates(results: Results) -> str:
+def table_of_rates(title: str, results: Results) -> str:
     pairs = zip(results[::2], results[1::2], strict=True)
     rows = [[name_of(pair[0]), *(f"{one['learning_rate']:g}" for one in pair)] for pair in pairs]
-    return markdown(["loss", "rate, from 0", "from the prior"], rows)
+    return markdown([title, "rate, from 0", "from the prior"], rows)
 
 
-def table_at_half(results: Results) -> str:
-    headers = ["loss", "precision", "recall", "labels per row", "rows empty", "sum"]
+def table_at_half(title: str, results: Results) -> str:
+    headers = [title, "precision", "recall", "labels per row", "rows empty", "sum"]
     headers += ["error", "undone: sum", "error"]
     paths = {"at_half.precision": ".3f", "at_half.recall": ".3f", "at_half.per_row": ".2f"}
     paths |= {"at_half.empty_rows": ".1%", "calibration.per_row": ".2f"}
@@ -246,7 +246,7 @@ def main() -> int:
             (table_of_rates, best[name]),
             (table_at_half, alike[name]),
         ):
-            print(f"{title}\n\n{table(results)}\n")
+            print(f"{table(title, results)}\n")
     for name in ("collapse", "exponents"):
         for results in read(name).values():
             print(f"{name}\n\n{table_of_starts(results)}\n")

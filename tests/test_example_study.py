@@ -67,13 +67,13 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_tables_show_means_and_the_rate_that_validation_rows_chose() -> None:
     at_0_02, chosen = (study.chosen(study.read(name)) for name in study.DATA)
     assert [one["loss"] for one in chosen[::2]] == ["plain BCE", "ours, weight 7", "ours, Focal"]
-    *_, row = study.table_of_rankings(at_0_02).splitlines()
+    *_, row = study.table_of_rankings("files", at_0_02).splitlines()
     assert row.startswith("| Focal | 0.500 ±.354 | 0.500 ±.354 | 0.200 ±.000 |")
-    *_, row = study.table_of_rankings(chosen).splitlines()
+    *_, row = study.table_of_rankings("tags", chosen).splitlines()
     assert row.startswith("| Focal | 0.500 ±.000 | 0.500 ±.000 |")
-    *_, row = study.table_of_rates(chosen).splitlines()
+    *_, row = study.table_of_rates("tags", chosen).splitlines()
     assert row == "| Focal | 0.005 | 0.005 |"
-    *_, weighted, focal = study.table_at_half(chosen).splitlines()
+    *_, weighted, focal = study.table_at_half("tags", chosen).splitlines()
     assert weighted == "| weight 7 | 0.500 | 0.250 | 2.00 | 12.5% | 3.00 | 0.50 | 3.00 | 0.50 |"
     assert focal.endswith("| 3.00 | 0.50 | - | - |")
 
@@ -92,9 +92,9 @@ def test_the_page_has_the_tables_of_the_results() -> None:
     if not study.RESULTS.exists():
         pytest.skip("an sdist has no results")
     page = PAGE.read_text(encoding="utf-8")
-    for name in study.DATA:
+    for name, title in study.DATA.items():
         runs = study.read(name)
-        assert study.table_of_rankings(study.chosen(runs)) in page
-        assert study.table_at_half(runs[study.RATE]) in page
+        assert study.table_of_rankings(title, study.chosen(runs)) in page
+        assert study.table_at_half(title, runs[study.RATE]) in page
     (collapsed,) = study.read("collapse").values()
     assert study.table_of_starts(collapsed) in page

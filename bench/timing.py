@@ -33,7 +33,7 @@ SHOWN = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)  # quantiles of the r
 
 
 def measure(runners: Sequence[Runner], rounds: int, seconds: float = math.inf) -> None:
-    """Fills the rows, in rounds in which all take turns, so that noise affects all alike.
+    """Fills the rows, in rounds in which all take turns, so that noise affects all equally.
 
     The baselines work on the same samples, and either all or none are CUDA graphs. Rounds end after
     `rounds` of them, or after `seconds`, though not before a few are done.

@@ -114,7 +114,7 @@ def table_at_half(title: str, results: Results) -> str:
 
 
 def table_of_starts(results: Results) -> str:
-    """Of training that is too short or too slow: what is left empty, from both starts."""
+    """What training that is too short or too slow leaves empty, from both starts."""
     paths = {"at_half.recall": ".3f", "at_half.empty_rows": ".1%", "at_best.f1": ".3f"}
     paths["mean_average_precision"] = ".3f"
     headers = ["loss", "recall, from 0", "from the prior", "rows empty, from 0", "from the prior"]

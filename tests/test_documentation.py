@@ -27,15 +27,14 @@ def snippets(text: str) -> str:
     return "\n".join(lines)
 
 
-def without_code(text: str) -> str:
-    """The prose: neither code blocks nor code within a line."""
-    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+def without_blocks(page: Path) -> str:
+    """The text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
 
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and the pages' builder make them."""
-    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
-    headings = re.findall(r"^#+ (.*)$", prose, re.M)
+    headings = re.findall(r"^#+ (.*)$", without_blocks(page), re.M)
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
 
 
@@ -58,7 +57,7 @@ def test_snippets_run(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", ALL, ids=name_of)
 def test_links_within_the_project(page: Path) -> None:
-    prose = without_code(page.read_text(encoding="utf-8"))
+    prose = re.sub(r"`[^`\n]+`", "", without_blocks(page))  # nor code within a line
     targets = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r'src="([^"]+)"', prose)
     for target in targets:
         if "://" in target:

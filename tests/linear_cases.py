@@ -15,7 +15,7 @@ from .truth import Case, as_given, truth
 
 ROWS, FEATURES, LABELS = 7, 12, 150
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-REDUCTIONS = ("mean", "sum", "batchmean")
+REDUCTIONS = ("mean", "sum", "batchmean", "none")
 
 
 @dataclass
@@ -39,14 +39,22 @@ class LinearCase:
     def __call__(self, *layer: Any, **more: Any) -> Tensor:
         """Computes the loss, of another layer where one is given."""
         input, weight, *bias = layer or self.layer
-        options = {"target": as_given(self.target, self.sparse), **self.options, **more}
+        options = {"target": self.given, **self.options, **more}
         linear_bias = bias[0] if bias else None
         return linear_weighted_bce_with_logits(input, weight, linear_bias=linear_bias, **options)
+
+    @property
+    def given(self) -> Any:
+        """The target as the loss gets it: sparse labels have a row for each position."""
+        target = (
+            self.target if self.sparse is None else self.target.reshape(-1, self.target.shape[-1])
+        )
+        return as_given(target, self.sparse)
 
     def of_logits(self) -> Case:
         """Returns the loss of the layer's logits, in float64."""
         input, weight, *bias = (tensor.detach().double() for tensor in self.layer)
-        names = ("weight", "pos_weight", "reduction", "label_smoothing")
+        names = ("weight", "pos_weight", "reduction", "label_smoothing", "ignore_index")
         options = {name: self.options[name] for name in names if name in self.options}
         logits = torch.nn.functional.linear(input, weight, *bias)
         return Case(logits, self.target, **options, sparse=self.sparse)
@@ -62,19 +70,29 @@ class LinearCase:
     def op_args(self) -> tuple[Any, ...]:
         """Returns the arguments of the op linear_loss."""
         chunk_labels = self.options.get("chunk_labels")
-        *before, loss, parameters = self.of_logits().op_args()
+        *before, loss, parameters = self.of_logits().op_args(self.options.get("reduction"))
         layer = (*self.layer, None)[:3]
         return (*layer, *before, None, chunk_labels, loss, parameters)
 
 
-def expected(case: LinearCase, grad_output: float = 1.0) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Computes the loss, and the gradients of the layer's tensors."""
+def expected(
+    case: LinearCase, grad_output: float | Tensor = 1.0
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Computes the loss, and the gradients of the layer's tensors.
+
+    Without a reduction each row has a loss, and may have a grad_output.
+    """
     of_logits = case.of_logits()
     elements = truth(of_logits)
     by = divisor(of_logits, elements.count)
-    slopes = elements.grad * (grad_output / by)
-    of_input, of_weight = slopes @ case.linear_weight.double(), slopes.T @ case.input.double()
-    return elements.loss.sum() / by, (of_input, of_weight, slopes.sum(0))[: len(case.layer)]
+    each_row = of_logits.reduction == "none"
+    loss = elements.loss.sum(-1) if each_row else elements.loss.sum() / by
+    factor = grad_output.double()[..., None] if isinstance(grad_output, Tensor) else grad_output
+    slopes = elements.grad * (factor / by if by else 0)
+    of_input = slopes @ case.linear_weight.double()
+    of_weight = torch.einsum("...l,...f->lf", slopes, case.input.double())
+    of_bias = torch.einsum("...l->l", slopes)
+    return loss, (of_input, of_weight, of_bias)[: len(case.layer)]
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -112,7 +130,7 @@ def assert_loss(loss: Tensor, case: LinearCase, relative: float | None = None) -
 def assert_grads(
     grads: Sequence[Tensor | None],
     case: LinearCase,
-    grad_output: float = 1.0,
+    grad_output: float | Tensor = 1.0,
     relative: float | None = None,
 ) -> None:
     """Compares the gradients of the layer's tensors, which have the dtypes of these."""
@@ -129,12 +147,13 @@ def grads_of(leaves: Sequence[Tensor]) -> list[Tensor | None]:
 
 
 def assert_right(
-    case: LinearCase, grad_output: float = 1.0, relative: float | None = None
+    case: LinearCase, grad_output: float | Tensor = 1.0, relative: float | None = None
 ) -> tuple[Tensor, ...]:
     """Compares the loss and all gradients with the truth, and returns them."""
     leaves = case.leaves()
     loss = case(*leaves)
-    grads = torch.autograd.grad(loss, leaves, torch.full_like(loss, grad_output))
+    given = grad_output if isinstance(grad_output, Tensor) else torch.full_like(loss, grad_output)
+    grads = torch.autograd.grad(loss, leaves, given)
     assert_loss(loss, case)
     assert_grads(grads, case, grad_output, relative)
     return loss.detach(), *grads
@@ -181,6 +200,9 @@ def cases(device: str, dtype: torch.dtype) -> Iterator[LinearCase]:
             {"weight": per_label, "label_smoothing": 0.1},
             {"weight": torch.tensor(2.0)},
             *({"chunk_labels": n} for n in (None, 1, 100, LABELS, 10 * LABELS)),
+            {"reduction": "none", "weight": per_row, "chunk_labels": 1},
+            {"ignore_index": 0, "pos_weight": per_label},
+            {"ignore_index": 1, "label_smoothing": 0.1},
         ):
             yield here.with_options(**options)
     soft = torch.rand(ROWS, LABELS, device=device)

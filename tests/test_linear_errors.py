@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ X = torch.randn(4, 3)
 W = torch.randn(6, 3)
 B = torch.randn(6)
 Y = torch.zeros(4, 6, dtype=torch.bool)
-REDUCTIONS = "one of mean, sum, batchmean"
+REDUCTIONS = "one of none, mean, sum, batchmean"
 SHAPE = "to match input and linear_weight"
 BROADCAST = "broadcast to shape (4, 6) of input and linear_weight"
 
@@ -27,7 +28,7 @@ def of(*rows: list[int]) -> SparseLabels:
 WRONG: list[tuple[str, Any, type[Exception], str]] = [
     ("input", [1.0], TypeError, "be a torch.Tensor, got list"),
     ("input", X.int(), TypeError, "be float16, bfloat16, float32 or float64, got int32"),
-    ("input", X[0], ValueError, "have shape (rows, features), got (3,)"),
+    ("input", X[0, 0], ValueError, "have shape (..., features), got ()"),
     ("input", X.to_sparse(), TypeError, "be torch.strided, got torch.sparse_coo"),
     ("linear_weight", None, TypeError, "be a torch.Tensor, got NoneType"),
     ("linear_weight", W.double(), TypeError, "be float32 like input, got float64"),
@@ -48,12 +49,15 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
     ("weight", torch.ones(5), ValueError, f"{BROADCAST}, got (5,)"),
     ("pos_weight", -1.0, ValueError, "be a finite number >= 0, got -1.0"),
     ("pos_weight", torch.ones(4), ValueError, f"{BROADCAST}, got (4,)"),
-    ("reduction", "none", ValueError, f"be {REDUCTIONS}, got 'none'"),
     ("reduction", "avg", ValueError, f"be {REDUCTIONS}, got 'avg'"),
     ("reduction", torch.sum, TypeError, "be a string, got builtin_function"),
+    ("ignore_index", "0", TypeError, "be a number or None, got str"),
     ("label_smoothing", 1.0, ValueError, "be in [0, 1), got 1.0"),
     ("chunk_labels", 0, ValueError, "be at least 1, got 0"),
     ("chunk_labels", 2.0, TypeError, "be an integer, got float"),
+    ("chunk_labels", np.int64(0), ValueError, "be at least 1, got 0"),
+    ("chunk_labels", np.float32(2), TypeError, "be an integer, got float32"),
+    ("chunk_labels", np.bool_(True), TypeError, "be an integer, got bool"),
     ("chunk_labels", True, TypeError, "be an integer, got bool"),
     ("fused_step", 1, TypeError, "be callable, got int"),
 ]
@@ -71,6 +75,27 @@ def test_wrong_arguments(
         linear_loss(**arguments)
     assert "\n" not in str(caught.value)
     assert all(map(torch.equal, before, (X, W, B, Y)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("target", Y, "target must have shape (2, 2, 6) to match input and linear_weight"),
+        ("target", of([1], [2]), "target must have 4 rows to match input and linear_weight, got 2"),
+        ("weight", torch.ones(4, 1), "weight must broadcast to shape (2, 2, 6) of input and lin"),
+        ("pos_weight", torch.ones(2, 1, 1, 6), "pos_weight must broadcast to shape (2, 2, 6)"),
+    ],
+)
+def test_of_an_input_of_more_dimensions(name: str, value: Any, words: str) -> None:
+    arguments = {"linear_weight": W, "target": Y.view(2, 2, 6), name: value}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        linear_loss(X.view(2, 2, 3), **arguments)
+
+
+def test_one_row_has_no_batch() -> None:
+    words = "reduction 'batchmean' needs an input of shape (rows, ..., features), got (3,)"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        linear_loss(X[0], W, Y[0], reduction="batchmean")
 
 
 def test_wrong_labels_in_the_ops() -> None:
@@ -105,7 +130,8 @@ def test_a_backend_without_kernels() -> None:
         (X, 0, ValueError, "k must be at least 1, got 0"),
         (X, 7, ValueError, "k must be at most 6, the number of labels, got 7"),
         (X, 1.0, TypeError, "k must be an integer, got float"),
-        (X[0], 1, ValueError, "input must have shape (rows, features)"),
+        (X, True, TypeError, "k must be an integer, got bool"),
+        (X[0, 0], 1, ValueError, "input must have shape (..., features), got ()"),
     ],
 )
 def test_topk(x: torch.Tensor, k: Any, error: type[Exception], words: str) -> None:

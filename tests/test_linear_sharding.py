@@ -82,7 +82,7 @@ def check_losses(processes: int) -> None:
             for grad_output in (1.0, 2.5):
                 with CommDebugMode() as talk:
                     loss: Any = case(*leaves, **options)
-                    grads = torch.autograd.grad(loss * grad_output, leaves)
+                    grads = torch.autograd.grad((loss * grad_output).sum(), leaves)
                 assert talk.get_total_counts() == 0, (of_input, of_weight)
                 assert_loss(loss.full_tensor(), whole)
                 assert_grads([grad.full_tensor() for grad in grads], whole, grad_output)

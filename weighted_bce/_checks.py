@@ -28,6 +28,7 @@ def checked_options(
     reduction: int,
     loss: Loss,
     logits_name: str = "input",
+    rows: Tensor | None = None,
 ) -> Options:
     """Returns the arguments besides the logits as options.
 
@@ -35,6 +36,7 @@ def checked_options(
         input: the logits. They and the following arguments are as the user passed them.
         reduction: the number of the reduction, which was checked before, as was `loss`.
         logits_name: the name of the logits in messages.
+        rows: the logits as the matrix whose rows sparse labels are for. Default: `input`.
 
     Raises:
         TypeError, ValueError: if an argument is wrong. The message names it, what is expected,
@@ -44,7 +46,8 @@ def checked_options(
     if isinstance(target, Tensor) and target.layout is torch.strided:
         _check_tensors(input, target, logits_name)
     else:
-        target, crow_indices = _checked_sparse(input, target, logits_name)
+        matrix = input if rows is None else rows
+        target, crow_indices = _checked_sparse(matrix, target, logits_name)
     value: float = 1.0
     if pos_weight is not None:
         if isinstance(pos_weight, Tensor):
@@ -184,24 +187,17 @@ def _checked_smoothing(label_smoothing: object) -> float:
 
 def checked_reduction(reduction: object) -> int:
     """Returns the number of a reduction; a callable has that of "none"."""
-    if callable(reduction):
-        return NONE
+    return NONE if callable(reduction) else checked_named_reduction(reduction, " or a callable")
+
+
+def checked_named_reduction(reduction: object, otherwise: str = "") -> int:
+    """Returns the number of a reduction. `otherwise` names what the caller accepts besides."""
     if not isinstance(reduction, str):
-        raise TypeError(f"reduction must be a string or a callable, got {type(reduction).__name__}")
+        got = type(reduction).__name__
+        raise TypeError(f"reduction must be a string{otherwise}, got {got}")
     if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"reduction must be one of {', '.join(REDUCTIONS)} or a callable, got {reduction!r}"
-        )
-    return REDUCTIONS[reduction]
-
-
-def checked_reduction_to_scalar(reduction: object) -> int:
-    """Returns the number of a reduction to one number."""
-    if not isinstance(reduction, str):
-        raise TypeError(f"reduction must be a string, got {type(reduction).__name__}")
-    if REDUCTIONS.get(reduction, NONE) == NONE:
-        names = ", ".join(name for name, number in REDUCTIONS.items() if number != NONE)
-        raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
+        names = ", ".join(REDUCTIONS)
+        raise ValueError(f"reduction must be one of {names}{otherwise}, got {reduction!r}")
     return REDUCTIONS[reduction]
 
 
@@ -215,9 +211,9 @@ def check_layer(
     _check_input(input)
     if input.layout is not torch.strided:
         raise TypeError(f"input must be torch.strided, got {input.layout}")
-    if input.dim() != 2:
-        raise ValueError(f"input must have shape (rows, features), got {tuple(input.shape)}")
-    features = input.shape[1]
+    if input.dim() == 0:
+        raise ValueError("input must have shape (..., features), got ()")
+    features = input.shape[-1]
     _check_parameter("linear_weight", linear_weight, input, any_dtype)
     if linear_weight.dim() != 2 or linear_weight.shape[1] != features:
         raise ValueError(

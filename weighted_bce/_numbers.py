@@ -1,7 +1,9 @@
 """Checks arguments that are numbers."""
 
 import math
-from numbers import Real
+from numbers import Integral, Real
+from operator import index
+from typing import cast
 
 import torch
 
@@ -41,9 +43,15 @@ def checked_at_least_0(name: str, value: object) -> float:
     return number
 
 
-def check_count(name: str, value: object) -> None:
-    """Raises TypeError or ValueError unless the value is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+def checked_count(name: str, value: object) -> int:
+    """Returns the integer, which may be of NumPy, as an int. A torch.SymInt stays one.
+
+    Raises:
+        TypeError, ValueError: unless the value is an integer of at least 1. A bool is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Integral)):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    # The compiler does not trace index() of an integer that it takes for a variable.
+    return cast(int, value) if isinstance(value, (int, torch.SymInt)) else index(value)

@@ -22,14 +22,14 @@ _HALF = frozenset({torch.float16, torch.bfloat16})
 class Layer(NamedTuple):
     """The tensors of a linear layer; its logits are input @ weight.t() + bias."""
 
-    input: Tensor  # (rows, features)
+    input: Tensor  # (rows, features); (..., features) where users pass it
     weight: Tensor  # (labels, features)
     bias: Tensor | None  # (labels,)
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """The shape of the logits."""
-        return self.input.shape[0], self.weight.shape[0]
+        return *self.input.shape[:-1], self.weight.shape[0]
 
     def logits_like(self) -> Tensor:
         """Returns a stand-in for the logits, with their shape, dtype and device."""

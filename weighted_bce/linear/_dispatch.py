@@ -10,7 +10,7 @@ from .. import _dispatch, _transforms
 from .._dtensor_import import is_dtensor
 from .._eager import is_recorded
 from .._kernels import kernels_for
-from .._options import SUM, Options
+from .._options import NONE, SUM, Options
 from . import _eager, _ops
 from ._chunks import ChunkOptions, Layer
 from ._passes import Step
@@ -45,13 +45,18 @@ def _is_sharded(layer: Layer, options: Options, step: Step | None) -> bool:
 
 def _is_eager(layer: Layer, options: Options, step: Step | None) -> bool:
     """Gradients are needed, and the forward pass may compute them: nothing traces the call, no
-    checkpoint would drop them, there are numbers to compare, and no CUDA graph is captured, in
-    which the host may not wait for them. A step gets its gradients in the backward pass."""
+    checkpoint would drop them, one number says how they are scaled, there are numbers to compare,
+    and no CUDA graph is captured, in which the host may not wait for them. A step gets its
+    gradients in the backward pass."""
     if step is None:
-        x = layer.input
+        x, is_of_rows = layer.input, options.reduction == NONE
         is_capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
-        if _dispatch.is_observed() or x.is_meta or is_capturing:
+        if is_of_rows or _dispatch.is_observed() or x.is_meta or is_capturing:
             return False
+    return _is_recorded(layer)
+
+
+def _is_recorded(layer: Layer) -> bool:
     return any(t is not None and is_recorded(t) for t in layer)
 
 
@@ -65,7 +70,8 @@ def _by_all_logits(
 ) -> Tensor:
     if step is not None and _transforms.is_active():
         raise NotImplementedError("fused_step does not work under torch.func")
-    return _dispatch.loss(all_logits(layer), options)
+    losses = _dispatch.loss(all_logits(layer), options)
+    return losses.sum(1) if options.reduction == NONE else losses
 
 
 def _by_shards(
@@ -74,7 +80,7 @@ def _by_shards(
     from . import _dtensor
 
     shard = _dtensor.shard_of(layer, options, step is not None)
-    own = shard.options._replace(reduction=SUM)
+    own = shard.options._replace(reduction=NONE if options.reduction == NONE else SUM)
     return shard.reduced(loss(shard.layer, own, chunk_options, step), options)
 
 
@@ -85,7 +91,8 @@ def _by_pass(
 
 
 def _by_ops(layer: Layer, options: Options, chunk_options: ChunkOptions, *_: object) -> Tensor:
-    return _ops.loss(layer, options, chunk_options)
+    is_saved = not torch.compiler.is_compiling() and _is_recorded(layer)
+    return _ops.loss(layer, options.savable() if is_saved else options, chunk_options)
 
 
 # The first line that serves a call computes it. Why is in the docstring of its condition.

@@ -6,13 +6,14 @@ the layer if rows are split.
 
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from .. import _reference
 from .._checks import check_csr_indices
 from .._dtensor import GlobalLogits, as_sum, local_options, redistributed
-from .._options import Options
+from .._options import NONE, Options
 from ._chunks import Layer
 
 
@@ -25,8 +26,18 @@ class LocalPart(NamedTuple):
     logits: Tensor  # a stand-in for all logits, with their shape, dtype and device
 
     def reduced(self, total: Tensor, options: Options) -> Tensor:
-        """Returns the loss of all processes from the sum of this one."""
+        """Returns the loss of all processes from the sum of this one, or from those of its rows."""
+        if options.reduction == NONE:
+            return self._of_rows(total)
         return _reference.divided(as_sum(total, self.all_logits), self.logits, options)
+
+    def _of_rows(self, sums: Tensor) -> Tensor:
+        """Returns the losses of all rows, each of which has a part in every shard of its labels."""
+        mesh, placements, shape = self.all_logits
+        own = [Partial() if p == Shard(1) else p for p in placements]
+        return DTensor.from_local(
+            sums, mesh, own, run_check=False, shape=torch.Size(shape[:1]), stride=(1,)
+        )
 
 
 def shard_of(layer: Layer, options: Options, has_step: bool) -> LocalPart:

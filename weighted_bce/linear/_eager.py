@@ -5,7 +5,7 @@ another one, they are computed again.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class FusedLinearLoss(Function):
         loss, ctx.gradients = _passes.loss_and_gradients(
             layer, options, chunk_options, ctx.used_grad_output, (of_input, of_weight, of_bias)
         )
-        return loss
+        return cast(Tensor, loss)  # there is one after a reduction
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:

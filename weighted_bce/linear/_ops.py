@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .._derivatives import refuse_others
 from .._eager import is_first_order
-from .._ops import fake_loss, pos_weight_as_tensor
-from .._options import Options, compute_dtype
+from .._ops import pos_weight_as_tensor
+from .._options import NONE, Options, compute_dtype
 from . import _passes
 from ._chunks import ChunkOptions, Layer, topk
 from ._passes import Gradients
@@ -45,7 +45,7 @@ ops = torch.ops.weighted_bce
 
 
 def loss(layer: Layer, options: Options, chunk_options: ChunkOptions) -> Tensor:
-    """Returns the loss after the reduction."""
+    """Returns the loss after the reduction; that of each row without one."""
     *required, loss, parameters = pos_weight_as_tensor(options)
     op = ops.linear_loss.default
     return cast(Tensor, op(*layer, *required, *chunk_options, loss, parameters))
@@ -115,6 +115,12 @@ def _linear_topk(
         return topk(Layer(input, weight, bias), ChunkOptions(*chunk_options), k)
 
 
+def _fake_linear_loss(input: Tensor, *arguments: Any) -> Tensor:
+    _, options, _ = _unpacked_loss((input, *arguments))
+    shape = input.shape[:1] if options.reduction == NONE else ()
+    return input.new_empty(shape, dtype=compute_dtype(input.dtype))
+
+
 def _fake_linear_grads(grad_output: Tensor, *arguments: Any) -> list[Tensor]:
     layer, _, (*_, needs) = _unpacked((*ChunkOptions._fields, "needs"), arguments)
     each = zip(layer, needs, strict=True)
@@ -133,7 +139,12 @@ def _define(name: str, schema: str, implementation: Any, fake: Callable[..., Any
 
 
 _ARGUMENTS = f"{_LAYER_SCHEMA}, {_REQUIRED_SCHEMA}, {_CHUNK_SCHEMA}"
-_define("linear_loss", f"{_ARGUMENTS}, {_DEFAULTED_SCHEMA}) -> Tensor", _linear_loss, fake_loss)
+_define(
+    "linear_loss",  # 0-d, or without a reduction of shape (rows,)
+    f"{_ARGUMENTS}, {_DEFAULTED_SCHEMA}) -> Tensor",
+    _linear_loss,
+    _fake_linear_loss,
+)
 _define(
     "linear_grads",  # those that are needed, of input, linear_weight and linear_bias
     f"Tensor grad_output, {_ARGUMENTS}, bool[3] needs, {_DEFAULTED_SCHEMA}) -> Tensor[]",

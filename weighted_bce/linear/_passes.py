@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import _reference
 from .._checks import check_csr_indices
 from .._kernels import kernels_for
-from .._options import SUM, Options
+from .._options import MEAN, NONE, SUM, Options
 from ._chunks import ChunkOptions, Chunks, Layer, product
 
 # Called with the labels of a chunk and the gradients of their rows of the weight and the bias.
@@ -36,9 +36,37 @@ class _Loss:
         if options.first_label is None:
             check_csr_indices(layer.shape, options)
         tensors = (None if t is None else t.detach().resolve_neg() for t in options.tensors)
-        self._options = options.with_tensors(*tensors)._replace(reduction=SUM)
-        self._num_labels = chunks.num_labels
+        self._all_options = options.with_tensors(*tensors)
+        self._options = self._all_options._replace(reduction=SUM)
+        self._is_of_rows, self._dtype = options.reduction == NONE, chunks.dtype
+        self._logits_like, self._num_labels = layer.logits_like(), chunks.num_labels
+        self._count = self._counted(chunks)
         self.kernels = kernels_for(chunks.x)
+
+    def _counted(self, chunks: Chunks) -> Tensor | None:
+        """Returns how many dense targets "mean" counts; None if it counts without reading them.
+
+        A mask of all targets would be large, so each chunk has its own.
+        """
+        options = self._all_options
+        ignores = options.ignore_index is not None and not options.is_sparse
+        if options.reduction != MEAN or not ignores or self._logits_like.numel() == 0:
+            return None
+        masks = (cast(Tensor, _reference.ignored(self._of_chunk(chunk))) for chunk in chunks)
+        return torch.stack([(~mask).sum() for mask in masks]).sum().clamp(min=1)
+
+    def divided(self, total: Tensor) -> Tensor:
+        """Returns a sum over all chunks, or something linear in it, after the reduction."""
+        if self._count is None:
+            return _reference.divided(total, self._logits_like, self._all_options)
+        return total / self._count
+
+    def reduced(self, sums: list[Tensor]) -> Tensor:
+        """Returns the loss from the sums of all chunks."""
+        if not sums:
+            shape = self._logits_like.shape[:1] if self._is_of_rows else ()
+            sums = [self._logits_like.new_zeros(shape, dtype=self._dtype)]
+        return self.divided(torch.stack(sums).sum(0))
 
     def _of_chunk(self, chunk: slice) -> Options:
         """Returns the options of a chunk. Sparse labels are not cut."""
@@ -55,11 +83,24 @@ class _Loss:
         return options._replace(target=options.target[:, chunk]).with_readable_target()
 
     def sum(self, logits: Tensor, chunk: slice) -> Tensor:
-        """Returns the sum of the losses."""
+        """Returns the sum of the losses; that of each row without a reduction."""
         options = self._of_chunk(chunk)
+        if self._is_of_rows:
+            options = options._replace(reduction=NONE)
         if self.kernels is None:
-            return _reference.loss(logits, options)
-        return cast(Tensor, self.kernels.loss(logits, *options))
+            losses = _reference.loss(logits, options)
+        else:
+            kernel = self.kernels.unreduced if self._is_of_rows else self.kernels.loss
+            losses = cast(Tensor, kernel(logits, *options))
+        return losses.sum(1) if self._is_of_rows else losses
+
+    def gradient_of_rows(self, logits: Tensor, chunk: slice, grad_output: Tensor) -> None:
+        """Writes the gradient over the logits, whose rows have one grad_output each."""
+        options, grad_output = self._of_chunk(chunk), grad_output[:, None].expand_as(logits)
+        if self.kernels is None:
+            logits.copy_(_reference.grad(grad_output, logits, options))
+        else:
+            self.kernels.grad_(grad_output, logits, *options)
 
     def sum_and_gradient(self, logits: Tensor, chunk: slice, grad_output: Tensor) -> Tensor:
         """Returns the sum of the losses; writes its gradient times grad_output over the logits."""
@@ -152,16 +193,30 @@ class _Gradients:
 
 
 def loss(layer: Layer, options: Options, chunk_options: ChunkOptions) -> Tensor:
-    """Returns the loss of all logits after the reduction."""
+    """Returns the loss of all logits after the reduction; that of each row without one."""
     chunks = Chunks(layer, chunk_options)
     losses = _Loss(chunks, layer, options)
-    sums = [losses.sum(chunks.logits(c, chunks.weights(c)), c) for c in chunks]
-    return _reduced(sums, chunks, layer, options)
+    sums: list[Tensor] = []
+    for chunk in chunks:
+        sums.append(losses.sum(chunks.logits(chunk, chunks.weights(chunk)), chunk))
+        if len(sums) == _MOST_SUMS:  # those of rows would need more and more memory
+            sums = [torch.stack(sums).sum(0)]
+    return losses.reduced(sums)
 
 
-def _reduced(sums: list[Tensor], chunks: Chunks, layer: Layer, options: Options) -> Tensor:
-    total = torch.stack(sums).sum() if sums else chunks.x.new_zeros((), dtype=chunks.dtype)
-    return _reference.divided(total, layer.logits_like(), options)
+_MOST_SUMS = 64  # many are added at once, since each addition to a running total is rounded
+
+
+def _factored(grad_output: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns factors for the gradient of the logits, at most 1, and a 0-d one for its products.
+
+    A gradient of logits in half precision times 1 / (rows * labels) would be 0.
+    """
+    if grad_output.dim() == 0:
+        return torch.ones_like(grad_output), grad_output
+    largest = torch.cat((grad_output.new_zeros(1), grad_output.abs())).amax()
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1)
+    return grad_output / scale, scale
 
 
 def loss_and_gradients(
@@ -171,29 +226,38 @@ def loss_and_gradients(
     grad_output: Tensor,
     needs: tuple[bool, ...],
     step: Step | None = None,
-) -> tuple[Tensor, Gradients]:
+) -> tuple[Tensor | None, Gradients]:
     """Returns the loss, and the gradients of the layer's tensors for a grad_output.
+
+    The losses of rows are not computed: who asks for their gradients has them.
 
     Args:
         layer: the layer.
         options: the options of all logits.
         chunk_options: how to compute the logits of chunks.
-        grad_output: the gradient of the loss, 0-d.
+        grad_output: the gradient of the loss, of the same shape.
         needs: whether the gradients of the input, the weight and the bias are needed.
         step: gets the gradients of weight and bias chunk by chunk; they are then not returned.
     """
     chunks = Chunks(layer, chunk_options)
     losses = _Loss(chunks, layer, options)
-    grad_output = _reference.divided(grad_output.to(chunks.dtype), layer.logits_like(), options)
+    grad_output = losses.divided(grad_output.to(chunks.dtype))
+    if 0 in layer.shape:  # a mean of nothing has made it infinite, and NaN of products with zeros
+        grad_output = torch.zeros_like(grad_output)
     kernels = losses.kernels
     empty = torch.empty_like if kernels is None else kernels.empty_grad
-    gradients = _Gradients(layer, chunks, empty, needs, grad_output, step)
-    factor = torch.ones_like(grad_output) if gradients.scales_products else grad_output
+    factor = scale = grad_output
+    if chunks.product_dtype != chunks.dtype:
+        factor, scale = _factored(grad_output)
+    gradients = _Gradients(layer, chunks, empty, needs, scale, step)
     sums = []
     for chunk in chunks:
         weights = chunks.weights(chunk)
         logits = chunks.logits(chunk, weights)
-        sums.append(losses.sum_and_gradient(logits, chunk, factor))
+        if options.reduction == NONE:
+            losses.gradient_of_rows(logits, chunk, factor)
+        else:
+            sums.append(losses.sum_and_gradient(logits, chunk, factor))
         gradients.add(logits, weights, chunk)
-    loss = _reduced(sums, chunks, layer, options)
+    loss = None if options.reduction == NONE else losses.reduced(sums)
     return loss, gradients.finished(layer.input.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._derivatives import differentiable_grad
-from .._options import Options, compute_dtype
+from .._options import NONE, Options, compute_dtype
 from ._chunks import Layer
 from ._passes import Gradients
 
@@ -52,7 +52,10 @@ def differentiable_gradients(
 ) -> Gradients:
     """Returns the gradients of the layer's tensors, which may be differentiated again."""
     x, weight, _ = _widened(layer)
-    of_logits = differentiable_grad(grad_output, all_logits(layer), options)
+    logits = all_logits(layer)
+    if options.reduction == NONE:
+        grad_output = grad_output[:, None].expand_as(logits)
+    of_logits = differentiable_grad(grad_output, logits, options.with_readable_target())
     with _no_autocast(x):
         all_three = of_logits @ weight, of_logits.t() @ x, of_logits.sum(0)
     each = zip(all_three, layer, needs, strict=True)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .._checks import Target, check_layer, checked_options, checked_reduction_to_scalar
-from .._numbers import check_count
+from .._checks import Target, check_layer, checked_named_reduction, checked_options
+from .._numbers import checked_count
+from .._options import BATCHMEAN
 from ..losses import BCE, Loss, check_loss
-from . import _dispatch
+from . import _dispatch, _rows
 from ._chunks import ChunkOptions, Layer
 from ._passes import Step
 from ._unchunked import autocast_available
@@ -28,6 +29,7 @@ def linear_weighted_bce_with_logits(
     pos_weight: float | Tensor | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    ignore_index: float | None = None,
     chunk_labels: int | None = None,
     fused_step: Step | None = None,
 ) -> Tensor:
@@ -124,6 +126,7 @@ def linear_weighted_bce_with_logits(
         pos_weight=pos_weight,
         reduction=reduction,
         label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
         chunk_labels=chunk_labels,
         fused_step=fused_step,
     )
@@ -140,6 +143,7 @@ def linear_multilabel_loss_with_logits(
     pos_weight: float | Tensor | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    ignore_index: float | None = None,
     chunk_labels: int | None = None,
     fused_step: Step | None = None,
 ) -> Tensor:
@@ -201,6 +205,7 @@ def linear_multilabel_loss_with_logits(
         pos_weight=pos_weight,
         reduction=reduction,
         label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
         chunk_labels=chunk_labels,
         fused_step=fused_step,
     )
@@ -231,31 +236,44 @@ def _loss(
     pos_weight: float | Tensor | None,
     reduction: str,
     label_smoothing: float,
+    ignore_index: float | None,
     chunk_labels: int | None,
     fused_step: Step | None,
 ) -> Tensor:
+    reduction_code = checked_named_reduction(reduction)
     chunk_options = chunk_options_of(input, chunk_labels)
     check_layer(input, linear_weight, linear_bias, chunk_options.product_dtype is not None)
-    layer = Layer(input, linear_weight, linear_bias)
+    if reduction_code == BATCHMEAN and input.dim() == 1:
+        raise ValueError(
+            "reduction 'batchmean' needs an input of shape (rows, ..., features), "
+            f"got {tuple(input.shape)}"
+        )
+    given = Layer(input, linear_weight, linear_bias)
+    layer = _rows.of_layer(given)
     options = checked_options(
-        layer.logits_like(),
+        given.logits_like(),
         target,
         weight,
         pos_weight,
         label_smoothing,
-        None,  # ignore_index
-        checked_reduction_to_scalar(reduction),
+        ignore_index,
+        reduction_code,
         loss,
         logits_name="input and linear_weight",
+        rows=layer.logits_like(),
     )
     if not (fused_step is None or callable(fused_step)):
         raise TypeError(f"fused_step must be callable, got {type(fused_step).__name__}")
-    return _dispatch.loss(layer, options, chunk_options, fused_step)
+    if layer is given:
+        return _dispatch.loss(layer, options, chunk_options, fused_step)
+    options = _rows.of_options(options, input.shape[:-1])
+    of_rows = _dispatch.loss(layer, options, chunk_options, fused_step)
+    return _rows.restored(of_rows, input, reduction_code)
 
 
 def chunk_options_of(input: Tensor, chunk_labels: int | None) -> ChunkOptions:
     if chunk_labels is not None:
-        check_count("chunk_labels", chunk_labels)
+        chunk_labels = checked_count("chunk_labels", chunk_labels)
     return ChunkOptions(_autocast_dtype(input), chunk_labels)
 
 

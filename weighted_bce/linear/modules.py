@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import Target, check_layer
-from .._numbers import check_count
+from .._numbers import checked_count
 from ..losses import Loss, check_loss
 from ..modules import _WeightedLoss
-from . import _ops
+from . import _ops, _rows
 from ._chunks import Layer
 from ._passes import Step
 from .functional import (
@@ -38,11 +38,12 @@ class _LinearLoss(_WeightedLoss):
         pos_weight: float | Tensor | None,
         reduction: str,
         label_smoothing: float,
+        ignore_index: float | None,
         chunk_labels: int | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        super().__init__(weight, pos_weight, reduction, label_smoothing, None)
+        super().__init__(weight, pos_weight, reduction, label_smoothing, ignore_index)
         self.linear = nn.Linear(in_features, num_labels, bias, device, dtype)
         self.chunk_labels = chunk_labels
         self.fused_step: Step | None = None
@@ -54,6 +55,7 @@ class _LinearLoss(_WeightedLoss):
             pos_weight=self.pos_weight,
             reduction=cast(str, self.reduction),
             label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
             chunk_labels=self.chunk_labels,
             fused_step=self.fused_step,
         )
@@ -89,10 +91,11 @@ class _LinearLoss(_WeightedLoss):
         weight, bias = self.linear.weight, self.linear.bias
         check_layer(input, weight, bias, chunk_options.product_dtype is not None)
         layer = Layer(input.detach(), weight.detach(), None if bias is None else bias.detach())
-        check_count("k", k)
+        k = checked_count("k", k)
         if k > weight.shape[0]:
             raise ValueError(f"k must be at most {weight.shape[0]}, the number of labels, got {k}")
-        return TopK(*_ops.largest(layer, k, chunk_options))
+        largest = _ops.largest(_rows.of_layer(layer), k, chunk_options)
+        return TopK(*(tensor.reshape(*input.shape[:-1], k) for tensor in largest))
 
 
 class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
@@ -144,6 +147,7 @@ class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
         pos_weight: float | Tensor | None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
+        ignore_index: float | None = None,
         chunk_labels: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -156,6 +160,7 @@ class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
             pos_weight,
             reduction,
             label_smoothing,
+            ignore_index,
             chunk_labels,
             device,
             dtype,
@@ -212,6 +217,7 @@ class LinearMultilabelLoss(_LinearLoss):
         pos_weight: float | Tensor | None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
+        ignore_index: float | None = None,
         chunk_labels: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -225,6 +231,7 @@ class LinearMultilabelLoss(_LinearLoss):
             pos_weight,
             reduction,
             label_smoothing,
+            ignore_index,
             chunk_labels,
             device,
             dtype,

@@ -1,16 +1,18 @@
-"""Optimizers that update the classifier within the backward pass end where the ordinary ones do."""
+"""Optimizers that update the classifier chunk by chunk end where the ordinary ones do."""
 
 import copy
+import io
+import pickle
 import re
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
-from torch.utils.checkpoint import checkpoint
 
 from weighted_bce import FusedAdam, FusedSGD, LinearWeightedBCEWithLogitsLoss, SparseLabels
 
@@ -62,14 +64,15 @@ def batches(number: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 def train(classifier: Any, data: Batches, optimizer: Any = None) -> list[Tensor | None]:
     """Takes a step for each batch, a fused one without an optimizer. Returns the input's grads."""
     grads = []
+    optimizer = optimizer or classifier.fused_step
     for x, target in data:
         x = x.clone().requires_grad_()
         classifier(x, target).backward()
         grads.append(x.grad)
-        if optimizer is not None:
-            optimizer.step()
-            optimizer.zero_grad()
-        assert all(p.grad is None for p in classifier.parameters())
+        optimizer.step()
+        if optimizer is classifier.fused_step:
+            assert classifier.linear.weight.grad is None
+        optimizer.zero_grad()
     return grads
 
 
@@ -109,7 +112,8 @@ def test_goes_on_from_a_state_dict(fused: Any, ordinary: Any, options: dict[str,
     one.fused_step = fused(one.linear.parameters(), **options)
     one.fused_step.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for part in (data[2:4], data[4:]):
-        replica = copy.deepcopy(one)
+        replica, optimizer_of_replica = copy.deepcopy((one, one.fused_step))
+        replica.fused_step = optimizer_of_replica
         train(one, part)
         train(other, part, optimizer)
         assert_same(one.parameters(), other.parameters())
@@ -119,36 +123,89 @@ def test_goes_on_from_a_state_dict(fused: Any, ordinary: Any, options: dict[str,
 
 
 def test_learning_rates_and_groups() -> None:
-    """The weight and the bias have rates of their own, and a scheduler changes them."""
+    """The weight and the bias have rates of their own, in either order, and a scheduler changes
+    them. It does not warn of a step that it has not seen, and the hooks of a step run once."""
     one, other = pair()
+    calls: list[str] = []
 
     def groups(classifier: Any) -> list[dict[str, Any]]:
         layer = classifier.linear
-        return [{"params": [layer.weight]}, {"params": [layer.bias], "lr": 0.5}]
+        return [{"params": [layer.bias], "lr": 0.5}, {"params": [layer.weight]}]
 
+    SGD(other.parameters(), lr=1.0)  # from now on torch's own step has hooks
     one.fused_step = FusedSGD(groups(one), lr=1.0)
+    one.fused_step.register_step_pre_hook(lambda *_: calls.append("before"))
+    one.fused_step.register_step_post_hook(lambda *_: calls.append("after"))
     optimizer = SGD(groups(other), lr=1.0)
     schedulers = [torch.optim.lr_scheduler.StepLR(o, 1, 0.5) for o in (one.fused_step, optimizer)]
-    for batch in batches(4):
-        train(one, [batch])
-        one.fused_step.step()  # which a scheduler wants to see, and which has nothing to do
-        train(other, [batch], optimizer)
-        for scheduler in schedulers:
-            scheduler.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in batches(4):
+            train(one, [batch])
+            train(other, [batch], optimizer)
+            for scheduler in schedulers:
+                scheduler.step()
     assert_same(one.parameters(), other.parameters())
+    assert calls == ["before", "after"] * 4
 
 
-@pytest.mark.parametrize("in_checkpoint", [False, True])
-@pytest.mark.parametrize("scale", [None, 1024.0])
-def test_one_step_a_backward(scale: float | None, in_checkpoint: bool) -> None:
-    one, other, optimizer = pair_with_sgd(momentum=0.9)
-    one.fused_step.grad_scale = scale
-    run: Any = partial(checkpoint, one, use_reentrant=False) if in_checkpoint else one
-    data = batches(3)
-    for x, target in data:
-        (run(x.clone().requires_grad_(), target) * (scale or 1)).backward()
-    train(other, data, optimizer)
-    assert_same(one.parameters(), other.parameters())
+@pytest.mark.parametrize(("fused", "ordinary"), [(FusedSGD, SGD), (FusedAdam, Adam)])
+def test_one_optimizer_for_all_parameters(fused: Any, ordinary: Any) -> None:
+    """It holds an encoder too, steps with a closure, and its state goes through a file."""
+    one = nn.ModuleDict({"encoder": nn.Linear(FEATURES, FEATURES), "criterion": pair()[0]})
+    other = copy.deepcopy(one)
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.1}
+
+    def optimizer_of(model: Any, kind: Any) -> Any:
+        optimizer = kind(model.parameters(), **options)
+        if kind is fused:
+            model["criterion"].fused_step = optimizer
+        return optimizer
+
+    def steps(model: Any, optimizer: Any, data: Batches) -> list[float]:
+        def closure(x: Tensor, target: SparseLabels) -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = model["criterion"](model["encoder"](x), target)
+            loss.backward()
+            return loss
+
+        return [optimizer.step(partial(closure, *batch)).item() for batch in data]
+
+    data = batches(6)
+    optimizers = [optimizer_of(one, fused), optimizer_of(other, ordinary)]
+    assert steps(one, optimizers[0], data[:3]) == steps(other, optimizers[1], data[:3])
+    file = io.BytesIO()
+    torch.save({"model": one.state_dict(), "optimizer": optimizers[0].state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file)
+    resumed = copy.deepcopy(other)
+    resumed.load_state_dict(saved["model"])
+    optimizer = optimizer_of(resumed, fused)
+    optimizer.load_state_dict(saved["optimizer"])
+    assert steps(resumed, optimizer, data[3:]) == steps(other, optimizers[1], data[3:])
+    assert_same(resumed.parameters(), other.parameters())
+
+
+def test_copies_of_the_criterion_have_no_fused_step() -> None:
+    """A copy, such as one for averaged weights, takes neither the optimizer nor its state along.
+    A copy of the optimizer and the criterion together belongs together."""
+    one, _, _ = pair_with_sgd(momentum=0.9)
+    train(one, batches(1))
+    averaged = torch.optim.swa_utils.AveragedModel(one)
+    assert averaged.module.fused_step is None
+    assert pickle.loads(pickle.dumps(one)).fused_step is None
+    assert one.fused_step is not None
+    averaged.update_parameters(one)
+    assert_same(averaged.module.parameters(), one.parameters())
+
+    one.fused_step.grad_scale = 2.0
+    both, optimizer = copy.deepcopy((one, one.fused_step))
+    both.fused_step = optimizer
+    assert optimizer.accumulate == 1
+    assert optimizer.grad_scale == 2.0
+    data = batches(2)
+    assert_same(train(both, data), train(one, data))
+    assert_same(both.parameters(), one.parameters())
 
 
 @pytest.mark.parametrize("chunk_labels", [64, None, 1, LABELS - 1, LABELS, 1000])
@@ -175,51 +232,124 @@ def test_each_chunk_once(device: str, grad_output: float, chunk_labels: int | No
     assert_grads((x.grad, weight_grads, bias_grads), case, grad_output)
 
 
-def test_what_requires_no_gradient_is_not_stepped() -> None:
+def test_a_function_gets_what_would_be_added_to_grad() -> None:
+    """It gets neither what requires no gradient nor what torch.autograd.grad asks for."""
     case = base()
-    calls: list[Tensor | None] = []
-    call = partial(case, fused_step=lambda labels, weight_grad, bias_grad: calls.append(bias_grad))
+    calls: list[tuple[int, bool, bool]] = []
+
+    def step(labels: slice, weight_grad: Tensor | None, bias_grad: Tensor | None) -> None:
+        calls.append((labels.stop, weight_grad is not None, bias_grad is not None))
+
+    call = partial(case, fused_step=step)
     x, weight, bias = case.leaves()
     call(x, weight, bias.detach()).backward()
-    assert calls == [None] * 3
+    assert calls == [(64, True, False), (128, True, False), (LABELS, True, False)]
+    calls.clear()
     call(x, weight.detach(), bias).backward()
+    call(x, weight, bias).backward(inputs=[bias])
+    assert calls == [(LABELS, False, True)] * 2
+    calls.clear()
+    call(x, weight, bias).backward(inputs=[x])
+    grads = torch.autograd.grad(call(x, weight, bias), (x, weight, bias))
+    assert_grads(grads, case)
     with torch.no_grad():
         call(x, weight, bias)
-    assert len(calls) == 3
+    assert not calls
+    for name, others in {"weight": (weight * 1, bias), "bias": (weight, bias * 1)}.items():
+        with pytest.raises(ValueError, match=f"linear_{name} must be a leaf tensor"):
+            call(x, *others)
 
 
-def test_what_has_no_fused_step() -> None:
+def test_it_breaks_a_compiled_graph_once() -> None:
+    """The rest is compiled, and what the step does is not."""
     one, other, _ = pair_with_sgd()
+    operations: list[int] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        operations.append(sum(node.op.startswith("call") for node in graph.graph.nodes))
+        return graph.forward
+
+    def step(x: Tensor, target: SparseLabels) -> None:
+        (one(x * 2, target) * 3).backward()
+        one.fused_step.step()
+        one.fused_step.zero_grad()
+
+    data = batches(1) * 3  # others have other numbers of labels
+    compiled = torch.compile(step, backend=backend)
+    for x, target in data:
+        compiled(x, target)
+    assert operations == [1, 1]
+    train(other, [(x * 2, target) for x, target in data], SGD(other.parameters(), lr=3.0))
+    assert_all_near([*one.parameters()], [*other.parameters()], 1e-5)
     ((x, target),) = batches(1)
-    with pytest.raises(NotImplementedError, match="there are no second derivatives"):
-        torch.autograd.grad(one(x.requires_grad_(), target), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match=r"does not work under torch\.func"):
-        torch.func.grad(lambda x: one(x, target))(x)
     in_one_graph = torch.compile(lambda x: one(x, target), backend="aot_eager", fullgraph=True)
     with pytest.raises(torch._dynamo.exc.Unsupported, match="fused_step is not compiled"):
         in_one_graph(x)
-    assert_same(one.parameters(), other.parameters())
-    loss = one(x, target)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
 
 
-def test_it_breaks_a_compiled_graph() -> None:
-    one, other, _ = pair_with_sgd()
-    data = batches(2)
-    compiled = torch.compile(lambda x, target: one(x * 2, target) * 3, backend="aot_eager")
-    for x, target in data:
-        compiled(x, target).backward()
-    train(other, [(x * 2, target) for x, target in data], SGD(other.parameters(), lr=3.0))
-    assert_all_near([*one.parameters()], [*other.parameters()], 1e-5)
+def replace_weight(one: Any) -> None:
+    one.linear.weight = nn.Parameter(one.linear.weight.detach().clone())
 
 
-def test_wrong_parameters() -> None:
-    case = base()
-    x, weight, bias = leaves = case.leaves()
-    for parameters in ([weight], [bias, weight], [x]):
-        shapes = [tuple(p.shape) for p in parameters]
-        message = f"params must be the weight of the layer and then its bias, got {shapes}"
-        with pytest.raises(ValueError, match=re.escape(message)):
-            case(*leaves, fused_step=FusedSGD(parameters, lr=1.0)).backward()
+def replace_bias(one: Any) -> None:
+    one.linear.bias = nn.Parameter(one.linear.bias.detach().clone())
+
+
+def assign_state(one: Any) -> None:
+    one.load_state_dict({k: v.clone() for k, v in one.state_dict().items()}, assign=True)
+
+
+def replace_layer(one: Any) -> None:
+    one.linear = copy.deepcopy(one.linear)
+
+
+def take_another_optimizer(one: Any) -> None:
+    one.fused_step = FusedSGD(pair()[0].parameters(), lr=1.0)
+
+
+def parametrize(one: Any) -> None:
+    torch.nn.utils.parametrizations.weight_norm(one.linear)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replace_weight,
+        replace_bias,
+        assign_state,
+        replace_layer,
+        take_another_optimizer,
+        parametrize,
+    ],
+)
+def test_the_optimizer_must_hold_the_parameters_of_the_layer(change: Any) -> None:
+    one, _, _ = pair_with_sgd()
+    change(one)
+    before = [p.clone() for p in one.parameters()]
+    ((x, target),) = batches(1)
+    name = "linear_bias" if change is replace_bias else "linear_weight"
+    with pytest.raises(ValueError, match=f"fused_step must be an optimizer of {name} itself"):
+        one(x, target)
+    assert_same(before, one.parameters())
+
+
+def test_parameters_of_a_functional_call_are_not_those_of_the_optimizer() -> None:
+    one, _, _ = pair_with_sgd()
+    ((x, target),) = batches(1)
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in one.named_parameters()}
+    with pytest.raises(ValueError, match="must be an optimizer of linear_weight itself"):
+        torch.func.functional_call(one, parameters, (x, target))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"accumulate": 0}, ValueError, "accumulate must be at least 1, got 0"),
+        ({"accumulate": 1.5}, TypeError, "accumulate must be an integer, got float"),
+        ({"differentiable": True}, ValueError, "differentiable must be False, got True"),
+    ],
+)
+@pytest.mark.parametrize("kind", [FusedSGD, FusedAdam])
+def test_wrong_options(kind: Any, options: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=re.escape(words)):
+        kind(pair()[0].parameters(), lr=1.0, **options)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -116,14 +116,15 @@ def test_products_of_half_precision(monkeypatch: pytest.MonkeyPatch, dtype: torc
 
 def test_chunks_on_cuda_leave_most_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch's allocator keeps is free too; it is asked only where the driver has little."""
-    x = cast(Any, SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0)))
+    rows, most = 1024, 2**25 // (4 * 1024)
+    x: Any = torch.empty(rows, 1)
+    weight: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
     asked: list[str] = []
     state = {"free": 0, "memory_reserved": 0, "memory_allocated": 0}
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (state["free"], 2**37))
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda _, n=name: asked.append(n) or state[n])
-    rows, most = 1024, 2**25 // (4 * 1024)
     for free, reserved, allocated, labels in (
         (2**30, 2**36, 2**36, most),
         (2**20, 2**36, 2**35, most),
@@ -132,7 +133,7 @@ def test_chunks_on_cuda_leave_most_of_the_memory(monkeypatch: pytest.MonkeyPatch
     ):
         state.update(free=free, memory_reserved=reserved, memory_allocated=allocated)
         asked.clear()
-        assert _chunks._chosen_labels(rows, x, torch.float32) == labels
+        assert _chunks._chosen_labels([x], weight) == labels
         assert bool(asked) == (free < 2**28)
 
 

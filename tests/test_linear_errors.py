@@ -59,7 +59,7 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
     ("chunk_labels", np.float32(2), TypeError, "be an integer, got float32"),
     ("chunk_labels", np.bool_(True), TypeError, "be an integer, got bool"),
     ("chunk_labels", True, TypeError, "be an integer, got bool"),
-    ("fused_step", 1, TypeError, "be callable, got int"),
+    ("fused_step", 1, TypeError, "be FusedSGD, FusedAdam or a function, got int"),
 ]
 
 

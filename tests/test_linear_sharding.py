@@ -98,16 +98,19 @@ def check_fused_step(processes: int) -> None:
     x, *layer = split_by_labels(case, processes)
     own = [torch.nn.Parameter(t.detach()) for t in layer]
     plain = [torch.nn.Parameter(t.clone()) for t in case.layer[1:]]
-    step = FusedSGD(own, lr=1.0, momentum=0.9)
+    step = FusedSGD(own, lr=1.0, momentum=0.9, group=None)
     optimizer = torch.optim.SGD(plain, lr=1.0, momentum=0.9)
     for _ in range(3):
         case(x, *own, target=csr, fused_step=step).backward()
+        step.step()
+        step.zero_grad()
         optimizer.zero_grad()
         case(case.input, *plain).backward()
         optimizer.step()
     for actual, wanted in zip(own, plain, strict=True):
         assert_whole(actual.detach(), wanted)
     by_rows = leaves_of(case, x.device_mesh, [Shard(0)], [Replicate()])
+    step = FusedSGD(by_rows[1:], lr=1.0, group=None)
     with pytest.raises(NotImplementedError, match="input must not have its rows split"):
         case(*by_rows, target=csr, fused_step=step)
 

@@ -107,7 +107,9 @@ def test_linear_layer_in_other_ways(device: str, loss: Any) -> None:
     call(x, leaf).backward()
     assert leaf.grad is not None
     stepped = w.clone().requires_grad_()
-    call(x, stepped, fused_step=FusedSGD([stepped], lr=0.5)).backward()
+    optimizer = FusedSGD([stepped], lr=0.5)
+    call(x, stepped, fused_step=optimizer).backward()
+    optimizer.step()
     torch.testing.assert_close(stepped.detach(), w - 0.5 * leaf.grad)
     torch.testing.assert_close(torch.func.grad(call, argnums=1)(x, w), leaf.grad)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")

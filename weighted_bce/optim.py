@@ -1,14 +1,18 @@
-"""Optimizers for `fused_step`, which update a chunk of rows at a time."""
+"""Optimizers for `fused_step`, which update a linear layer a chunk of labels at a time."""
 
+from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, Optimizer
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from ._dtensor_import import is_dtensor
+from ._numbers import checked_count
+from .linear._deferred import deferred_grad, not_compiled
 
 # The options of a parameter group that the functions of torch.optim accept.
 _SHARED_OPTIONS = ("lr", "weight_decay", "maximize", "foreach", "fused")
@@ -19,30 +23,119 @@ _ADAM_OPTIONS = (
 )
 
 
-class _FusedStep(torch.optim.Optimizer):
-    """What the optimizers share: which rows of which parameter a gradient belongs to."""
+class Group(Enum):
+    """The default of the argument `group`; None is a value that users pass."""
 
-    grad_scale: float | Tensor | None = None
+    NOT_GIVEN = "not given"
 
-    def __call__(self, labels: slice, weight_grad: Tensor, bias_grad: Tensor | None = None) -> None:
-        """Updates the rows `labels` of the weight and of the bias, as `fused_step` is called."""
-        parameters = [(group, p) for group in self.param_groups for p in group["params"]]
-        with torch.no_grad():
-            for i, grad in enumerate((weight_grad, bias_grad)):
-                if grad is None:
-                    continue
-                rows = _rows(parameters[i][1], labels) if i < len(parameters) else None
-                if rows is None or rows.shape != grad.shape:
-                    raise ValueError(
-                        "params must be the weight of the layer and then its bias, "
-                        f"got {[tuple(p.shape) for _, p in parameters]}"
-                    )
-                scaled = grad if self.grad_scale is None else grad / self.grad_scale
-                self._update(*parameters[i], labels, rows, scaled)
 
-    def _update(
-        self, group: dict[str, Any], parameter: Tensor, labels: slice, rows: Tensor, grad: Tensor
+class FusedOptimizer(Optimizer):
+    """What the optimizers share: a step that computes deferred gradients chunk by chunk."""
+
+    accumulate = 1
+    group: Any = Group.NOT_GIVEN
+    _torch_class: Any
+    _grad_scale: float | Tensor | None = None
+
+    def __init__(
+        self, *args: Any, accumulate: int = 1, group: Any = Group.NOT_GIVEN, **options: Any
     ) -> None:
+        accumulate = checked_count("accumulate", accumulate)
+        if options.get("differentiable"):
+            raise ValueError("differentiable must be False, got True")
+        super().__init__(*args, **options)
+        self.accumulate, self.group = accumulate, group
+
+    def __getstate__(self) -> dict[str, Any]:
+        group = self.group if self.group is None else Group.NOT_GIVEN  # processes are not copied
+        own = {"accumulate": self.accumulate, "group": group, "_grad_scale": self._grad_scale}
+        return {**super().__getstate__(), **own}
+
+    @property
+    def grad_scale(self) -> float | Tensor:
+        # A GradScaler multiplies the value if the attribute exists.
+        if self._grad_scale is None:
+            raise AttributeError("grad_scale is not set")
+        return self._grad_scale
+
+    @grad_scale.setter
+    def grad_scale(self, value: float | Tensor | None) -> None:
+        if isinstance(value, Tensor):  # as a GradScaler sets it
+            self._refuse_grad_scale(self._grad_scale is not None)
+        self._grad_scale = value
+
+    @grad_scale.deleter
+    def grad_scale(self) -> None:
+        self._grad_scale = None
+
+    def _refuse_grad_scale(self, is_used: bool) -> None:
+        if is_used:
+            raise ValueError(
+                "grad_scale must not be set if GradScaler.step() is called, which divides the "
+                f"gradients itself, got {self._grad_scale}"
+            )
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates all parameters that have a gradient.
+
+        Gradients that were deferred are used up: the .grad of their parameters becomes None.
+
+        Args:
+            closure: computes the loss again, as for torch.optim.Optimizer.step.
+
+        Returns:
+            What the closure returns; None without one.
+
+        Raises:
+            RuntimeError: if a tensor that a deferred gradient is computed from was modified.
+            ValueError: if a GradScaler divides the gradients, and `grad_scale` would divide again.
+        """
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        with torch.no_grad():
+            self._take_step()
+        return result
+
+    # torch.compile calls it as it is, with its hooks; torch puts the hooks around what has none.
+    step = not_compiled(Optimizer.profile_hook_step(step))
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _take_step(self) -> None:
+        every = [(group, p) for group in self.param_groups for p in group["params"]]
+        deferred = [(g, p, grad) for g, p in every if (grad := deferred_grad(p.grad)) is not None]
+        chunks = [grad.chunks() for _, _, grad in deferred]  # raises before anything has changed
+        scale = self._grad_scale
+        if scale is not None and not isinstance(scale, Tensor):
+            is_unscaled = any(grad.terms.is_unscaled for _, _, grad in deferred)
+            self._refuse_grad_scale(is_unscaled or hasattr(self, "found_inf"))
+        if scale is not None:
+            for _, p in every:
+                if p.grad is not None:
+                    p.grad.div_(scale.to(p.device) if isinstance(scale, Tensor) else scale)
+        for _, parameter, _ in deferred:
+            parameter.grad = None
+        for (group, parameter, _), each in zip(deferred, chunks, strict=True):
+            update = self._updater(group, parameter)
+            for labels, gradient in each:
+                update(labels, gradient)
+        # Biases change last, since deferred gradients are computed from them.
+        self._grad_scale = None  # torch would divide again
+        try:
+            self._step_whole()
+        finally:
+            self._grad_scale = scale
+
+    def _step_whole(self) -> None:
+        """Updates the parameters whose gradients are ordinary tensors."""
+        step = self._torch_class.step
+        if getattr(step, "hooked", False):  # the hooks run around this class's step
+            step = step.__wrapped__
+        step(self)
+
+    def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
+        """Begins a step of a parameter; returns a function that updates a chunk of its rows."""
         raise NotImplementedError
 
 
@@ -53,80 +146,95 @@ def _rows(tensor: Tensor, labels: slice) -> Tensor:
     return (local.to_local() if is_dtensor(tensor) else tensor)[labels]
 
 
-class FusedSGD(_FusedStep, SGD):
-    """Updates weights like torch.optim.SGD, but within the backward pass, as a `fused_step`.
+class FusedSGD(FusedOptimizer, SGD):
+    """Takes the steps of torch.optim.SGD, those of a linear layer chunk by chunk.
 
-    Each chunk of rows is updated as soon as its gradient is known. The weights are the same as from
-    torch.optim.SGD with one ``step()`` after each backward. Without momentum, there is no optimizer
-    state.
+    It is a `fused_step` of the layer. The backward pass leaves a deferred gradient in the ``.grad``
+    of the layer's weight, which ``step()`` computes a chunk of labels at a time and uses up, so
+    that the whole gradient never exists. Everything else is as for torch.optim.SGD, and the weights
+    become the same. It may hold other parameters too, such as those of an encoder.
 
     Args:
-        params: the weight of the linear layer and then its bias, if it has one; or groups of them,
-            as for torch.optim.SGD.
+        params: parameters or groups of them, as for torch.optim.SGD. The weight of the layer is
+            among them, and its bias if it has one.
         lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, fused: as for
             torch.optim.SGD.
+        accumulate: how many backward passes a step may be made of; at least 1. Their gradients are
+            added up, for which the inputs and the labels of all are kept. Default: 1.
+        group: the process group over which ``step()`` averages the gradient of the layer's weight,
+            and the backward pass that of the bias; None for this process alone. If
+            torch.distributed runs several processes, one of the two must be given.
 
     Attributes:
-        grad_scale: a number or 0-d tensor that gradients are divided by. Default: None. With a
-            GradScaler, set it to ``scaler.get_scale()`` before ``scaler.scale(loss).backward()``.
-            Steps with gradients that are not finite are not skipped.
+        grad_scale: a number that ``step()`` divides the gradients by. By default it is not set. Do
+            not set it with a GradScaler, whose ``step()`` divides them itself.
+
+    Raises:
+        RuntimeError: in a backward pass, if `accumulate` others were made since the last
+            ``step()`` or ``zero_grad()``; in ``step()``, if the weight, the bias, the input or the
+            target were modified since the forward pass.
 
     Note:
-        Learning-rate schedulers and state_dict() work as usual. ``step()`` has nothing left to do.
-        Each backward is a step, so gradients cannot be accumulated, nor clipped by their norm.
+        The deferred gradient is a tensor. Sums, multiples and norms of it are computed in chunks,
+        so that gradients can be accumulated, clipped by their norm, and unscaled by a GradScaler. A
+        norm takes as long as computing the gradient. Any other operation on it computes the whole
+        gradient and keeps it. With `group`, the gradient is that of all processes, which must all
+        read it.
+
+        With a GradScaler, call ``scaler.step(optimizer)``. The gradient counts as finite if the
+        input, the loss and the scale are. An overflow of the gradient alone is not seen.
 
     Example:
         >>> import torch
         >>> from weighted_bce import FusedSGD, LinearWeightedBCEWithLogitsLoss, SparseLabels
         >>> criterion = LinearWeightedBCEWithLogitsLoss(64, 5000)
-        >>> criterion.fused_step = FusedSGD(criterion.linear.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = FusedSGD(criterion.parameters(), lr=0.1, momentum=0.9)
+        >>> criterion.fused_step = optimizer
         >>> criterion(torch.randn(2, 64), SparseLabels.from_lists([[1], [7]])).backward()
-        >>> criterion.linear.weight.grad is None
-        True
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
     """
 
-    # The parameters in their first step: the momentum is then the gradient, without dampening.
-    _first: frozenset[Tensor] = frozenset()
+    _torch_class = SGD
 
-    def _update(
-        self, group: dict[str, Any], parameter: Tensor, labels: slice, rows: Tensor, grad: Tensor
-    ) -> None:
-        state, momentum = self.state[parameter], None
-        if group["momentum"] != 0:
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.empty_like(parameter)
-                self._first |= {parameter}
-            elif labels.start == 0:  # of a new step
-                self._first -= {parameter}
-            momentum = _rows(state["momentum_buffer"], labels)
-        buffers = [None if parameter in self._first else momentum]
-        sgd(
-            [rows],
-            [grad],
-            buffers,
-            **{name: group[name] for name in _SGD_OPTIONS},
-        )
-        if momentum is not None and buffers[0] is not None and buffers[0] is not momentum:
-            momentum.copy_(buffers[0])
+    def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
+        state, options = self.state[parameter], {name: group[name] for name in _SGD_OPTIONS}
+        has_momentum = group["momentum"] != 0
+        is_first = has_momentum and state.get("momentum_buffer") is None
+        if is_first:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        # The first momentum is the gradient, without dampening.
+        is_undamped = is_first and group["dampening"] != 0
+
+        def update(labels: slice, grad: Tensor) -> None:
+            momentum = _rows(state["momentum_buffer"], labels) if has_momentum else None
+            buffers = [None if is_undamped else momentum]
+            found_inf = getattr(self, "found_inf", None)
+            sgd([_rows(parameter, labels)], [grad], buffers, **options, found_inf=found_inf)
+            if momentum is not None and is_undamped:
+                momentum.copy_(buffers[0])  # type: ignore[arg-type]
+
+        return update
 
 
-class FusedAdam(_FusedStep, Adam):
-    """Updates weights like torch.optim.Adam, but within the backward pass, as a `fused_step`.
+class FusedAdam(FusedOptimizer, Adam):
+    """Takes the steps of torch.optim.Adam, those of a linear layer chunk by chunk.
 
-    Each chunk of rows is updated as soon as its gradient is known. The weights are the same as from
-    torch.optim.Adam with one ``step()`` after each backward. Its averages take twice the memory of
-    the weights.
+    It is a `fused_step` of the layer, as `FusedSGD` is, and the weights become those of
+    torch.optim.Adam. Its averages take twice the memory of the weights.
 
     Args:
-        params: the weight of the linear layer and then its bias, if it has one; or groups of them,
-            as for torch.optim.Adam.
+        params: parameters or groups of them, among which are the weight of the layer and its bias.
         lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, fused: as for
             torch.optim.Adam.
-        decoupled_weight_decay: as for torch.optim.Adam.
+        decoupled_weight_decay: whether the weight decay is that of torch.optim.AdamW.
+        accumulate, group: as for `FusedSGD`.
 
     Attributes:
-        grad_scale: a number or 0-d tensor that gradients are divided by, as for `FusedSGD`.
-            Default: None.
+        grad_scale: as for `FusedSGD`.
+
+    Raises:
+        RuntimeError: as for `FusedSGD`.
 
     Note:
         The notes on `FusedSGD` apply here too.
@@ -135,33 +243,42 @@ class FusedAdam(_FusedStep, Adam):
         >>> import torch
         >>> from weighted_bce import FusedAdam, LinearWeightedBCEWithLogitsLoss, SparseLabels
         >>> criterion = LinearWeightedBCEWithLogitsLoss(64, 5000, reduction="batchmean")
-        >>> criterion.fused_step = FusedAdam(criterion.linear.parameters(), lr=1e-3)
+        >>> optimizer = FusedAdam(criterion.parameters(), lr=1e-3)
+        >>> criterion.fused_step = optimizer
         >>> criterion(torch.randn(2, 64), SparseLabels.from_lists([[1], [7]])).backward()
-        >>> criterion.linear.weight.grad is None
-        True
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
     """
 
-    def _update(
-        self, group: dict[str, Any], parameter: Tensor, labels: slice, rows: Tensor, grad: Tensor
-    ) -> None:
-        state = self.state[parameter]
+    _torch_class = Adam
+
+    def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
+        state, options = self.state[parameter], {name: group[name] for name in _ADAM_OPTIONS}
+        found_inf = getattr(self, "found_inf", None)
+        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 2 + group["amsgrad"]]
         if not state:
             on_device = group["capturable"] or group["fused"]
             device = parameter.device if on_device else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 2 + group["amsgrad"]]:
+            for name in names:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        if labels.start == 0:  # of a new step; the function below counts it, for each chunk
-            state["step"] += 1
-        largest = "max_exp_avg_sq"
-        adam(
-            [rows],
-            [grad],
-            [_rows(state["exp_avg"], labels)],
-            [_rows(state["exp_avg_sq"], labels)],
-            [_rows(state[largest], labels)] if group["amsgrad"] else [],
-            [state["step"] - 1],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            **{name: group[name] for name in _ADAM_OPTIONS},
-        )
+        steps = state["step"].clone()  # adam() counts the step, for each chunk
+        state["step"] += 1 if found_inf is None else 1 - found_inf
+
+        def update(labels: slice, grad: Tensor) -> None:
+            averages = [[_rows(state[name], labels)] for name in names]
+            mean, square, *largest = averages
+            adam(
+                [_rows(parameter, labels)],
+                [grad],
+                mean,
+                square,
+                largest[0] if largest else [],
+                [steps.clone()],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                found_inf=found_inf,
+                **options,
+            )
+
+        return update

@@ -1,6 +1,6 @@
 """Computes the logits of a linear layer a chunk of labels at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,21 +65,21 @@ class Chunks:
         self.dtype = compute_dtype(x.dtype)
         wanted = options.product_dtype or x.dtype
         self.product_dtype = wanted if wanted in _HALF and _multiplies_halves(x) else self.dtype
+        # In half precision 1 / (rows * labels) would be 0, so it is multiplied into the products.
+        self.scales_products = self.product_dtype != self.dtype
         self.x = x.to(self.product_dtype).contiguous()
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
         self.rows, self.num_labels = layer.shape
-        self.size = options.chunk_labels or _chosen_labels(self.rows, self.x, self.dtype)
-        self.size = max(1, min(self.size, self.num_labels))
+        self.size = chunk_size([(layer, options)], weight)
         self._logits = self.workspace(self.dtype, self.rows)
         self._weight_workspace = self._grad_workspace = None
         if weight.dtype != self.product_dtype:
             self._weight_workspace = self.workspace(self.product_dtype, x.shape[1])
-        if self.product_dtype != self.dtype:
+        if self.scales_products:
             self._grad_workspace = self.workspace(self.product_dtype, self.rows)
 
     def __iter__(self) -> Iterator[slice]:
-        for first in range(0, self.num_labels, self.size):
-            yield slice(first, min(first + self.size, self.num_labels))
+        return slices(self.num_labels, self.size)
 
     def workspace(self, dtype: torch.dtype, elements: int) -> Workspace:
         """Returns memory for `elements` elements for each label of a chunk."""
@@ -119,14 +119,27 @@ _BYTES, _LEAST, _MOST = 2**19, 256, 4096  # 512 KiB of logits: half of a second-
 _CUDA_BYTES, _CUDA_LEAST = 2**25, 1024  # 32 MiB of logits: most of an H200's second-level cache
 
 
-def _chosen_labels(rows: int, x: Tensor, dtype: torch.dtype) -> int:
+def slices(num_labels: int, size: int) -> Iterator[slice]:
+    """Cuts the labels into chunks."""
+    for first in range(0, num_labels, size):
+        yield slice(first, min(first + size, num_labels))
+
+
+def chunk_size(calls: Sequence[tuple[Layer, ChunkOptions]], weight: Tensor) -> int:
+    """Returns how many labels make a chunk of several calls of the loss of the same weight."""
+    given = [options.chunk_labels for _, options in calls if options.chunk_labels]
+    size = min(given) if given else _chosen_labels([layer.input for layer, _ in calls], weight)
+    return max(1, min(size, weight.shape[0]))
+
+
+def _chosen_labels(inputs: Sequence[Tensor], weight: Tensor) -> int:
     """Returns how many labels make a chunk whose logits fit in a cache, with large products."""
-    bytes_per_label = max(1, rows) * dtype.itemsize
-    if not x.is_cuda:
+    bytes_per_label = sum(max(1, x.shape[0]) * compute_dtype(x.dtype).itemsize for x in inputs) or 1
+    if not weight.is_cuda:
         return max(_LEAST, min(_MOST, _BYTES // bytes_per_label // _MULTIPLE * _MULTIPLE))
     most = _CUDA_BYTES
     if not torch.cuda.is_current_stream_capturing():
-        most = min(most, _free_bytes(x.device, 8 * most) // 8)
+        most = min(most, _free_bytes(weight.device, 8 * most) // 8)
     return max(_CUDA_LEAST, most // bytes_per_label // _MULTIPLE * _MULTIPLE)
 
 

@@ -46,7 +46,7 @@ def shard_of(layer: Layer, options: Options, has_step: bool) -> LocalPart:
     Args:
         layer: a layer whose input or weight is a DTensor.
         options: the options of all logits.
-        has_step: whether a step gets the gradients, which then go no further.
+        has_step: whether there is a fused step, which sums no gradients over a mesh.
 
     Raises:
         TypeError, ValueError, NotImplementedError: if the placements of the tensors do not fit.
@@ -55,13 +55,11 @@ def shard_of(layer: Layer, options: Options, has_step: bool) -> LocalPart:
     x, weight = _checked(layer)
     if has_step and Shard(0) in x.placements:
         raise NotImplementedError(
-            "input must not have its rows split over processes if fused_step is used, "
-            f"got {x.placements}"
+            "input must not have its rows split over a mesh if fused_step is used; give each "
+            f"process its rows and the optimizer a group, got {x.placements}"
         )
-    parameters = _local_parameters(layer, x, weight)
-    if has_step:
-        parameters = cast(tuple[Tensor, Tensor | None], tuple(map(_cut_off, parameters)))
-    own = Layer(x.to_local(grad_placements=_of_gradients(x, weight)), *parameters)
+    own_x = x.to_local(grad_placements=_of_gradients(x, weight))
+    own = Layer(own_x, *_local_parameters(layer, x, weight))
     pairs = zip(x.placements, weight.placements, strict=True)
     placements = tuple(Shard(1) if w == Shard(0) else p for p, w in pairs)
     all_logits = GlobalLogits(x.device_mesh, placements, layer.shape)
@@ -92,10 +90,6 @@ def _checked(layer: Layer) -> tuple[DTensor, DTensor]:
                 f"got {x.placements} and {weight.placements}"
             )
     return x, weight
-
-
-def _cut_off(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.detach().requires_grad_(parameter.requires_grad)
 
 
 def _of_gradients(own: DTensor, other: DTensor) -> list[Placement]:

@@ -1,7 +1,7 @@
 """The loss of a linear layer in eager mode: one pass computes the loss and all gradients.
 
 The gradients are computed for the grad_output that backward is expected to bring. If it brings
-another one, they are computed again.
+another one, they are computed again. A layer with a fused step is in _stepped.py.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from .._eager import expected_grad_output, is_first_order
 from .._options import Options
 from . import _ops, _passes
 from ._chunks import ChunkOptions, Layer
-from ._passes import Gradients, Step
+from ._passes import Gradients
 
 
 class FusedLinearLoss(Function):
-    """Computes the loss and, in the same pass or with a step in backward, the gradients."""
+    """Computes the loss and, in the same pass, its gradients."""
 
     @staticmethod
     def forward(
@@ -29,14 +29,11 @@ class FusedLinearLoss(Function):
         linear_bias: Tensor | None,
         options: Options,
         chunk_options: ChunkOptions,
-        step: Step | None,
     ) -> Tensor:
         layer = Layer(input, linear_weight, linear_bias)
         options.save(ctx, *layer)
-        ctx.chunk_options, ctx.step, ctx.gradients = chunk_options, step, None
-        if step is not None:
-            return _passes.loss(layer, options, chunk_options)
-        ctx.used_grad_output = _expected(layer).clone()
+        ctx.chunk_options = chunk_options
+        ctx.used_grad_output = expected_of(layer).clone()
         of_input, of_weight, of_bias, *_ = ctx.needs_input_grad
         loss, ctx.gradients = _passes.loss_and_gradients(
             layer, options, chunk_options, ctx.used_grad_output, (of_input, of_weight, of_bias)
@@ -58,13 +55,6 @@ def _gradients(
     call: tuple[Layer, Options, ChunkOptions],
     needs: tuple[bool, ...],
 ) -> Gradients:
-    if ctx.step is not None:
-        if not is_first_order(grad_output):
-            raise NotImplementedError(
-                "there are no second derivatives with fused_step, which changes the weight"
-            )
-        _, all_three = _passes.loss_and_gradients(*call, grad_output, needs, ctx.step)
-        return all_three
     made: Gradients | None
     made, ctx.gradients = ctx.gradients, None  # they are given away, or wrong
     if torch.compiler.is_compiling():  # compiled autograd traces this function
@@ -75,11 +65,11 @@ def _gradients(
     del made  # before there are others
     gradients = _ops.gradients(grad_output, *call, needs)
     if is_plain and grad_output.item() != 0:  # 0 needs no gradient in advance
-        _expected(call[0]).copy_(grad_output)
+        expected_of(call[0]).copy_(grad_output)
     return gradients
 
 
-def _expected(layer: Layer) -> Tensor:
+def expected_of(layer: Layer) -> Tensor:
     return expected_grad_output(layer.input, layer.weight.dtype, layer.weight.shape)
 
 

@@ -13,7 +13,8 @@ from .._options import BATCHMEAN
 from ..losses import BCE, Loss, check_loss
 from . import _dispatch, _rows
 from ._chunks import ChunkOptions, Layer
-from ._passes import Step
+from ._deferred import not_compiled
+from ._stepped import Step, bound
 from ._unchunked import autocast_available
 
 _BCE = BCE()
@@ -65,15 +66,16 @@ def linear_weighted_bce_with_logits(
         chunk_labels: the number of labels in a chunk. By default it is chosen: on the CPU so that
             the logits of a chunk stay in a cache, and on CUDA so that they take 32 MiB, or an
             eighth of the free memory if that is less.
-        fused_step: a callable that receives the gradients of each chunk in the backward pass, in
-            place of ``.grad``, so that the whole gradient of the weight never exists. It is called
-            as ``fused_step(labels, weight_grad, bias_grad)``. ``labels`` is a slice with the rows
-            of `linear_weight` that the gradients belong to, and ``bias_grad`` is None without a
-            bias that requires a gradient. The two tensors are valid during the call only, and the
-            callable may change these rows of the weight and the bias. `FusedSGD` and `FusedAdam`
-            are such callables. It is called only if `linear_weight` requires a gradient. Gradients
-            are not averaged over processes, so in distributed training a row of the weight must
-            belong to one process. Default: None.
+        fused_step: `FusedSGD` or `FusedAdam`, with `linear_weight` and `linear_bias` among its
+            parameters. The backward pass then leaves a deferred gradient in ``linear_weight.grad``,
+            and the optimizer's ``step()`` computes it chunk by chunk, so that the whole gradient of
+            the weight never exists. Or a function of your own: the backward pass calls it for each
+            chunk as ``fused_step(labels, weight_grad, bias_grad)``, in place of adding to
+            ``.grad``. ``labels`` is a slice with the rows of `linear_weight` that the gradients
+            belong to. A gradient that is not needed is None. The tensors are valid during the call
+            only, and the function may change these rows of the weight and the bias. If
+            torch.distributed runs several processes, a function needs the attribute ``group``,
+            which is like the argument of `FusedSGD`. Default: None.
 
     Returns:
         The loss, 0-d; float64 for float64 input and float32 for all others.
@@ -81,9 +83,11 @@ def linear_weighted_bce_with_logits(
     Raises:
         TypeError: if an argument has the wrong type or dtype.
         ValueError: if an argument has the wrong shape or value, or is on another device.
-        NotImplementedError: if `fused_step` is used under torch.func, with ``create_graph=True``,
-            or with an `input` whose rows are split over processes.
-        RuntimeError: if no kernel serves the input under ``backend("fused")``.
+            Also if `fused_step` is an optimizer of other tensors than the layer's, or does not say
+            whether to average over processes.
+        NotImplementedError: if `fused_step` is used with a DTensor `input` whose rows are split.
+        RuntimeError: if no kernel serves the input under ``backend("fused")``. In a backward pass,
+            if `fused_step` has not taken a step since the last one; see `FusedSGD`.
 
     Note:
         Matrix products are torch's, in the dtype of `input` or of autocast. Half-precision products
@@ -93,9 +97,11 @@ def linear_weighted_bce_with_logits(
         If a gradient is needed, the forward pass computes it for the grad_output that came the last
         time, at first 1. If backward brings another one, or runs again on a kept graph, the
         gradient is computed again. On CUDA, backward waits for the forward pass to compare the two.
-        Under torch.compile, in a checkpoint, while a CUDA graph is captured and with `fused_step`,
-        the forward pass computes only the loss, and backward computes the logits again. A
-        `fused_step` breaks the graph of torch.compile.
+        Under torch.compile, in a checkpoint, while a CUDA graph is captured and for
+        ``reduction="none"``, the forward pass computes only the loss, and backward computes the
+        logits again. With `fused_step`, the forward pass computes the gradients of the input and
+        the bias, and the logits are computed again for the gradient of the weight. A `fused_step`
+        breaks the graph of torch.compile.
 
         On the CPU, the gradient of the weight reuses the memory of an earlier one; see
         `empty_cache`. All threads take part in each chunk and wait for one another. If other
@@ -172,8 +178,8 @@ def linear_multilabel_loss_with_logits(
             Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
         chunk_labels: the number of labels in a chunk. By default it is chosen.
-        fused_step: a callable that receives the gradients of each chunk in the backward pass, as
-            for `linear_weighted_bce_with_logits`. Default: None.
+        fused_step: `FusedSGD`, `FusedAdam` or a function of your own, as for
+            `linear_weighted_bce_with_logits`. Default: None.
 
     Returns:
         The loss, 0-d; float64 for float64 input and float32 for all others.
@@ -222,7 +228,8 @@ def _overridable_loss(
         result: Tensor = handle_torch_function(function, tensors, *arguments, **options)
         return result
     check_loss(loss)
-    return _loss(input, linear_weight, target, loss, **options)
+    compute = _loss if options["fused_step"] is None else _uncompiled_loss
+    return compute(input, linear_weight, target, loss, **options)
 
 
 def _loss(
@@ -262,13 +269,15 @@ def _loss(
         logits_name="input and linear_weight",
         rows=layer.logits_like(),
     )
-    if not (fused_step is None or callable(fused_step)):
-        raise TypeError(f"fused_step must be callable, got {type(fused_step).__name__}")
+    step = bound(fused_step, linear_weight, linear_bias)
     if layer is given:
-        return _dispatch.loss(layer, options, chunk_options, fused_step)
+        return _dispatch.loss(layer, options, chunk_options, step)
     options = _rows.of_options(options, input.shape[:-1])
-    of_rows = _dispatch.loss(layer, options, chunk_options, fused_step)
+    of_rows = _dispatch.loss(layer, options, chunk_options, step)
     return _rows.restored(of_rows, input, reduction_code)
+
+
+_uncompiled_loss = not_compiled(_loss)
 
 
 def chunk_options_of(input: Tensor, chunk_labels: int | None) -> ChunkOptions:

@@ -11,7 +11,7 @@ from ..losses import Loss, check_loss
 from ..modules import _WeightedLoss
 from . import _ops, _rows
 from ._chunks import Layer
-from ._passes import Step
+from ._stepped import Step
 from .functional import (
     chunk_options_of,
     linear_multilabel_loss_with_logits,
@@ -47,6 +47,10 @@ class _LinearLoss(_WeightedLoss):
         self.linear = nn.Linear(in_features, num_labels, bias, device, dtype)
         self.chunk_labels = chunk_labels
         self.fused_step: Step | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the fused step out of copies, as a module does not copy its optimizer."""
+        return {**self.__dict__, "fused_step": None}
 
     def _options(self) -> dict[str, Any]:
         return dict(
@@ -120,8 +124,9 @@ class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
 
     Attributes:
         linear: the classifier, a torch.nn.Linear.
-        fused_step: None, or a callable as for `linear_weighted_bce_with_logits`. It is not part of
-            the state_dict.
+        fused_step: None, or the optimizer that takes the steps of the classifier chunk by chunk, or
+            a function, as for `linear_weighted_bce_with_logits`. It is not part of the state_dict,
+            and copies of the module do not have it.
 
     Raises:
         TypeError: if `weight` is not a tensor or None. Other arguments are checked in each call.
@@ -188,8 +193,9 @@ class LinearMultilabelLoss(_LinearLoss):
 
     Attributes:
         linear: the classifier, a torch.nn.Linear.
-        fused_step: None, or a callable as for `linear_weighted_bce_with_logits`. It is not part of
-            the state_dict.
+        fused_step: None, or the optimizer that takes the steps of the classifier chunk by chunk, or
+            a function, as for `linear_weighted_bce_with_logits`. It is not part of the state_dict,
+            and copies of the module do not have it.
 
     Raises:
         TypeError: if `loss` is not one of the losses above, or `weight` is not a tensor or None.

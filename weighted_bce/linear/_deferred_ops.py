@@ -1,0 +1,171 @@
+"""The operations on a `DeferredGrad` that do not need the whole gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._options import compute_dtype
+from ._deferred import DeferredGrad, operations
+
+aten: Any = torch.ops.aten
+
+
+def _same(func: Any, grad: DeferredGrad, *_: Any) -> DeferredGrad:
+    return grad.with_terms(grad.terms)
+
+
+def _clone(func: Any, grad: DeferredGrad, **_: Any) -> DeferredGrad:
+    return grad.copy()
+
+
+def _zero_(func: Any, grad: DeferredGrad) -> DeferredGrad:
+    grad.terms.zero_()
+    return grad
+
+
+def _match(one: Any, other: Any) -> bool:
+    return isinstance(other, Tensor) and one.shape == other.shape and one.dtype == other.dtype
+
+
+def _add(func: Any, one: Any, other: Any, *, alpha: float = 1) -> Any:
+    if not _match(one, other):
+        return NotImplemented
+    if isinstance(one, DeferredGrad):
+        total = one.copy()
+        if isinstance(other, DeferredGrad):
+            total.terms.passes = max(one.terms.passes, other.terms.passes)
+    else:
+        total, other, alpha = _multiply_(func, other.copy(), alpha), one, 1
+    total.terms.add_(other.terms if isinstance(other, DeferredGrad) else other, alpha)
+    return total
+
+
+def _add_(func: Any, one: Any, other: Any, *, alpha: float = 1) -> Any:
+    if not _match(one, other):
+        return NotImplemented
+    if not isinstance(one, DeferredGrad):
+        for labels, gradient in other.chunks():
+            one[labels].add_(gradient, alpha=alpha)
+    elif isinstance(other, DeferredGrad):  # autograd adds what another backward pass brings
+        one.terms.passes += other.terms.passes
+        one.terms.add_(other.terms, alpha)
+    else:
+        one.terms.add_(other, alpha)
+    return one
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, (int, float))
+
+
+def _multiply_(func: Any, grad: Any, factor: Any) -> Any:
+    if not isinstance(grad, DeferredGrad):
+        return NotImplemented
+    if _is_number(factor):
+        grad.terms.multiply_(factor.reshape(()) if isinstance(factor, Tensor) else factor)
+    else:
+        grad.whole().mul_(factor)
+    return grad
+
+
+def _multiply(func: Any, grad: Any, factor: Any) -> Any:
+    if not isinstance(grad, DeferredGrad):
+        grad, factor = factor, grad
+    return _multiply_(func, grad.copy(), factor) if _is_number(factor) else NotImplemented
+
+
+def _divide_(func: Any, grad: Any, divisor: Any, **rounding: Any) -> Any:
+    return NotImplemented if rounding else _multiply_(func, grad, 1 / divisor)
+
+
+def _divide(func: Any, grad: Any, divisor: Any, **rounding: Any) -> Any:
+    if rounding or not isinstance(grad, DeferredGrad) or not _is_number(divisor):
+        return NotImplemented
+    return _divide_(func, grad.copy(), divisor)
+
+
+def _norm(
+    func: Any,
+    grad: DeferredGrad,
+    ord: float = 2,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Returns the norm of all elements, from the norms of the chunks."""
+    norm: Callable[..., Tensor] = torch.linalg.vector_norm
+    if dim or keepdim or ord == 0 or grad.numel() == 0:
+        return norm(grad.whole(), ord, dim, keepdim, dtype=dtype)
+    sum_dtype = compute_dtype(grad.dtype)
+    parts = [norm(gradient, ord, dtype=sum_dtype) for _, gradient in grad.chunks()]
+    return norm(torch.stack(parts), ord).to(dtype or grad.dtype)
+
+
+def _on_list(one: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes the operation on a list, which may also have tensors that are not deferred, from that
+    on a deferred gradient. Another list has an item for each gradient."""
+
+    def on_list(func: Any, grads: list[Tensor], *others: Any, **options: Any) -> Any:
+        def at(other: Any, i: int) -> Any:
+            return other[i] if isinstance(other, (list, tuple)) else other
+
+        def of(other: Any, indices: list[int]) -> Any:
+            return [other[i] for i in indices] if isinstance(other, (list, tuple)) else other
+
+        indices = range(len(grads))
+        plain = [i for i in indices if not isinstance(grads[i], DeferredGrad)]
+        results: dict[int, Any] = {}
+        if plain:
+            theirs = func(of(grads, plain), *(of(o, plain) for o in others), **options)
+            results.update(zip(plain, theirs or [None] * len(plain), strict=True))
+        for i in sorted(set(indices) - set(plain)):
+            results[i] = one(func, grads[i], *(at(o, i) for o in others), **options)
+        return None if func._schema.returns == [] else [results[i] for i in indices]
+
+    return on_list
+
+
+def _unscale_(func: Any, grads: list[Tensor], found_inf: Tensor, inv_scale: Tensor) -> None:
+    """Multiplies gradients as a GradScaler does, and records whether all of them are finite.
+
+    A deferred gradient counts as finite if the input, the loss and grad_output are.
+    """
+    plain = [grad for grad in grads if not isinstance(grad, DeferredGrad)]
+    deferred = [grad for grad in grads if isinstance(grad, DeferredGrad)]
+    if plain:
+        func(plain, found_inf, inv_scale)
+    func([grad.terms.not_finite(found_inf) for grad in deferred], found_inf, inv_scale)
+    for grad in deferred:
+        grad.terms.multiply_(inv_scale.reshape(()))
+        grad.terms.is_unscaled = True
+
+
+operations |= {
+    aten.detach.default: _same,
+    aten.alias.default: _same,
+    aten.clone.default: _clone,
+    aten.zero_.default: _zero_,
+    aten.add.Tensor: _add,
+    aten.add_.Tensor: _add_,
+    aten.mul.Tensor: _multiply,
+    aten.mul_.Tensor: _multiply_,
+    aten.div.Tensor: _divide,
+    aten.div_.Tensor: _divide_,
+    aten.linalg_vector_norm.default: _norm,
+    aten._foreach_norm.Scalar: _on_list(_norm),
+    aten._foreach_zero_.default: _on_list(_zero_),
+    aten._foreach_mul_.Scalar: _on_list(_multiply_),
+    aten._foreach_mul_.Tensor: _on_list(_multiply_),
+    aten._foreach_mul_.List: _on_list(_multiply_),
+    aten._foreach_mul_.ScalarList: _on_list(_multiply_),
+    aten._foreach_div_.Scalar: _on_list(_divide_),
+    aten._foreach_div_.Tensor: _on_list(_divide_),
+    aten._foreach_div_.List: _on_list(_divide_),
+    aten._foreach_div_.ScalarList: _on_list(_divide_),
+    aten._amp_foreach_non_finite_check_and_unscale_.default: _unscale_,
+}

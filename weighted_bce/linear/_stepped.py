@@ -1,0 +1,237 @@
+"""The loss of a linear layer with a fused step: the gradient of the weight is never held.
+
+The forward pass computes the loss and, as they are small, the gradients of the input and the bias,
+for the grad_output that is expected. Backward multiplies them by what came over what was expected.
+The weight gets a `DeferredGrad`, which the optimizer computes chunk by chunk in its step().
+"""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd import Function
+from torch.autograd.graph import get_gradient_edge
+
+from .. import _dispatch
+from .._eager import is_first_order
+from .._options import NONE, Options, compute_dtype
+from ..optim import FusedOptimizer, Group
+from . import _deferred_ops as _deferred_ops  # operations on deferred gradients
+from . import _ops, _passes
+from ._chunks import ChunkOptions, Layer
+from ._deferred import Call, DeferredGrad, Terms, deferred_grad, not_compiled
+from ._eager import expected_of
+from ._passes import Gradients
+
+# Called with the labels of a chunk and the gradients of their rows of the weight and the bias.
+StepFunction = Callable[[slice, Tensor | None, Tensor | None], None]
+Step = FusedOptimizer | StepFunction
+
+
+class BoundStep(NamedTuple):
+    """A step and the parameters that it updates."""
+
+    step: Step
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def group(self) -> Any:
+        """The processes whose gradients are averaged, or None."""
+        group = getattr(self.step, "group", None)
+        return None if group is Group.NOT_GIVEN else group
+
+    def check_accumulation(self) -> None:
+        """Raises RuntimeError if gradients of earlier backward passes wait for their step."""
+        step, deferred = self.step, deferred_grad(self.weight.grad)
+        if deferred is None or not isinstance(step, FusedOptimizer):
+            return
+        if deferred.terms.passes >= step.accumulate:
+            raise RuntimeError(
+                f"fused_step must take a step() after {step.accumulate} backward pass(es), as its "
+                "argument accumulate says, got another backward pass. Call step() or zero_grad(), "
+                "or make the optimizer with a larger accumulate"
+            )
+
+
+def bound(step: object, weight: Tensor, bias: Tensor | None) -> BoundStep | None:
+    """Returns the step with the parameters of the layer.
+
+    Raises:
+        TypeError: if it is no step.
+        ValueError: if it belongs to other parameters, or does not say which processes it concerns.
+    """
+    if step is None:
+        return None
+    if isinstance(step, FusedOptimizer):
+        held = {id(p) for group in step.param_groups for p in group["params"]}
+        for name, parameter in (("linear_weight", weight), ("linear_bias", bias)):
+            if parameter is not None and parameter.requires_grad and id(parameter) not in held:
+                raise ValueError(
+                    f"fused_step must be an optimizer of {name} itself, got one of other tensors. "
+                    "Make it from the parameters that the layer has now, and anew after they were "
+                    "replaced"
+                )
+    elif not callable(step):
+        raise TypeError(
+            f"fused_step must be FusedSGD, FusedAdam or a function, got {type(step).__name__}"
+        )
+    for name, parameter in (("linear_weight", weight), ("linear_bias", bias)):
+        if parameter is not None and not parameter.is_leaf:
+            raise ValueError(
+                f"{name} must be a leaf tensor with fused_step, got the result of an operation"
+            )
+    is_alone = getattr(step, "group", Group.NOT_GIVEN) is not Group.NOT_GIVEN
+    if not is_alone and _processes() > 1:
+        raise ValueError(
+            "fused_step must say which processes average its gradients, by the argument group of "
+            "FusedSGD and FusedAdam or the attribute group of a function: a process group, or None "
+            "for this process alone"
+        )
+    return BoundStep(cast(Step, step), weight, bias)
+
+
+def _processes() -> int:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
+class _Destination(Enum):
+    """What a backward pass does with a gradient: it adds it to .grad, returns it, or neither."""
+
+    ADDED = 1
+    RETURNED = 2
+    NONE = 3
+
+
+class SteppedLinearLoss(Function):
+    """Computes the loss, the gradients of the input and the bias, and defers that of the weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        options: Options,
+        chunk_options: ChunkOptions,
+        step: BoundStep,
+    ) -> Tensor:
+        layer = Layer(input, linear_weight, linear_bias)
+        options.save(ctx, *layer)
+        ctx.chunk_options, ctx.step, ctx.gradients = chunk_options, step, None
+        of_input, _, of_bias, *_ = ctx.needs_input_grad
+        loss = None
+        # A checkpoint would compute gradients for nothing, and those of rows have many factors.
+        if (of_input or of_bias) and options.reduction != NONE and not _dispatch.is_observed():
+            ctx.used_grad_output = expected_of(layer).clone()
+            loss, ctx.gradients = _others(
+                layer, options, chunk_options, ctx.used_grad_output, (of_input, of_bias)
+            )
+        if loss is None:
+            loss = _passes.loss(layer, options, chunk_options)
+        ctx.loss = loss.detach()
+        return loss
+
+    @staticmethod
+    @not_compiled  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        options, saved = Options.saved(ctx)
+        layer, step = Layer(*saved), ctx.step
+        of_input, of_weight, of_bias, *others = ctx.needs_input_grad
+        needs = of_input, of_weight, of_bias
+        call = layer, options, ctx.chunk_options
+        if torch.compiler.is_compiling() or not is_first_order(grad_output):
+            return *_ops.gradients(grad_output, *call, needs), *(None for _ in others)
+        of_weight = of_weight and (goes_to := _destination(step.weight)) is not _Destination.NONE
+        if of_weight and goes_to is _Destination.ADDED:
+            step.check_accumulation()
+        x_grad, bias_grad = _scaled(ctx, grad_output, call, (of_input, of_bias))
+        if bias_grad is not None and step.group is not None:
+            distributed.all_reduce(bias_grad, group=step.group)
+            bias_grad.div_(distributed.get_world_size(step.group))
+        weight_grad: Tensor | None = None
+        if of_weight:
+            terms = Terms([Call.of(*call, grad_output, ctx.loss)], step.group)
+            weight_grad = DeferredGrad(layer.weight, terms)
+            if goes_to is _Destination.RETURNED:
+                weight_grad = weight_grad.whole()
+        if not isinstance(step.step, FusedOptimizer):
+            weight_grad, bias_grad = _call(step, weight_grad, bias_grad)
+        return x_grad, weight_grad, bias_grad, *(None for _ in others)
+
+
+def _others(
+    layer: Layer,
+    options: Options,
+    chunk_options: ChunkOptions,
+    grad_output: Tensor,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Gradients]:
+    """Returns the loss, and the gradients of the input and the bias in the compute dtype."""
+    dtype = compute_dtype(layer.input.dtype)
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    layer = layer._replace(bias=bias)
+    of_layer = needs[0], False, needs[1]
+    return _passes.loss_and_gradients(layer, options, chunk_options, grad_output, of_layer, dtype)
+
+
+def _scaled(
+    ctx: Any,
+    grad_output: Tensor,
+    call: tuple[Layer, Options, ChunkOptions],
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the gradients of the input and the bias for the grad_output that came."""
+    layer = call[0]
+    if not any(needs):
+        return None, None
+    if ctx.gradients is None:
+        _, gradients = _others(*call, grad_output, needs)
+        ratio = None
+    else:
+        gradients, used = ctx.gradients, ctx.used_grad_output
+        ratio = grad_output / used
+        is_expected = torch.isfinite(grad_output) & (grad_output != 0)  # 0 needs none in advance
+        expected_of(layer).copy_(grad_output.where(is_expected, used))
+    pairs = (gradients.input, layer.input), (gradients.bias, layer.bias)
+    x_grad, bias_grad = (
+        None if g is None else (g if ratio is None else g * ratio).to(cast(Tensor, t).dtype)
+        for g, t in pairs
+    )
+    return x_grad, bias_grad
+
+
+def _destination(parameter: Tensor | None) -> _Destination:
+    """Returns what this backward pass does with the gradient of a leaf."""
+    if parameter is None or not parameter.requires_grad:
+        return _Destination.NONE
+    node = get_gradient_edge(parameter).node
+    try:
+        adds = torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # so it says that torch.autograd.grad asks for this leaf
+        return _Destination.RETURNED
+    return _Destination.ADDED if adds else _Destination.NONE
+
+
+def _call(
+    step: BoundStep, weight_grad: Tensor | None, bias_grad: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gives a function the gradients that would be added to .grad; returns the others."""
+    function = cast(StepFunction, step.step)
+    is_added = _destination(step.bias) is _Destination.ADDED
+    added, returned = (bias_grad, None) if is_added else (None, bias_grad)
+    with torch.no_grad():
+        if isinstance(weight_grad, DeferredGrad):
+            for labels, gradient in weight_grad.chunks():
+                function(labels, gradient, None if added is None else added[labels])
+            weight_grad = None
+        elif added is not None:
+            function(slice(0, len(added)), None, added)
+    return weight_grad, returned
+
+
+apply: Callable[..., Tensor] = SteppedLinearLoss.apply

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.adam import adam
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.optim.sgd import sgd
 
 from ._dtensor_import import is_dtensor
@@ -29,6 +31,23 @@ class Group(Enum):
     NOT_GIVEN = "not given"
 
 
+@cache
+def _prepare_other_optimizers() -> None:
+    """Gives other optimizers whole gradients before they change the weights."""
+
+    def prepare(optimizer: Optimizer, *_: Any) -> None:
+        if isinstance(optimizer, FusedOptimizer):
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                deferred = deferred_grad(parameter.grad)
+                if deferred is not None:
+                    whole = deferred.whole()
+                    parameter.grad = whole if deferred is parameter.grad else parameter.grad
+
+    register_optimizer_step_pre_hook(prepare)
+
+
 class FusedOptimizer(Optimizer):
     """What the optimizers share: a step that computes deferred gradients chunk by chunk."""
 
@@ -41,6 +60,7 @@ class FusedOptimizer(Optimizer):
         self, *args: Any, accumulate: int = 1, group: Any = Group.NOT_GIVEN, **options: Any
     ) -> None:
         accumulate = checked_count("accumulate", accumulate)
+        _prepare_other_optimizers()
         if options.get("differentiable"):
             raise ValueError("differentiable must be False, got True")
         super().__init__(*args, **options)
@@ -78,7 +98,7 @@ class FusedOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates all parameters that have a gradient.
 
-        Gradients that were deferred are used up: the .grad of their parameters becomes None.
+        If a gradient was deferred, all are used up: the .grad of all parameters becomes None.
 
         Args:
             closure: computes the loss again, as for torch.optim.Optimizer.step.
@@ -126,6 +146,9 @@ class FusedOptimizer(Optimizer):
             self._step_whole()
         finally:
             self._grad_scale = scale
+        if deferred:  # a second step() would find only the gradients that are not
+            for _, p in every:
+                p.grad = None
 
     def _step_whole(self) -> None:
         """Updates the parameters whose gradients are ordinary tensors."""
@@ -150,9 +173,10 @@ class FusedSGD(FusedOptimizer, SGD):
     """Takes the steps of torch.optim.SGD, those of a linear layer chunk by chunk.
 
     It is a `fused_step` of the layer. The backward pass leaves a deferred gradient in the ``.grad``
-    of the layer's weight, which ``step()`` computes a chunk of labels at a time and uses up, so
-    that the whole gradient never exists. Everything else is as for torch.optim.SGD, and the weights
-    become the same. It may hold other parameters too, such as those of an encoder.
+    of the layer's weight, which ``step()`` computes a chunk of labels at a time, so that the whole
+    gradient never exists. ``step()`` uses gradients up: every ``.grad`` is None afterwards.
+    Everything else is as for torch.optim.SGD, and the weights become the same. It may hold other
+    parameters too, such as those of an encoder.
 
     Args:
         params: parameters or groups of them, as for torch.optim.SGD. The weight of the layer is

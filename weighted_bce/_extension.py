@@ -1,14 +1,13 @@
 """Loads the compiled extension, which registers torch.ops.weighted_bce."""
 
-import sys
-import warnings
 from importlib import import_module
-from types import FrameType, ModuleType
+from types import ModuleType
 
 import torch
 
 from . import _installation
 from ._version import __version__
+from ._warning import warn
 
 OLDEST_TORCH = (2, 11)
 
@@ -39,32 +38,11 @@ def _not_loaded(error: ImportError) -> tuple[str, str]:
 
 
 def _warn() -> None:
-    """Warns at the line that imports the package, so that users see whose import it is."""
-    message = (
+    warn(
         "weighted_bce runs without its kernels, in plain PyTorch, which is much slower: "
-        f"{why_missing}. {remedy}"
-    )
-    frame = _importer() or sys._getframe()
-    warnings.warn_explicit(
-        message,
+        f"{why_missing}. {remedy}",
         RuntimeWarning,
-        frame.f_code.co_filename,
-        frame.f_lineno,
-        module=frame.f_globals.get("__name__"),
-        registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
-
-
-def _importer() -> FrameType | None:
-    """Returns the first frame that is neither of this package nor of the import system."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and _is_inner(frame.f_globals.get("__name__", "")):
-        frame = frame.f_back
-    return frame
-
-
-def _is_inner(module: str) -> bool:
-    return f"{module}.".startswith((f"{__package__}.", "importlib.", "_frozen_importlib"))
 
 
 extension, why_missing, remedy = _load()

@@ -1,8 +1,8 @@
-"""Tells whether DTensors are in use. torch.distributed.tensor takes half a second to import."""
+"""Tells whether DTensors and FSDP are in use. Importing either takes half a second."""
 
 import sys
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def import_rules_for_dtensors() -> bool:
@@ -24,3 +24,9 @@ def is_dtensor(tensor: Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Tells whether torch.distributed.fsdp.fully_shard was called with this module."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)

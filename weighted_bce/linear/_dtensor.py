@@ -71,9 +71,9 @@ def _checked(layer: Layer) -> tuple[DTensor, DTensor]:
     x, weight = layer.input, layer.weight
     for name, tensor in (("input", x), ("linear_weight", weight)):
         if not isinstance(tensor, DTensor):
-            raise TypeError(
-                f"{name} must be a DTensor like the others, got {type(tensor).__name__}"
-            )
+            hint = "; if fully_shard has split the layer, wrap the criterion" if tensor is x else ""
+            got = type(tensor).__name__
+            raise TypeError(f"{name} must be a DTensor like the others, got {got}{hint}")
     x, weight = cast(DTensor, x), cast(DTensor, weight)
     if weight.device_mesh != x.device_mesh:
         raise ValueError(

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from .._checks import Target, check_layer
 from .._numbers import checked_count
-from ..losses import Loss, check_loss
+from .._options import compute_dtype
+from ..losses import BCE, Loss, check_loss
 from ..modules import _WeightedLoss
 from . import _ops, _rows
 from ._chunks import Layer
+from ._layer import is_plain, own_logits, own_loss
 from ._stepped import Step
 from .functional import (
     chunk_options_of,
@@ -91,15 +93,26 @@ class _LinearLoss(_WeightedLoss):
         Raises:
             TypeError, ValueError: if an argument has the wrong type, shape or value.
         """
+        if not is_plain(self.linear):
+            with torch.no_grad():
+                logits = own_logits(self.linear, input)
+                k = _checked_k(k, logits.shape[-1])
+                values, indices = logits.topk(k)
+            return TopK(values.to(compute_dtype(values.dtype)), indices)
         chunk_options = chunk_options_of(input, self.chunk_labels)
         weight, bias = self.linear.weight, self.linear.bias
         check_layer(input, weight, bias, chunk_options.product_dtype is not None)
         layer = Layer(input.detach(), weight.detach(), None if bias is None else bias.detach())
-        k = checked_count("k", k)
-        if k > weight.shape[0]:
-            raise ValueError(f"k must be at most {weight.shape[0]}, the number of labels, got {k}")
+        k = _checked_k(k, weight.shape[0])
         largest = _ops.largest(_rows.of_layer(layer), k, chunk_options)
         return TopK(*(tensor.reshape(*input.shape[:-1], k) for tensor in largest))
+
+
+def _checked_k(k: int, num_labels: int) -> int:
+    k = checked_count("k", k)
+    if k > num_labels:
+        raise ValueError(f"k must be at most {num_labels}, the number of labels, got {k}")
+    return k
 
 
 class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
@@ -123,10 +136,13 @@ class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
         device, dtype: of the classifier, as for torch.nn.Linear.
 
     Attributes:
-        linear: the classifier, a torch.nn.Linear.
+        linear: the classifier, a torch.nn.Linear; it may be parametrized. If hooks or another
+            forward change what it computes, as an adapter does, it is called and all logits are
+            held. A warning says so once.
         fused_step: None, or the optimizer that takes the steps of the classifier chunk by chunk, or
             a function, as for `linear_weighted_bce_with_logits`. It is not part of the state_dict,
-            and copies of the module do not have it.
+            and copies of the module do not have it. It raises TypeError with a layer that has to be
+            called.
 
     Raises:
         TypeError: if `weight` is not a tensor or None. Other arguments are checked in each call.
@@ -172,6 +188,8 @@ class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
         )
 
     def forward(self, input: Tensor, target: Target) -> Tensor:
+        if not is_plain(self.linear):
+            return own_loss(self, input, target, BCE())
         weight = self.linear.weight
         return linear_weighted_bce_with_logits(input, weight, target, **self._options())
 
@@ -192,10 +210,7 @@ class LinearMultilabelLoss(_LinearLoss):
             `LinearWeightedBCEWithLogitsLoss`.
 
     Attributes:
-        linear: the classifier, a torch.nn.Linear.
-        fused_step: None, or the optimizer that takes the steps of the classifier chunk by chunk, or
-            a function, as for `linear_weighted_bce_with_logits`. It is not part of the state_dict,
-            and copies of the module do not have it.
+        linear, fused_step: as for `LinearWeightedBCEWithLogitsLoss`.
 
     Raises:
         TypeError: if `loss` is not one of the losses above, or `weight` is not a tensor or None.
@@ -248,6 +263,8 @@ class LinearMultilabelLoss(_LinearLoss):
         return f"{self.loss}, {super().extra_repr()}"
 
     def forward(self, input: Tensor, target: Target) -> Tensor:
+        if not is_plain(self.linear):
+            return own_loss(self, input, target, self.loss)
         weight = self.linear.weight
         return linear_multilabel_loss_with_logits(
             input, weight, target, self.loss, **self._options()

@@ -1,0 +1,120 @@
+"""The layer of a module whose forward may be another one than that of torch.nn.Linear.
+
+The passes over chunks of labels read the weight and the bias of the layer and do not call it. If
+that would not give the layer's own logits, its forward counts: it computes all of them.
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from .._checks import Target, checked_named_reduction
+from .._dtensor_import import is_fully_sharded
+from .._options import compute_dtype
+from .._warning import warn
+from ..functional import multilabel_loss_with_logits
+from ..losses import Loss
+from ._stepped import Step
+
+if TYPE_CHECKING:
+    from .modules import _LinearLoss
+
+_FORWARD = nn.Linear.forward  # that of torch: a program may replace it later
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Tells whether the layer multiplies by its weight, adds its bias, and does nothing else.
+
+    A parametrized layer is plain: torch computes its weight when it is read.
+    """
+    return _difference(layer) is None
+
+
+def _difference(layer: nn.Module) -> str | None:
+    """Says what distinguishes the layer from torch.nn.Linear; None if nothing does."""
+    kind = type(layer)
+    if getattr(kind, "forward", None) is not _FORWARD:
+        return f"the forward of {kind.__module__}.{kind.__qualname__}"
+    if "forward" in layer.__dict__:
+        return "a forward that was set later"
+    hooks = (
+        *layer._forward_pre_hooks.values(),
+        *layer._forward_hooks.values(),
+        *layer._backward_pre_hooks.values(),
+        *layer._backward_hooks.values(),
+    )
+    names = [_name(hook) for hook in hooks if not _only_places(hook)]
+    return f"hooks ({', '.join(names)})" if names else None
+
+
+def _name(hook: object) -> str:
+    return getattr(hook, "__name__", None) or type(hook).__name__
+
+
+def _only_places(hook: object) -> bool:
+    """Tells whether a hook, of torch.distributed.tensor.parallel, only distributes tensors."""
+    module = getattr(hook, "__module__", None) or ""
+    return module.startswith("torch.distributed.tensor.")
+
+
+def own_logits(layer: nn.Module, input: Tensor, step: Step | None = None) -> Tensor:
+    """Returns the logits that the layer's own forward computes.
+
+    Raises:
+        TypeError: if the layer is sharded alone, if there is a step, which changes plain layers
+            only, or if the layer does not return a tensor.
+    """
+    if is_fully_sharded(layer):
+        raise TypeError(
+            "linear must not be wrapped by fully_shard alone: wrap the criterion, not its layer"
+        )
+    what = _difference(layer)
+    if step is not None:
+        raise TypeError(
+            f"linear must be a plain torch.nn.Linear with fused_step, got {what}: "
+            "merge or remove it, or set fused_step to None"
+        )
+    _warn_once(f"all logits are held, because linear is not a plain torch.nn.Linear: it has {what}")
+    logits: object = layer(input)
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"linear must return a torch.Tensor, got {type(logits).__name__}")
+    return logits
+
+
+def own_loss(criterion: "_LinearLoss", input: Tensor, target: Target, loss: Loss) -> Tensor:
+    """Returns the loss of the logits that the layer's own forward computes.
+
+    Raises:
+        TypeError, ValueError: as `own_logits` and `multilabel_loss_with_logits` do.
+    """
+    reduction = criterion.reduction
+    of_rows = reduction == "none"
+    if not of_rows:
+        checked_named_reduction(reduction)
+    logits = own_logits(criterion.linear, input, criterion.fused_step)
+    if of_rows:  # the losses of half-precision logits would be rounded before they are summed
+        logits = logits.to(compute_dtype(logits.dtype))
+    losses = multilabel_loss_with_logits(
+        logits,
+        target,
+        loss,
+        criterion.weight,
+        criterion.pos_weight,
+        reduction,
+        label_smoothing=criterion.label_smoothing,
+        ignore_index=criterion.ignore_index,
+    )
+    return losses.sum(-1) if of_rows else losses
+
+
+def _warn_once(message: str) -> None:
+    _warn_if_new(message)
+
+
+_warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _warn_if_new(message: str) -> None:
+    warn(message, UserWarning)

@@ -16,6 +16,7 @@ from .._ops import pos_weight_as_tensor
 from .._options import NONE, Options, compute_dtype
 from . import _passes
 from ._chunks import ChunkOptions, Layer, topk
+from ._flops import tell_counters
 from ._passes import Gradients
 from ._unchunked import differentiable_gradients
 
@@ -46,6 +47,7 @@ ops = torch.ops.weighted_bce
 
 def loss(layer: Layer, options: Options, chunk_options: ChunkOptions) -> Tensor:
     """Returns the loss after the reduction; that of each row without one."""
+    tell_counters()
     *required, loss, parameters = pos_weight_as_tensor(options)
     op = ops.linear_loss.default
     return cast(Tensor, op(*layer, *required, *chunk_options, loss, parameters))
@@ -61,6 +63,7 @@ def gradients(
     """Returns the gradients of the layer's tensors, from logits that are computed again."""
     if not is_first_order(grad_output):
         return differentiable_gradients(grad_output, layer, options, needs)
+    tell_counters()
     needs = tuple(n and t is not None for n, t in zip(needs, layer, strict=True))
     *required, loss, parameters = options
     op = ops.linear_grads.default
@@ -70,6 +73,7 @@ def gradients(
 
 def largest(layer: Layer, k: int, chunk_options: ChunkOptions) -> tuple[Tensor, Tensor]:
     """Returns the k largest logits of each row, largest first, and their labels."""
+    tell_counters()
     values, indices = ops.linear_topk.default(*layer, k, *chunk_options)
     return values, indices
 

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from weighted_bce import linear_weighted_bce_with_logits
+from weighted_bce.linear import _chunks
 
 from .comparison import divisor
 from .tolerances import TOLERANCES, compute_dtype
@@ -214,3 +216,20 @@ def cases(device: str, dtype: torch.dtype) -> Iterator[LinearCase]:
     yield base(dtype, device, 0, 5, reduction="sum")
     for rows, labels in ((3, 1), (1, 70), (2, 64)):
         yield base(dtype, device, rows, labels)
+
+
+def multiply_halves(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
+    """Lets half precision go into the products and float32 come out, as on a GPU.
+
+    A product that torch has on CUDA alone is made of others. Returns the dtypes of its operands.
+    """
+    operands: set[torch.dtype] = set()
+
+    def wide_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+        operands.update((a.dtype, b.dtype))
+        torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+
+    monkeypatch.setattr(_chunks, "_multiplies_halves", lambda like: True)
+    for module in ("_chunks", "_passes"):
+        monkeypatch.setattr(f"weighted_bce.linear.{module}.product", wide_product)
+    return operands

@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ignoring": dict(ignore_index=1, label_smoothing=0.1, weight=torch.rand(9)),
     "none": dict(reduction="none"),
     "linear": dict(pos_weight=7.0, is_linear=True),
+    "linear, none": dict(is_linear=True, reduction="none", ignore_index=0),
 }
 ROWS = torch.export.Dim("rows", min=2, max=1000)
 POSITIVES = torch.export.Dim("positives", min=2, max=9000)

@@ -16,6 +16,7 @@ from .linear_cases import (
     DTYPES,
     FEATURES,
     LABELS,
+    REDUCTIONS,
     assert_grads,
     assert_loss,
     assert_near,
@@ -23,6 +24,7 @@ from .linear_cases import (
     base,
     cases,
     grads_of,
+    multiply_halves,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,6 +48,20 @@ def test_nothing_to_average(device: str, shape: tuple[int, int]) -> None:
     for leaf, grad in zip(leaves, grads_of(leaves), strict=True):
         assert grad is not None
         assert grad.shape == leaf.shape
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nothing_has_no_gradient_in_half_precision(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, reduction: str, shape: tuple[int, int]
+) -> None:
+    """The divisor, which comes last there, is 0; the products are 0 too."""
+    multiply_halves(monkeypatch)
+    leaves = base(dtype, "cpu", *shape, reduction=reduction).leaves()
+    loss = base(dtype, "cpu", *shape, reduction=reduction)(*leaves)
+    for grad, leaf in zip(torch.autograd.grad(loss.sum() * 1024, leaves), leaves, strict=True):
+        assert torch.equal(grad, torch.zeros_like(leaf))
 
 
 def test_layouts_of_the_layer(device: str) -> None:
@@ -90,17 +106,8 @@ def test_tiny_factors_do_not_vanish(device: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_products_of_half_precision(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    """Half precision goes into the products, float32 comes out, and the divisor comes last, as on a
-    GPU. A product that torch has on CUDA alone is made of others here."""
-    operands: set[torch.dtype] = set()
-
-    def wide_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-        operands.update((a.dtype, b.dtype))
-        torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
-
-    monkeypatch.setattr(_chunks, "_multiplies_halves", lambda like: True)
-    for module in ("_chunks", "_passes"):
-        monkeypatch.setattr(f"weighted_bce.linear.{module}.product", wide_product)
+    """Half precision goes into the products, float32 comes out, and the divisor comes last."""
+    operands = multiply_halves(monkeypatch)
     rounding = 2.0 ** -(8 if dtype == torch.bfloat16 else 11)
     for case in cases("cpu", dtype):
         assert_right(case, 2.5, 3 * rounding)  # the slopes are rounded too

@@ -89,14 +89,24 @@ def loss(layer: Layer, options: Options, chunk_options: ChunkOptions) -> Tensor:
     chunks = Chunks(layer, chunk_options)
     losses = ChunkLoss(chunks, layer, options)
     sums: list[Tensor] = []
-    for chunk in chunks:
-        sums.append(losses.sum(chunks.logits(chunk, chunks.weights(chunk)), chunk))
-        if len(sums) == _MOST_SUMS:  # those of rows would need more and more memory
-            sums = [torch.stack(sums).sum(0)]
+    for number, chunk in enumerate(chunks):
+        new = losses.sum(chunks.logits(chunk, chunks.weights(chunk)), chunk)
+        _append(sums, new, number)
     return losses.reduced(sums)
 
 
-_MOST_SUMS = 64  # many are added at once, since each addition to a running total is rounded
+def _append(sums: list[Tensor], new: Tensor, number: int) -> None:
+    """Adds sums of as many chunks, so that few are kept and a total is not rounded once a chunk.
+
+    Args:
+        sums: the sums so far, each of more chunks than the next.
+        new: the sum of one more chunk.
+        number: how many chunks came before it.
+    """
+    while number % 2:
+        new = sums.pop() + new
+        number //= 2
+    sums.append(new)
 
 
 def loss_and_gradients(

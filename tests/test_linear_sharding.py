@@ -1,6 +1,9 @@
 """A classifier split over processes, by labels or rows: its loss as on one, and what is sent."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ import torch.distributed as dist
 from weighted_bce import FusedSGD, SparseLabels
 from weighted_bce._extension import extension
 
-from .linear_cases import REDUCTIONS, LinearCase, assert_grads, assert_loss, base
+from .linear_cases import REDUCTIONS, ROWS, LinearCase, assert_grads, assert_loss, base
 from .processes import Processes, mesh_of
 from .shards import assert_whole, distributed
 
@@ -90,6 +93,55 @@ def check_losses(processes: int) -> None:
                     assert grads[1].placements == leaves[1].placements or Shard(0) in of_input
 
 
+def check_losses_of_rows(processes: int) -> None:
+    """Each row has its own grad_output."""
+    case, csr = example(reduction="none")
+    grad_output = torch.linspace(-2, 3, ROWS)
+    for mesh, of_input, of_weight in layouts(processes):
+        leaves = leaves_of(case, mesh, of_input, of_weight)
+        loss: Any = case(*leaves, target=csr)
+        assert_loss(loss.full_tensor(), case)
+        factor = distributed(grad_output, mesh, of_input)
+        grads: Any = torch.autograd.grad((loss * factor).sum(), leaves)
+        assert_grads([grad.full_tensor() for grad in grads], case, grad_output)
+
+
+def check_ignored(processes: int) -> None:
+    """One exchange between processes counts the targets."""
+    for ignore_index, reduction in product((0, math.nan), REDUCTIONS):
+        case, csr = example(ignore_index=ignore_index, reduction=reduction)
+        target = case.target.float().masked_fill(torch.rand(ROWS, LABELS) < 0.3, ignore_index)
+        case = replace(case, target=target)
+        for mesh, of_input, of_weight in layouts(processes):
+            leaves = leaves_of(case, mesh, of_input, of_weight)
+            dense = distributed(target, mesh, of_logits(of_input, of_weight, 0))
+            loss: Any = case(*leaves, target=dense)
+            assert_loss(loss.full_tensor(), case)
+            grads: Any = torch.autograd.grad(loss.sum(), leaves)
+            assert_grads([grad.full_tensor() for grad in grads], case)
+            hard, _ = example(ignore_index=ignore_index, reduction=reduction)
+            assert_loss(hard(*leaves, target=csr).full_tensor(), hard)
+
+
+def check_more_dimensions(processes: int) -> None:
+    """The first dimension of the input is split, as long as each process gets as much of it."""
+    for reduction in REDUCTIONS:
+        case, csr = example(rows=12, reduction=reduction)
+        per_position = torch.rand(4, 3, 1)
+        x, target = case.input.reshape(4, 3, -1), case.target.reshape(4, 3, -1)
+        case = replace(case, input=x, target=target).with_options(pos_weight=per_position)
+        for mesh, of_input, of_weight in layouts(processes):
+            leaves = leaves_of(case, mesh, of_input, of_weight)
+            dense = distributed(target, mesh, of_input)
+            pos_weight = distributed(per_position, mesh, of_input)
+            for given in (csr, dense):
+                loss: Any = case(*leaves, target=given, pos_weight=pos_weight)
+                assert loss.shape == (x.shape[:2] if reduction == "none" else ())
+                assert_loss(loss.full_tensor(), case)
+                grads: Any = torch.autograd.grad(loss.sum(), leaves)
+                assert_grads([grad.full_tensor() for grad in grads], case)
+
+
 def check_fused_step(processes: int) -> None:
     """Each process updates its own rows."""
     from torch.distributed.tensor import Replicate, Shard
@@ -159,6 +211,17 @@ def check_errors(processes: int) -> None:
             case(*layer, **{"target": csr, **options})
 
 
-@pytest.mark.parametrize("check", [check_losses, check_fused_step, check_other_calls, check_errors])
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_losses,
+        check_losses_of_rows,
+        check_ignored,
+        check_more_dimensions,
+        check_fused_step,
+        check_other_calls,
+        check_errors,
+    ],
+)
 def test(processes: Processes, check: Any) -> None:
     processes(check)

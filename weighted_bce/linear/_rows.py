@@ -7,25 +7,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._dtensor_import import is_dtensor
 from .._options import BATCHMEAN, NONE, SUM, Options
 from ._chunks import Layer
 
 
 def of_layer(layer: Layer) -> Layer:
-    """Returns a layer whose input is a matrix: the same one if it has one.
-
-    Raises:
-        NotImplementedError: if the input is a DTensor of another shape.
-    """
+    """Returns a layer whose input is a matrix; the same layer if it is one already."""
     x = layer.input
-    if x.dim() == 2:
-        return layer
-    if is_dtensor(x):
-        raise NotImplementedError(
-            f"input must have shape (rows, features) if it is a DTensor, got {tuple(x.shape)}"
-        )
-    return layer._replace(input=_as_rows(x))
+    return layer if x.dim() == 2 else layer._replace(input=_as_rows(x))
 
 
 def of_options(options: Options, leading: Sequence[int]) -> Options:

@@ -40,29 +40,35 @@ def linear_weighted_bce_with_logits(
 
         logits = F.linear(input, linear_weight, linear_bias)
         weighted_bce_with_logits(logits, target, weight, pos_weight, reduction,
-                                 label_smoothing=label_smoothing)
+                                 label_smoothing=label_smoothing, ignore_index=ignore_index)
+
+    With reduction "none" the losses of each row are then summed over its labels.
 
     The labels are processed in chunks. For each chunk, the pass computes its logits, their loss,
     the gradient of the logits, and from it the chunk's part of the layer's gradients. So the memory
     needed beyond inputs and gradients is that of one chunk.
 
     Args:
-        input: the features, shape (rows, features); float16, bfloat16, float32 or float64.
+        input: the features, shape (..., features), of which each position is a row, usually (rows,
+            features); float16, bfloat16, float32 or float64.
         linear_weight: shape (labels, features), same dtype as `input`. Under autocast, half
             precision and float32 may be mixed.
-        target: the labels, with values in [0, 1] and shape (rows, labels). A dense target is bool
-            or of any integer or floating dtype. A sparse one is `SparseLabels`, torch.sparse_csr or
-            torch.sparse_coo.
+        target: the labels, with values in [0, 1]. A dense target has shape (..., labels) and is
+            bool or of any integer or floating dtype. A sparse one, which is `SparseLabels`,
+            torch.sparse_csr or torch.sparse_coo, has one row for each row of `input`, in order.
         linear_bias: shape (labels,), same dtype as `linear_weight`. Default: None.
-        weight: multiplies each element's loss; a tensor that broadcasts to (rows, labels).
+        weight: multiplies each element's loss; a tensor that broadcasts to (..., labels).
             Default: None, which means 1.
         pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
-            to (rows, labels), such as one of shape (labels,) with a weight for each label.
+            to (..., labels), such as one of shape (labels,) with a weight for each label.
             Default: None, which means 1.
-        reduction: "mean" (the sum divided by rows * labels), "sum" or "batchmean" (the sum divided
-            by rows). Default: "mean". With millions of labels, the gradients of "mean" are as small
-            as Adam's default `eps`, and Adam's steps become too small. Use "batchmean" there.
+        reduction: "none" (one loss for each row), "mean" (the sum divided by rows * labels), "sum"
+            or "batchmean" (the sum divided by the size of the first dimension). Default: "mean".
+            With millions of labels, the gradients of "mean" are as small as Adam's default `eps`,
+            and Adam's steps become too small. Use "batchmean" there.
         label_smoothing: in [0, 1). Default: 0.
+        ignore_index: elements whose target equals it add nothing to the loss and to the gradients,
+            and "mean" does not count them. ``float("nan")`` ignores NaN targets. Default: None.
         chunk_labels: the number of labels in a chunk. By default it is chosen: on the CPU so that
             the logits of a chunk stay in a cache, and on CUDA so that they take 32 MiB, or an
             eighth of the free memory if that is less.
@@ -78,7 +84,8 @@ def linear_weighted_bce_with_logits(
             which is like the argument of `FusedSGD`. Default: None.
 
     Returns:
-        The loss, 0-d; float64 for float64 input and float32 for all others.
+        The loss; float64 for float64 input and float32 for all others. It is 0-d, or with reduction
+        "none" of shape (...), that of `input` without features.
 
     Raises:
         TypeError: if an argument has the wrong type or dtype.
@@ -108,12 +115,14 @@ def linear_weighted_bce_with_logits(
         programs keep the processor busy, fewer threads or larger chunks are faster.
 
         All logits are held under torch.func, for second derivatives, and for gradients with respect
-        to `target`, `weight` and `pos_weight`.
+        to `target`, `weight` and `pos_weight`. A `weight` or `pos_weight` is copied to the shape of
+        all logits only if it differs between labels and between some rows, but not between all: one
+        of shape (batch, 1, labels), for an input of shape (batch, length, features).
 
         A DTensor `linear_weight` must be replicated or have its labels split (``Shard(0)``).
         `input` must then be replicated or have its rows split (``Shard(0)``), though not along the
         same dimension of the mesh. Each process computes its own part, and the loss is summed over
-        all processes.
+        all processes. The first dimension of an input with more than two is split evenly.
 
     Example:
         >>> import torch
@@ -159,30 +168,34 @@ def linear_multilabel_loss_with_logits(
 
         logits = F.linear(input, linear_weight, linear_bias)
         multilabel_loss_with_logits(logits, target, loss, weight, pos_weight, reduction,
-                                    label_smoothing=label_smoothing)
+                                    label_smoothing=label_smoothing, ignore_index=ignore_index)
+
+    With reduction "none" the losses of each row are then summed over its labels.
 
     Args:
-        input: the features, shape (rows, features); float16, bfloat16, float32 or float64.
+        input: the features, shape (..., features); float16, bfloat16, float32 or float64.
         linear_weight: shape (labels, features), same dtype as `input`. Under autocast, half
             precision and float32 may be mixed.
-        target: the labels, with values in [0, 1] and shape (rows, labels); dense or sparse, as for
+        target: the labels, with values in [0, 1] and shape (..., labels); dense or sparse, as for
             `linear_weighted_bce_with_logits`.
         loss: `BCE()`, `Focal()`, `Asymmetric()`, `Hill()`, `Poly1()` or `SquaredHinge()`, with
             their parameters.
         linear_bias: shape (labels,), same dtype as `linear_weight`. Default: None.
-        weight: multiplies each element's loss; a tensor that broadcasts to (rows, labels).
+        weight: multiplies each element's loss; a tensor that broadcasts to (..., labels).
             Default: None, which means 1.
         pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
-            to (rows, labels). Default: None, which means 1.
-        reduction: "mean", "sum" or "batchmean", as for `linear_weighted_bce_with_logits`.
+            to (..., labels). Default: None, which means 1.
+        reduction: "none", "mean", "sum" or "batchmean", as for `linear_weighted_bce_with_logits`.
             Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
+        ignore_index: elements whose target equals it do not count. Default: None.
         chunk_labels: the number of labels in a chunk. By default it is chosen.
         fused_step: `FusedSGD`, `FusedAdam` or a function of your own, as for
             `linear_weighted_bce_with_logits`. Default: None.
 
     Returns:
-        The loss, 0-d; float64 for float64 input and float32 for all others.
+        The loss; float64 for float64 input and float32 for all others. It is 0-d, or with reduction
+        "none" of shape (...).
 
     Raises:
         TypeError: if an argument has the wrong type or dtype, or `loss` is not one of the losses

@@ -22,7 +22,7 @@ from .functional import (
 
 
 class TopK(NamedTuple):
-    """The largest logits of each row and their labels, both of shape (rows, k), largest first."""
+    """The largest logits of each row and their labels, both of shape (..., k), largest first."""
 
     values: Tensor
     indices: Tensor
@@ -82,11 +82,11 @@ class _LinearLoss(_WeightedLoss):
         """Finds the k largest logits of each row and their labels, without holding all logits.
 
         Args:
-            input: the features, shape (rows, features), as for the loss.
+            input: the features, shape (..., features), as for the loss.
             k: how many to find; at least 1 and at most the number of labels.
 
         Returns:
-            A named tuple (values, indices) of tensors of shape (rows, k), largest first, as
+            A named tuple (values, indices) of tensors of shape (..., k), largest first, as
             torch.topk returns. The values have the dtype of the loss and no gradient. The order of
             equal logits is not defined.
 
@@ -118,20 +118,21 @@ def _checked_k(k: int, num_labels: int) -> int:
 class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
     """Holds a linear classifier and computes `linear_weighted_bce_with_logits` with it.
 
-    It is called as ``criterion(input, target)`` with an input of shape (rows, features). The
+    It is called as ``criterion(input, target)`` with an input of shape (..., features). The
     classifier is ``criterion.linear``, as in torch.nn.LinearCrossEntropyLoss.
 
     Args:
         in_features: the number of features of a row.
         num_labels: the number of labels.
         bias: whether the classifier has a bias. Default: True.
-        weight: multiplies each element's loss; a tensor that broadcasts to (rows, labels). It
+        weight: multiplies each element's loss; a tensor that broadcasts to (..., labels). It
             becomes a buffer. Default: None, which means 1.
         pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
-            to (rows, labels) and becomes a buffer. Default: None, which means 1.
-        reduction: "mean", "sum" or "batchmean", as for `linear_weighted_bce_with_logits`.
+            to (..., labels) and becomes a buffer. Default: None, which means 1.
+        reduction: "none", "mean", "sum" or "batchmean", as for `linear_weighted_bce_with_logits`.
             Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
+        ignore_index: elements whose target equals it do not count. Default: None.
         chunk_labels: the number of labels in a chunk. By default it is chosen.
         device, dtype: of the classifier, as for torch.nn.Linear.
 
@@ -197,7 +198,7 @@ class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
 class LinearMultilabelLoss(_LinearLoss):
     """Holds a linear classifier and computes `linear_multilabel_loss_with_logits` with it.
 
-    It is called as ``criterion(input, target)`` with an input of shape (rows, features). The
+    It is called as ``criterion(input, target)`` with an input of shape (..., features). The
     classifier is ``criterion.linear``.
 
     Args:
@@ -206,8 +207,8 @@ class LinearMultilabelLoss(_LinearLoss):
         loss: `BCE()`, `Focal()`, `Asymmetric()`, `Hill()`, `Poly1()` or `SquaredHinge()`, with
             their parameters.
         bias: whether the classifier has a bias. Default: True.
-        weight, pos_weight, reduction, label_smoothing, chunk_labels, device, dtype: as for
-            `LinearWeightedBCEWithLogitsLoss`.
+        weight, pos_weight, reduction, label_smoothing, ignore_index, chunk_labels, device, dtype:
+            as for `LinearWeightedBCEWithLogitsLoss`.
 
     Attributes:
         linear, fused_step: as for `LinearWeightedBCEWithLogitsLoss`.

@@ -93,7 +93,7 @@ def test_of_an_input_of_more_dimensions(name: str, value: Any, words: str) -> No
 
 
 def test_one_row_has_no_batch() -> None:
-    words = "reduction 'batchmean' needs an input of shape (rows, ..., features), got (3,)"
+    words = "reduction 'batchmean' needs an input of shape (rows, ..., features), got 1-d"
     with pytest.raises(ValueError, match=re.escape(words)):
         linear_loss(X[0], W, Y[0], reduction="batchmean")
 

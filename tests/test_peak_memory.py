@@ -80,6 +80,31 @@ for dtype in sys.argv[1].split(","):
 """
 
 
+# A dense target of 32 MiB; the logits alone would take 128 MiB.
+OF_ROWS = """
+import torch
+from tools.measuring import rise_of_peak
+from weighted_bce import LinearWeightedBCEWithLogitsLoss, empty_cache
+
+torch.set_num_threads(1)
+target = torch.zeros(512, 65536, dtype=torch.int8)
+x = torch.randn(4, 128, 16, requires_grad=True)
+for options in ({"reduction": "none"}, {"ignore_index": 1}):
+    criterion = LinearWeightedBCEWithLogitsLoss(16, 65536, **options)
+    own = sum(p.numel() * p.element_size() for p in criterion.parameters())
+
+    def step():
+        loss = criterion(x, target.view(4, 128, -1))
+        (loss * torch.ones_like(loss)).sum().backward()
+
+    for _ in range(2):
+        step()
+        criterion.zero_grad()
+        empty_cache()
+    print(rise_of_peak(step) - own)
+"""
+
+
 def measured(program: str, *arguments: object, **variables: str) -> list[float]:
     """Returns the MiB that a program prints, which its steps add at their peak."""
     command = (sys.executable, "-c", program, *map(str, arguments))
@@ -109,6 +134,13 @@ def test_a_layer_needs_one_chunk() -> None:
     rises = of_a_layer("float32,bfloat16", 256, 16, 65536, 0, 1)
     assert len(rises) == 6
     assert max(rises) < 16
+
+
+def test_losses_of_rows_and_ignored_targets_need_one_chunk() -> None:
+    """Neither all logits nor a mask of all targets is made."""
+    of_rows, ignored = measured(OF_ROWS, MALLOC_MMAP_THRESHOLD_="65536")
+    assert of_rows < 16
+    assert ignored < 16
 
 
 @pytest.mark.large

@@ -18,8 +18,17 @@ def of_layer(layer: Layer) -> Layer:
 
 
 def of_options(options: Options, leading: Sequence[int]) -> Options:
-    """Returns options for the rows of logits of shape (*leading, labels); `restored` completes the
-    reduction. Sparse labels are for rows already."""
+    """Returns options for the rows of logits of shape (*leading, labels).
+
+    Sparse labels are for rows already. `restored` completes the reduction.
+
+    Raises:
+        ValueError: if the reduction needs a first dimension, and there is none.
+    """
+    if options.reduction == BATCHMEAN and not leading:
+        raise ValueError(
+            "reduction 'batchmean' needs an input of shape (rows, ..., features), got 1-d"
+        )
 
     def factor(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or tensor.dim() < 2:

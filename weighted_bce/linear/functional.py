@@ -9,7 +9,6 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._checks import Target, check_layer, checked_named_reduction, checked_options
 from .._numbers import checked_count
-from .._options import BATCHMEAN
 from ..losses import BCE, Loss, check_loss
 from . import _dispatch, _rows
 from ._chunks import ChunkOptions, Layer
@@ -170,8 +169,6 @@ def linear_multilabel_loss_with_logits(
         multilabel_loss_with_logits(logits, target, loss, weight, pos_weight, reduction,
                                     label_smoothing=label_smoothing, ignore_index=ignore_index)
 
-    With reduction "none" the losses of each row are then summed over its labels.
-
     Args:
         input: the features, shape (..., features); float16, bfloat16, float32 or float64.
         linear_weight: shape (labels, features), same dtype as `input`. Under autocast, half
@@ -194,8 +191,7 @@ def linear_multilabel_loss_with_logits(
             `linear_weighted_bce_with_logits`. Default: None.
 
     Returns:
-        The loss; float64 for float64 input and float32 for all others. It is 0-d, or with reduction
-        "none" of shape (...).
+        The loss, as `linear_weighted_bce_with_logits` does.
 
     Raises:
         TypeError: if an argument has the wrong type or dtype, or `loss` is not one of the losses
@@ -263,11 +259,6 @@ def _loss(
     reduction_code = checked_named_reduction(reduction)
     chunk_options = chunk_options_of(input, chunk_labels)
     check_layer(input, linear_weight, linear_bias, chunk_options.product_dtype is not None)
-    if reduction_code == BATCHMEAN and input.dim() == 1:
-        raise ValueError(
-            "reduction 'batchmean' needs an input of shape (rows, ..., features), "
-            f"got {tuple(input.shape)}"
-        )
     given = Layer(input, linear_weight, linear_bias)
     layer = _rows.of_layer(given)
     options = checked_options(

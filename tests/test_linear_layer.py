@@ -201,7 +201,7 @@ def test_a_forward_that_a_program_replaces_in_torch(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("ignore_index", [None, 0])
-@pytest.mark.parametrize("reduction", sorted({*REDUCTIONS, "none"}))
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_options(reduction: str, ignore_index: int | None, dtype: torch.dtype) -> None:
     """A loss is as wide as that of a plain layer. Without a reduction each row has one."""
     options: Any = {
@@ -222,6 +222,30 @@ def test_options(reduction: str, ignore_index: int | None, dtype: torch.dtype) -
     assert criterion.topk(x, 2).values.dtype == loss.dtype
     with pytest.raises(ValueError, match="k must be at most 150, the number of labels, got 151"):
         criterion.topk(x, LABELS + 1)
+
+
+@pytest.mark.parametrize("leading", [(), (2, 3), (0, 3)])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_any_number_of_dimensions(sparse: bool, reduction: str, leading: tuple[int, ...]) -> None:
+    """As with a plain layer of the same weight."""
+    weight = torch.rand(*leading, 1) + 0.5
+    criterion = new(torch.float64, weight=weight, reduction=reduction)
+    hooked = copy.deepcopy(criterion)
+    hooked.linear.register_forward_hook(lambda *_: None)
+    x = torch.randn(*leading, FEATURES, dtype=torch.float64, requires_grad=True)
+    y: Any = torch.rand(*leading, LABELS) < 0.1
+    y = SparseLabels.from_dense(y.reshape(-1, LABELS)) if sparse else y
+    if reduction == "batchmean" and not leading:
+        for each in (criterion, hooked):
+            with pytest.raises(ValueError, match="reduction 'batchmean' needs an input of shape"):
+                each(x, y)
+        return
+    loss, wanted = hooked(x, y), criterion(x, y)
+    torch.testing.assert_close(loss, wanted, equal_nan=True)
+    gradients = [torch.autograd.grad(one.sum(), x)[0] for one in (loss, wanted)]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(tuple(hooked.topk(x, 3)), tuple(criterion.topk(x, 3)))
 
 
 def test_wrong_reductions() -> None:

@@ -14,7 +14,8 @@ from torch.optim.sgd import sgd
 
 from ._dtensor_import import is_dtensor
 from ._numbers import checked_count
-from .linear._deferred import deferred_grad, not_compiled
+from .linear._deferred import deferred_grad
+from .linear._not_compiled import not_compiled
 
 # The options of a parameter group that the functions of torch.optim accept.
 _SHARED_OPTIONS = ("lr", "weight_decay", "maximize", "foreach", "fused")

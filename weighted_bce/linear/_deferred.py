@@ -6,7 +6,6 @@ operation gets the whole gradient, which is then made and kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +14,8 @@ from torch.utils._pytree import tree_map_only
 
 from .._options import Options
 from ._chunks import ChunkOptions, Layer
+from ._not_compiled import not_compiled
 from ._passes import WeightGradients
-
-# A compiled training step compiles all Python code that its calls run, even within backward().
-not_compiled: Any = partial(torch.compiler.disable, reason="fused_step is not compiled")
-
 
 # What is computed without the whole gradient; it returns NotImplemented for the arguments that need
 # the whole one. The first argument is the operator.
@@ -212,8 +208,8 @@ class DeferredGrad(Tensor):
         return self.whole().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     @classmethod
-    @not_compiled  # type: ignore[untyped-decorator]
-    def __torch_dispatch__(
+    @not_compiled
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from .._checks import Target, checked_named_reduction
+from .. import _dispatch
+from .._checks import Target, check_csr_indices, checked_named_reduction, checked_options
 from .._dtensor_import import is_fully_sharded
-from .._options import compute_dtype
+from .._options import NONE, compute_dtype
 from .._warning import warn
-from ..functional import multilabel_loss_with_logits
 from ..losses import Loss
+from . import _rows
 from ._stepped import Step
 
 if TYPE_CHECKING:
@@ -86,26 +87,28 @@ def own_loss(criterion: "_LinearLoss", input: Tensor, target: Target, loss: Loss
     """Returns the loss of the logits that the layer's own forward computes.
 
     Raises:
-        TypeError, ValueError: as `own_logits` and `multilabel_loss_with_logits` do.
+        TypeError, ValueError: as `own_logits` and `linear_multilabel_loss_with_logits` do.
     """
-    reduction = criterion.reduction
-    of_rows = reduction == "none"
-    if not of_rows:
-        checked_named_reduction(reduction)
+    reduction = checked_named_reduction(criterion.reduction)
     logits = own_logits(criterion.linear, input, criterion.fused_step)
-    if of_rows:  # the losses of half-precision logits would be rounded before they are summed
+    if reduction == NONE:  # losses in half precision would be rounded before they are summed
         logits = logits.to(compute_dtype(logits.dtype))
-    losses = multilabel_loss_with_logits(
+    rows = _rows.as_rows(logits)
+    options = checked_options(
         logits,
         target,
-        loss,
         criterion.weight,
         criterion.pos_weight,
+        criterion.label_smoothing,
+        criterion.ignore_index,
         reduction,
-        label_smoothing=criterion.label_smoothing,
-        ignore_index=criterion.ignore_index,
+        loss,
+        logits_name="the logits of linear",
+        rows=rows,
     )
-    return losses.sum(-1) if of_rows else losses
+    check_csr_indices(rows.shape, options)
+    losses = _dispatch.loss(rows, _rows.of_options(options, logits.shape[:-1]))
+    return _rows.restored(losses.sum(1) if reduction == NONE else losses, logits, reduction)
 
 
 def _warn_once(message: str) -> None:

@@ -14,7 +14,7 @@ from ._chunks import Layer
 def of_layer(layer: Layer) -> Layer:
     """Returns a layer whose input is a matrix; the same layer if it is one already."""
     x = layer.input
-    return layer if x.dim() == 2 else layer._replace(input=_as_rows(x))
+    return layer if x.dim() == 2 else layer._replace(input=as_rows(x))
 
 
 def of_options(options: Options, leading: Sequence[int]) -> Options:
@@ -35,10 +35,10 @@ def of_options(options: Options, leading: Sequence[int]) -> Options:
             return tensor
         if any(n != 1 for n in tensor.shape[:-1]):  # it differs between rows
             tensor = tensor.expand(*leading, tensor.shape[-1])
-        return _as_rows(tensor)
+        return as_rows(tensor)
 
     return options._replace(
-        target=options.target if options.is_sparse else _as_rows(options.target),
+        target=options.target if options.is_sparse else as_rows(options.target),
         weight=factor(options.weight),
         pos_weight=factor(options.pos_weight),
         reduction=SUM if options.reduction == BATCHMEAN else options.reduction,
@@ -52,5 +52,6 @@ def restored(loss: Tensor, input: Tensor, reduction: int) -> Tensor:
     return loss / input.shape[0] if reduction == BATCHMEAN else loss
 
 
-def _as_rows(tensor: Tensor) -> Tensor:
+def as_rows(tensor: Tensor) -> Tensor:
+    """Returns a tensor as a matrix whose columns are its last dimension."""
     return tensor.flatten(0, -2) if tensor.dim() > 1 else tensor.unsqueeze(0)

@@ -21,8 +21,9 @@ from ..optim import FusedOptimizer, Group
 from . import _deferred_ops as _deferred_ops  # operations on deferred gradients
 from . import _ops, _passes
 from ._chunks import ChunkOptions, Layer
-from ._deferred import Call, DeferredGrad, Terms, deferred_grad, not_compiled
+from ._deferred import Call, DeferredGrad, Terms, deferred_grad
 from ._eager import expected_of
+from ._not_compiled import not_compiled
 from ._passes import Gradients
 
 # Called with the labels of a chunk and the gradients of their rows of the weight and the bias.
@@ -137,7 +138,7 @@ class SteppedLinearLoss(Function):
         return loss
 
     @staticmethod
-    @not_compiled  # type: ignore[untyped-decorator]
+    @not_compiled
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         options, saved = Options.saved(ctx)
         layer, step = Layer(*saved), ctx.step

@@ -12,7 +12,7 @@ from .._numbers import checked_count
 from ..losses import BCE, Loss, check_loss
 from . import _dispatch, _rows
 from ._chunks import ChunkOptions, Layer
-from ._deferred import not_compiled
+from ._not_compiled import not_compiled
 from ._stepped import Step, bound
 from ._unchunked import autocast_available
 

@@ -222,6 +222,22 @@ class FusedSGD(FusedOptimizer, SGD):
 
     _torch_class = SGD
 
+    def _take_step(self) -> None:
+        # In a first step that is left out on the device, torch would keep a momentum that was never
+        # written (seen in 2.13).
+        is_left_out = getattr(self, "found_inf", None)
+        if is_left_out is not None and self._lacks_momentum() and is_left_out:
+            return
+        super()._take_step()
+
+    def _lacks_momentum(self) -> bool:
+        return any(
+            p.grad is not None and self.state.get(p, {}).get("momentum_buffer") is None
+            for group in self.param_groups
+            if group["momentum"] != 0
+            for p in group["params"]
+        )
+
     def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
         state, options = self.state[parameter], {name: group[name] for name in _SGD_OPTIONS}
         has_momentum = group["momentum"] != 0

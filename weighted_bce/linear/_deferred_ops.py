@@ -16,6 +16,10 @@ def _same(func: Any, grad: DeferredGrad, *_: Any) -> DeferredGrad:
     return grad.with_terms(grad.terms)
 
 
+def _view(func: Any, grad: DeferredGrad, shape: list[int]) -> Any:
+    return _same(func, grad) if list(grad.shape) == shape else NotImplemented
+
+
 def _clone(func: Any, grad: DeferredGrad, **_: Any) -> DeferredGrad:
     return grad.copy()
 
@@ -148,6 +152,7 @@ def _unscale_(func: Any, grads: list[Tensor], found_inf: Tensor, inv_scale: Tens
 operations |= {
     aten.detach.default: _same,
     aten.alias.default: _same,
+    aten.view.default: _view,
     aten.clone.default: _clone,
     aten.zero_.default: _zero_,
     aten.add.Tensor: _add,

@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -181,6 +182,17 @@ def test_topk(device: str, dtype: torch.dtype, chunk_labels: int | None) -> None
         assert_near(values, logits.topk(k).values)
         assert_near(values, logits.gather(1, indices))
         assert len(set(indices[0].tolist())) == k
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
+def test_integers_of_numpy(integer: Any) -> None:
+    case = base()
+    assert_right(case.with_options(chunk_labels=integer(64)))
+    assert torch.equal(case(chunk_labels=integer(64)), case())
+    criterion = LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, chunk_labels=integer(64))
+    assert torch.equal(
+        criterion.topk(case.input, integer(5)).indices, criterion.topk(case.input, 5)[1]
+    )
 
 
 def test_topk_in_one_graph(device: str) -> None:

@@ -271,7 +271,7 @@ def _loss(
         reduction_code,
         loss,
         logits_name="input and linear_weight",
-        rows=layer.logits_like(),
+        rows=None if layer is given else layer.logits_like(),
     )
     step = bound(fused_step, linear_weight, linear_bias)
     if layer is given:

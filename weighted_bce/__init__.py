@@ -2,6 +2,7 @@
 
 from ._config import backend, empty_cache, show_config
 from ._version import __version__
+from .chained_optimizer import ChainedOptimizer
 from .collation import collate
 from .drop_ins import AsymmetricLoss, sigmoid_focal_loss
 from .functional import multilabel_loss_with_logits, weighted_bce, weighted_bce_with_logits
@@ -26,6 +27,7 @@ __all__ = [
     "BCE",
     "Asymmetric",
     "AsymmetricLoss",
+    "ChainedOptimizer",
     "Focal",
     "FusedAdam",
     "FusedSGD",

@@ -14,6 +14,7 @@ from torch.optim.sgd import sgd
 
 from ._dtensor_import import is_dtensor
 from ._numbers import checked_count
+from .chained_optimizer import ChainedOptimizer
 from .linear._deferred import deferred_grad
 from .linear._not_compiled import not_compiled
 
@@ -37,7 +38,7 @@ def _prepare_other_optimizers() -> None:
     """Gives other optimizers whole gradients before they change the weights."""
 
     def prepare(optimizer: Optimizer, *_: Any) -> None:
-        if isinstance(optimizer, FusedOptimizer):
+        if isinstance(optimizer, FusedOptimizer | ChainedOptimizer):  # which calls their steps
             return
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -96,7 +96,7 @@ class Terms:
             self.dense = dense * factor if self.dense is None else self.dense + dense * factor
 
     def zero_(self) -> None:
-        self.calls, self.dense = [], None
+        self.calls, self.dense, self.passes, self.is_unscaled = [], None, 0, False
 
     def not_finite(self, like: Tensor) -> Tensor:
         """Returns NaN if an input, a loss, a grad_output or another term is not finite on any of

@@ -27,7 +27,7 @@ help:           ## show this list
 	$(BIN)/pip install -q torch==$(TORCH)
 	$(BIN)/pip install -q "setuptools>=77" wheel ninja "pybind11>=2.12"
 	WEIGHTED_BCE_BUILD=0 $(BIN)/pip install -q --no-build-isolation \
-	    -e ".[cuda,test,bench,examples,docs,dev]"
+	    -e ".[cuda,test,trainers,bench,examples,docs,dev]"
 	touch $@
 
 # Without a GPU, kernels for one architecture are enough for all tests except those that read the

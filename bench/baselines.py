@@ -42,6 +42,7 @@ class Baseline:
     weighted: bool = True  # if not, it has no pos_weight, and so computes another function
     needs: str = ""  # a package that it needs
     only: str = ""  # the only pass; "": both
+    has_optimizer: bool = False  # whether FusedSGD updates the weight at the end of a step
     device: str = ""  # the only device, "cpu" or "cuda"; "": both
     quick: bool = True  # whether a quick run has it too
     graph: bool = False  # whether a CUDA graph can have it: it does not wait or change its input
@@ -102,6 +103,8 @@ class Baseline:
         def step(sample: Sample) -> Tensor:
             loss = forward(sample)
             loss.backward(None if scale == 1 else torch.full_like(loss, scale))
+            if self.has_optimizer:
+                makers.fused_sgd(sample.leaves[-1]).step()
             return loss.detach()
 
         if not self.is_loss:
@@ -132,7 +135,14 @@ BASELINES = (
     scaled("scaled", "weighted_bce, loss scale 65536"),
     scaled("scaled-changing", "weighted_bce, changing loss scale", scale_before=SCALE / 2),
     own_step("inplace", IN_PLACE, in_place, prepare="overwritable", matrices=0),
-    own_step("fused-step", "weighted_bce, fused_step", makers.fused_step, takes="", linear="any"),
+    own_step(
+        "fused-step",
+        "weighted_bce, fused_step",
+        makers.fused_step,
+        takes="",
+        linear="any",
+        has_optimizer=True,
+    ),
     own("ours-compiled", COMPILED, compiled(ours), linear="any", graph=True),
     own("reference", IN_TORCH, makers.reference, linear="any", quick=False),
     earlier("no-positives", "weighted_bce, no positives", is_own=True),

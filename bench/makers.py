@@ -68,12 +68,17 @@ unfused = after_linear(partial(ours, layer=False))
 
 
 def fused_step(setting: Setting, device: str) -> LossFunction:
-    """Makes a loss with FusedSGD. A learning rate of 0 costs the same and keeps the weight."""
+    """Makes a loss after whose backward pass FusedSGD is to take a step."""
 
     def loss(input: Tensor, weight: Tensor, target: Any) -> Tensor:
-        return ours(setting, device, fused_step=FusedSGD([weight], lr=0.0))(input, weight, target)
+        return ours(setting, device, fused_step=fused_sgd(weight))(input, weight, target)
 
     return loss
+
+
+def fused_sgd(weight: Tensor) -> FusedSGD:
+    """Makes an optimizer with a learning rate of 0, which costs the same and keeps the weight."""
+    return FusedSGD([weight], lr=0.0)
 
 
 def reference(setting: Setting, device: str) -> LossFunction:

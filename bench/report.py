@@ -47,7 +47,7 @@ others get a bool target, except 'zeros().scatter_' and 'F.linear, then weighted
 - memory beyond inputs and gradients: the peak memory minus the inputs and the gradients that a step
   leaves.
 - gradient error: relative to the largest element of the gradient.
-With fused_step, FusedSGD updates the weight in the backward pass, and the weight gets no
+With fused_step, a step also updates the weight by FusedSGD, chunk by chunk, and the weight gets no
 gradient."""
 
 

@@ -44,7 +44,7 @@ def train(
         loss = loss_of(batch)
         loss.backward()
         for optimizer in optimizers:
-            optimizer.step()  # a fused one has nothing left to do
+            optimizer.step()
             optimizer.zero_grad()
         return loss.item()  # on CUDA this waits for the step
 

@@ -63,6 +63,8 @@ for dtype in sys.argv[1].split(","):
 
     def step():
         criterion(x, target).backward()
+        if criterion.fused_step is not None:
+            criterion.fused_step.step()
 
     def topk():
         criterion.topk(x, 5)

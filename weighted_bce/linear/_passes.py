@@ -64,7 +64,7 @@ class _Gradients:
         if self._input is None:
             return
         if self._input_part is None:
-            self._input.addmm_(logits_grad, weights)
+            torch.addmm(self._input, logits_grad, weights, out=self._input)
         else:
             product(logits_grad, weights, self._input_part)
             self._input.add_(self._input_part)

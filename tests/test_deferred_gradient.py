@@ -349,7 +349,7 @@ def test_another_backward_pass_needs_a_step() -> None:
     bias_grad = model.linear.bias.grad.clone()
     x, y = batch(model)
     torch.autograd.grad(model(x.requires_grad_(), y), x)
-    message = "fused_step must take a step() after 1 backward pass(es), as its argument accumulate "
+    message = "fused_step must take a step() after 1 backward pass, as its argument accumulate says"
     with pytest.raises(RuntimeError, match=re.escape(message)):
         model(x, y).backward()
     assert x.grad is None

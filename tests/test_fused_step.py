@@ -339,6 +339,8 @@ def test_parameters_of_a_functional_call_are_not_those_of_the_optimizer() -> Non
     parameters = {name: p.detach().clone().requires_grad_() for name, p in one.named_parameters()}
     with pytest.raises(ValueError, match="must be an optimizer of linear_weight itself"):
         torch.func.functional_call(one, parameters, (x, target))
+    with torch.no_grad():  # nothing is to be updated
+        assert torch.equal(torch.func.functional_call(one, parameters, (x, target)), one(x, target))
 
 
 @pytest.mark.parametrize(

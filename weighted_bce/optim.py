@@ -148,7 +148,7 @@ class FusedOptimizer(Optimizer):
             self._step_whole()
         finally:
             self._grad_scale = scale
-        if deferred:  # a second step() would find only the gradients that are not
+        if deferred or scale is not None:  # a second step() would find some, or divide them again
             for _, p in every:
                 p.grad = None
 

@@ -49,22 +49,28 @@ class BoundStep(NamedTuple):
         step, deferred = self.step, deferred_grad(self.weight.grad)
         if deferred is None or not isinstance(step, FusedOptimizer):
             return
-        if deferred.terms.passes >= step.accumulate:
+        most = step.accumulate
+        if deferred.terms.passes >= most:
+            passes = "1 backward pass" if most == 1 else f"{most} backward passes"
             raise RuntimeError(
-                f"fused_step must take a step() after {step.accumulate} backward pass(es), as its "
-                "argument accumulate says, got another backward pass. Call step() or zero_grad(), "
-                "or make the optimizer with a larger accumulate"
+                f"fused_step must take a step() after {passes}, as its argument accumulate says, "
+                "got another backward pass. Call step() or zero_grad(), or make the optimizer with "
+                "a larger accumulate"
             )
 
 
 def bound(step: object, weight: Tensor, bias: Tensor | None) -> BoundStep | None:
-    """Returns the step with the parameters of the layer.
+    """Returns the step with the parameters of the layer, or None if no gradient is recorded.
 
     Raises:
         TypeError: if it is no step.
         ValueError: if it belongs to other parameters, or does not say which processes it concerns.
     """
-    if step is None:
+    if not (step is None or callable(step) or isinstance(step, FusedOptimizer)):
+        raise TypeError(
+            f"fused_step must be FusedSGD, FusedAdam or a function, got {type(step).__name__}"
+        )
+    if step is None or not torch.is_grad_enabled():
         return None
     if isinstance(step, FusedOptimizer):
         held = {id(p) for group in step.param_groups for p in group["params"]}
@@ -75,10 +81,6 @@ def bound(step: object, weight: Tensor, bias: Tensor | None) -> BoundStep | None
                     "Make it from the parameters that the layer has now, and anew after they were "
                     "replaced"
                 )
-    elif not callable(step):
-        raise TypeError(
-            f"fused_step must be FusedSGD, FusedAdam or a function, got {type(step).__name__}"
-        )
     for name, parameter in (("linear_weight", weight), ("linear_bias", bias)):
         if parameter is not None and not parameter.is_leaf:
             raise ValueError(
@@ -147,21 +149,23 @@ class SteppedLinearLoss(Function):
         call = layer, options, ctx.chunk_options
         if torch.compiler.is_compiling() or not is_first_order(grad_output):
             return *_ops.gradients(grad_output, *call, needs), *(None for _ in others)
-        of_weight = of_weight and (goes_to := _destination(step.weight)) is not _Destination.NONE
-        if of_weight and goes_to is _Destination.ADDED:
+        weight_goes, bias_goes = _destination(step.weight), _destination(step.bias)
+        if weight_goes is _Destination.ADDED:
             step.check_accumulation()
+        of_bias = bias_goes is not _Destination.NONE
         x_grad, bias_grad = _scaled(ctx, grad_output, call, (of_input, of_bias))
         if bias_grad is not None and step.group is not None:
             distributed.all_reduce(bias_grad, group=step.group)
             bias_grad.div_(distributed.get_world_size(step.group))
         weight_grad: Tensor | None = None
-        if of_weight:
+        if weight_goes is not _Destination.NONE:
             terms = Terms([Call.of(*call, grad_output, ctx.loss)], step.group)
             weight_grad = DeferredGrad(layer.weight, terms)
-            if goes_to is _Destination.RETURNED:
+            if weight_goes is _Destination.RETURNED:
                 weight_grad = weight_grad.whole()
         if not isinstance(step.step, FusedOptimizer):
-            weight_grad, bias_grad = _call(step, weight_grad, bias_grad)
+            of_bias = bias_goes is _Destination.ADDED
+            weight_grad, bias_grad = _call(step.step, weight_grad, bias_grad, of_bias)
         return x_grad, weight_grad, bias_grad, *(None for _ in others)
 
 
@@ -219,12 +223,13 @@ def _destination(parameter: Tensor | None) -> _Destination:
 
 
 def _call(
-    step: BoundStep, weight_grad: Tensor | None, bias_grad: Tensor | None
+    function: StepFunction,
+    weight_grad: Tensor | None,
+    bias_grad: Tensor | None,
+    of_bias: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gives a function the gradients that would be added to .grad; returns the others."""
-    function = cast(StepFunction, step.step)
-    is_added = _destination(step.bias) is _Destination.ADDED
-    added, returned = (bias_grad, None) if is_added else (None, bias_grad)
+    """Gives a function a deferred gradient, and that of the bias if it has it; returns others."""
+    added, returned = (bias_grad, None) if of_bias else (None, bias_grad)
     with torch.no_grad():
         if isinstance(weight_grad, DeferredGrad):
             for labels, gradient in weight_grad.chunks():

@@ -361,6 +361,20 @@ def test_another_backward_pass_needs_a_step() -> None:
     )
 
 
+def test_as_many_backward_passes_as_announced() -> None:
+    """Two calls in one loss are one pass."""
+    model = criterion()
+    model.fused_step = FusedSGD(model.parameters(), lr=1.0, accumulate=2)
+    for _ in range(2):
+        for _ in range(2):
+            (model(*batch(model)) + model(*batch(model))).backward()
+        with pytest.raises(
+            RuntimeError, match="must take a step\\(\\) after 2 backward passes, as"
+        ):
+            model(*batch(model)).backward()
+        model.fused_step.step()
+
+
 def test_a_second_step_changes_nothing() -> None:
     model, _ = waiting()
     model.fused_step.step()

@@ -95,6 +95,31 @@ def test_steps_that_overflow_are_left_out(
 
 
 @pytest.mark.parametrize("of_torch", [False, True], ids=["", "fused"])
+@pytest.mark.parametrize("how", ["input", "loss", "nan", "penalty"])
+def test_the_deferred_gradient_alone_shows_an_overflow(how: str, of_torch: bool) -> None:
+    criterion = LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, bias=False)
+    optimizer = FusedAdam(criterion.parameters(), lr=0.1, fused=of_torch)
+    criterion.fused_step = optimizer
+    scaler = GradScaler("cpu", init_scale=2.0**10)
+    for i, (x, y) in enumerate(batches(3)):
+        before = criterion.linear.weight.detach().clone()
+        if i == 1 and how == "input":
+            x, _ = overflow(x, x, how)
+        loss = criterion(x, y)
+        if i == 1 and how == "penalty":
+            loss = loss + (criterion.linear.weight * torch.inf).sum().nan_to_num()
+        elif i == 1 and how != "input":
+            _, loss = overflow(x, loss, how)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(before, criterion.linear.weight) == (i == 1)
+        assert torch.isfinite(criterion.linear.weight).all()
+    assert scaler.get_scale() == 2.0**9
+
+
+@pytest.mark.parametrize("of_torch", [False, True], ids=["", "fused"])
 def test_a_divisor_of_ones_own(of_torch: bool) -> None:
     """grad_scale divides all gradients once, survives copies, and is refused with a scaler."""
     ends = []

@@ -1,6 +1,7 @@
 """A fused step in several processes ends where one process with the whole batch does."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -34,12 +35,12 @@ KINDS: list[tuple[Any, Any, dict[str, Any]]] = [
 class Model(nn.Module):
     """An encoder and a criterion, the same ones in each process."""
 
-    def __init__(self) -> None:
+    def __init__(self, bias: bool = True) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.encoder = nn.Linear(FEATURES, FEATURES)
         self.criterion = LinearWeightedBCEWithLogitsLoss(
-            FEATURES, LABELS, chunk_labels=4, pos_weight=3.0
+            FEATURES, LABELS, bias, chunk_labels=4, pos_weight=3.0
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -95,10 +96,10 @@ def check_data_parallel(processes: int) -> None:
 
 
 def check_overflow_in_one_process(processes: int) -> None:
-    """All processes leave the step out."""
+    """All processes leave the step out, also if there is no gradient but the deferred one."""
     rank = dist.get_rank()
-    for of_torch in (False, True):
-        model = Model()
+    for of_torch, bias in itertools.product((False, True), repeat=2):
+        model = Model(bias)
         optimizer = FusedSGD(
             model.criterion.parameters(), lr=1.0, fused=of_torch, group=dist.group.WORLD
         )

@@ -149,8 +149,8 @@ def check_label_parallel(processes: int) -> None:
     from torch.distributed.tensor import Replicate, Shard
 
     meshes = [(mesh_of(processes), None)]
-    if processes == 4:  # rows are split, too
-        both = mesh_of(2, 2)
+    for shape in ((2, 2),) if processes == 4 else ((1, 2), (2, 1)):  # rows are split, too
+        both = mesh_of(*shape)
         meshes.append((both["second"], both["first"]))
     for (mesh, rows), (kind, ordinary, options) in [(m, k) for m in meshes for k in KINDS]:
         whole = Model().criterion.linear
@@ -187,9 +187,30 @@ def check_label_parallel(processes: int) -> None:
             assert_whole(actual.detach(), wanted.detach())
 
 
+def check_fully_shard(processes: int) -> None:
+    """Its parameters are others during the call, so the optimizer is refused, whenever it was made.
+    Without one the gradient is an ordinary one."""
+    from torch.distributed.fsdp import fully_shard
+
+    for is_made_before in (True, False):
+        model = Model()
+        if is_made_before:
+            optimizer = FusedSGD(model.criterion.parameters(), lr=1.0, group=None)
+        fully_shard(model.criterion, mesh=mesh_of(processes))
+        if not is_made_before:
+            optimizer = FusedSGD(model.criterion.parameters(), lr=1.0, group=None)
+        model.criterion.fused_step = optimizer
+        with pytest.raises(ValueError, match="must be an optimizer of linear_weight itself"):
+            model(*batch(0))
+        model.criterion.fused_step = None
+        model(*batch(0)).backward()
+        assert deferred_grad(model.criterion.linear.weight.grad) is None
+
+
 @pytest.mark.parametrize(
     "check",
     [
+        check_fully_shard,
         check_group_is_needed,
         check_data_parallel,
         check_overflow_in_one_process,

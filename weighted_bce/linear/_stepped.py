@@ -78,8 +78,8 @@ def bound(step: object, weight: Tensor, bias: Tensor | None) -> BoundStep | None
             if parameter is not None and parameter.requires_grad and id(parameter) not in held:
                 raise ValueError(
                     f"fused_step must be an optimizer of {name} itself, got one of other tensors. "
-                    "Make it from the parameters that the layer has now, and anew after they were "
-                    "replaced"
+                    "Make it anew after the parameters of the layer were replaced. Under "
+                    "fully_shard and with a parametrized layer, set fused_step to None"
                 )
     for name, parameter in (("linear_weight", weight), ("linear_bias", bias)):
         if parameter is not None and not parameter.is_leaf:

@@ -1,6 +1,5 @@
 """The loss of chunks of logits, and its gradient."""
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -46,12 +45,12 @@ class ChunkLoss:
             return _reference.divided(total, self._logits_like, self._all_options)
         return total / self._count
 
-    def reduced(self, sums: Sequence[Tensor | None]) -> Tensor:
+    def reduced(self, sums: list[Tensor]) -> Tensor:
         """Returns the loss from the sums of all chunks."""
         if not sums:
             shape = self._logits_like.shape[:1] if self._is_of_rows else ()
             sums = [self._logits_like.new_zeros(shape, dtype=self._dtype)]
-        return self.divided(torch.stack(cast(list[Tensor], sums)).sum(0))
+        return self.divided(torch.stack(sums).sum(0))
 
     def _of_chunk(self, chunk: slice) -> Options:
         """Returns the options of a chunk. Sparse labels are not cut."""
@@ -79,23 +78,25 @@ class ChunkLoss:
             losses = cast(Tensor, kernel(logits, *options))
         return losses.sum(1) if self._is_of_rows else losses
 
-    def sum_and_gradient(self, logits: Tensor, chunk: slice, factor: Tensor) -> Tensor | None:
-        """Returns the sum of the losses; writes its gradient times a factor over the logits.
-
-        If each row has a loss, each has a factor, and there is no sum: it was computed before.
-        """
-        options, loss = self._of_chunk(chunk), None
+    def write_gradient(self, logits: Tensor, chunk: slice, factor: Tensor) -> None:
+        """Writes the gradient times a factor over the logits; each row has a factor if it has a
+        loss."""
+        options = self._of_chunk(chunk)
         if self._is_of_rows:
             factor = factor[:, None].expand_as(logits)
         if self.kernels is None:
-            if not self._is_of_rows:
-                loss = _reference.loss(logits, options)
             logits.copy_(_reference.grad(factor, logits, options))
-        elif self._is_of_rows:
-            self.kernels.grad_(factor, logits, *options)
         else:
-            loss = cast(Tensor, self.kernels.loss_and_grad_(factor, logits, *options))
-        return loss
+            self.kernels.grad_(factor, logits, *options)
+
+    def sum_and_gradient(self, logits: Tensor, chunk: slice, factor: Tensor) -> Tensor:
+        """Returns the sum of the losses; writes its gradient times a factor over the logits."""
+        options = self._of_chunk(chunk)
+        if self.kernels is None:
+            loss = _reference.loss(logits, options)
+            logits.copy_(_reference.grad(factor, logits, options))
+            return loss
+        return cast(Tensor, self.kernels.loss_and_grad_(factor, logits, *options))
 
     def factors(self, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what the gradient of the logits is multiplied by, and what products of it are.

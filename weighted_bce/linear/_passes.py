@@ -139,7 +139,10 @@ def loss_and_gradients(
     for chunk in chunks:
         weights = chunks.weights(chunk)
         logits = chunks.logits(chunk, weights)
-        sums.append(losses.sum_and_gradient(logits, chunk, factor))
+        if options.reduction == NONE:
+            losses.write_gradient(logits, chunk, factor)
+        else:
+            sums.append(losses.sum_and_gradient(logits, chunk, factor))
         gradients.add(logits, weights, chunk)
     loss = None if options.reduction == NONE else losses.reduced(sums)
     return loss, gradients.finished(input_dtype or layer.input.dtype)
@@ -166,7 +169,7 @@ class _WeightGradient:
         """Writes the gradient of a chunk, plus `sums`, to `out`, which may be the same memory."""
         chunks = self._chunks
         logits = chunks.logits(chunk, chunks.weights(chunk))
-        self._losses.sum_and_gradient(logits, chunk, self._factor)
+        self._losses.write_gradient(logits, chunk, self._factor)
         logits_grad = chunks.logits_grad(logits).t()
         if self._part is None and sums is not None:
             torch.addmm(sums, logits_grad, chunks.x, out=out)

@@ -115,6 +115,8 @@ def _warn_once(message: str) -> None:
     _warn_if_new(message)
 
 
+# torch.compile calls it while it traces. torch.compiler.assume_constant_result would do the same,
+# but imports the compiler.
 _warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

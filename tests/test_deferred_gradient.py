@@ -105,6 +105,12 @@ def ties_the_weight_to_an_embedding(model: Any, optimizer: Optimizer) -> None:
     step(model, optimizer, model(x + F.embedding(torch.arange(ROWS), model.linear.weight), y))
 
 
+def takes_rows_of_the_weight_as_the_input(model: Any, optimizer: Optimizer) -> None:
+    _, y = batch(model)
+    step(model, optimizer, 100 * model(model.linear.weight[:ROWS], y))
+    step(model, optimizer, 100 * model(model.linear.weight.detach()[:ROWS], y))
+
+
 def clips_by_the_norm(model: Any, optimizer: Optimizer) -> list[Tensor]:
     norms = []
     for options in ({}, {"norm_type": torch.inf}, {"norm_type": 1.0, "foreach": False}):
@@ -210,6 +216,7 @@ SITUATIONS = [
     accumulates_a_kept_graph,
     penalises_the_weight,
     ties_the_weight_to_an_embedding,
+    takes_rows_of_the_weight_as_the_input,
     clips_by_the_norm,
     clips_by_value,
     has_hooks,
@@ -276,6 +283,13 @@ def waiting(**options: Any) -> tuple[Any, Tensor]:
     return model, grad
 
 
+def multiply_lists(g: Tensor) -> Tensor:
+    """Multiplies an ordinary tensor by the gradient, and the gradient by an ordinary tensor."""
+    ones, twos = (torch.full((LABELS, FEATURES), number) for number in (1.0, 2.0))
+    torch._foreach_mul_([ones, g], [g.clone(), twos])
+    return torch.stack((ones, g))
+
+
 OPERATIONS: list[Callable[[Tensor], Any]] = [
     lambda g: g + torch.ones_like(g),
     lambda g: torch.full_like(g, 2.0) + g,
@@ -299,12 +313,16 @@ OPERATIONS: list[Callable[[Tensor], Any]] = [
     lambda g: (torch._foreach_div_([g], 4.0), g)[1],
     lambda g: (torch._foreach_add_([g], [torch.ones(LABELS, FEATURES)]), g)[1],
     lambda g: torch._foreach_add([g], 1.0)[0],
+    multiply_lists,
     lambda g: g.abs().max(),
     lambda g: g.double(),
     lambda g: g.t() @ g,
     lambda g: g.zero_(),
     lambda g: copy.deepcopy(g),
     lambda g: torch.isfinite(g),
+    lambda g: torch.from_numpy(g.numpy()),
+    lambda g: torch.from_dlpack(g),
+    lambda g: torch.tensor(g.tolist()),
 ]
 
 
@@ -335,6 +353,7 @@ def test_it_is_a_tensor() -> None:
         grad.dtype,
         grad.device,
     )
+    assert deferred.data_ptr() == deferred.whole().data_ptr()
     file = io.BytesIO()
     torch.save(deferred, file)
     file.seek(0)
@@ -434,8 +453,7 @@ def test_half_precision_is_rounded_once() -> None:
     assert torch.equal(model.linear.weight.grad.whole(), wanted)
 
 
-def test_a_view_of_the_layer_takes_part() -> None:
-    """The weight need not be contiguous."""
+def test_the_weight_need_not_be_contiguous() -> None:
     model, other = criterion(), criterion()
     for made in (model, other):
         weight = made.linear.weight.detach().t().contiguous().t()
@@ -448,3 +466,16 @@ def test_a_view_of_the_layer_takes_part() -> None:
     model.fused_step.step()
     step(other, SGD(other.parameters(), lr=1.0), other(x, y))
     assert torch.equal(model.linear.weight, other.linear.weight)
+
+
+def test_a_gradient_that_was_replaced_has_as_many_backward_passes() -> None:
+    model = criterion()
+    model.fused_step = FusedSGD(model.parameters(), lr=1.0, accumulate=2)
+    weight, (x, y) = model.linear.weight, batch(model)
+    for _ in range(2):
+        model(x, y).backward()
+        weight.grad = weight.grad / 2
+    with pytest.raises(RuntimeError, match="got another backward pass"):
+        model(x, y).backward()
+    model.fused_step.zero_grad()
+    model(x, y).backward()

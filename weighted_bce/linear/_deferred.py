@@ -42,6 +42,8 @@ class Call(NamedTuple):
         loss: Tensor,
     ) -> "Call":
         layer = Layer(*(None if t is None else t.detach() for t in layer))  # type: ignore[arg-type]
+        if _share_memory(layer.input, layer.weight):  # step() changes the weight meanwhile
+            layer = layer._replace(input=layer.input.clone())
         call = cls(layer, options, chunk_options, grad_output.detach(), loss.detach(), ())
         return call._replace(versions=call._versions())
 
@@ -60,6 +62,10 @@ class Call(NamedTuple):
 
     def multiplied(self, factor: float | Tensor) -> "Call":
         return self._replace(grad_output=self.grad_output * factor)
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 class Terms:
@@ -88,12 +94,16 @@ class Terms:
         if self.dense is not None:
             self.dense.mul_(factor)
 
-    def add_(self, other: "Tensor | Terms", factor: float | Tensor = 1) -> None:
+    def add_(self, other: "Tensor | Terms", factor: float = 1) -> None:
         if isinstance(other, Terms):
             self.calls += [call.multiplied(factor) for call in other.calls]
         dense = other.dense if isinstance(other, Terms) else other
-        if dense is not None:
-            self.dense = dense * factor if self.dense is None else self.dense + dense * factor
+        if dense is None:
+            return
+        if self.dense is None:
+            self.dense = dense * factor
+        else:
+            self.dense.add_(dense, alpha=factor)
 
     def zero_(self) -> None:
         self.calls, self.dense, self.passes, self.is_unscaled = [], None, 0, False
@@ -206,6 +216,20 @@ class DeferredGrad(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.whole().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
+    # These read the memory without an operation that __torch_dispatch__ would see.
+
+    def numpy(self, *, force: bool = False) -> Any:
+        return self.whole().numpy(force=force)
+
+    def tolist(self) -> Any:
+        return self.whole().tolist()
+
+    def data_ptr(self) -> int:
+        return self.whole().data_ptr()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.whole().__dlpack__(**options)
 
     @classmethod
     @not_compiled

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .._options import compute_dtype
 from ._deferred import DeferredGrad, operations
@@ -121,6 +122,7 @@ def _on_list(one: Callable[..., Any]) -> Callable[..., Any]:
         def of(other: Any, indices: list[int]) -> Any:
             return [other[i] for i in indices] if isinstance(other, (list, tuple)) else other
 
+        others = tree_map_only(DeferredGrad, DeferredGrad.whole, others)
         indices = range(len(grads))
         plain = [i for i in indices if not isinstance(grads[i], DeferredGrad)]
         results: dict[int, Any] = {}

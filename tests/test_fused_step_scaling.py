@@ -94,6 +94,30 @@ def test_steps_that_overflow_are_left_out(
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("what", ["input", "loss", "factor", "penalty"])
+def test_each_cause_of_an_overflow_is_seen(what: str) -> None:
+    """The weight has the only gradient, and nothing else overflows."""
+    criterion = LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, bias=False, chunk_labels=64)
+    weight = criterion.linear.weight
+    nn.init.constant_(weight, -1.0 if what == "input" else 10.0)
+    optimizer = FusedSGD([weight], lr=1.0, accumulate=2)
+    criterion.fused_step = optimizer
+    scaler = GradScaler("cpu", init_scale=4.0)
+    x, y = torch.ones(7, FEATURES), torch.zeros(7, LABELS)
+    if what in ("input", "loss"):
+        x[2, 3] = torch.inf if what == "input" else 1e38
+    loss = criterion(x, y)
+    assert loss.isfinite() == (what != "loss")
+    before = weight.detach().clone()
+    scaler.scale(loss * (torch.inf if what == "factor" else 1)).backward()
+    if what == "penalty":
+        scaler.scale(weight.sum() * torch.inf).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0
+    assert torch.equal(weight, before)
+
+
 @pytest.mark.parametrize("of_torch", [False, True], ids=["", "fused"])
 @pytest.mark.parametrize("how", ["input", "loss", "nan", "penalty"])
 def test_the_deferred_gradient_alone_shows_an_overflow(how: str, of_torch: bool) -> None:

@@ -95,6 +95,22 @@ def check_data_parallel(processes: int) -> None:
         torch.testing.assert_close([*model.parameters()], [*whole.parameters()])
 
 
+def check_rows_that_differ(processes: int) -> None:
+    """Processes with other numbers of rows choose other chunks, and take the smallest."""
+    rank, labels = dist.get_rank(), 1100  # more than the smallest chunk, of 256 labels
+    one, other = (LinearWeightedBCEWithLogitsLoss(FEATURES, labels, reduction="sum") for _ in "12")
+    other.load_state_dict(one.state_dict())
+    one.fused_step = FusedSGD(one.parameters(), lr=0.1, group=dist.group.WORLD)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    numbers = [50 + 200 * i for i in range(processes)]
+    x, y = torch.randn(sum(numbers), FEATURES), torch.rand(sum(numbers), labels) < 0.1
+    one(x.split(numbers)[rank], y.split(numbers)[rank]).backward()
+    one.fused_step.step()
+    (other(x, y) / processes).backward()
+    optimizer.step()
+    torch.testing.assert_close([*one.parameters()], [*other.parameters()])
+
+
 def check_overflow_in_one_process(processes: int) -> None:
     """All processes leave the step out, also if there is no gradient but the deferred one."""
     rank = dist.get_rank()
@@ -213,6 +229,7 @@ def check_fully_shard(processes: int) -> None:
         check_fully_shard,
         check_group_is_needed,
         check_data_parallel,
+        check_rows_that_differ,
         check_overflow_in_one_process,
         check_a_function,
         check_label_parallel,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .._options import Options
-from ._chunks import ChunkOptions, Layer
+from ._chunks import ChunkOptions, Layer, chunk_size
 from ._not_compiled import not_compiled
 from ._passes import WeightGradients
 
@@ -136,6 +136,13 @@ class _Exchange(NamedTuple):
         return self.labels, self.gradient.div_(torch.distributed.get_world_size(group))
 
 
+def _smallest(size: int, device: torch.device, group: Any) -> int:
+    """Returns the smallest of the sizes that the processes have chosen for their own rows."""
+    sizes = torch.tensor(size, device=device)
+    torch.distributed.all_reduce(sizes, torch.distributed.ReduceOp.MIN, group=group)
+    return int(sizes)
+
+
 class DeferredGrad(Tensor):
     """The gradient of a weight, of which only the terms exist until it is used.
 
@@ -176,7 +183,11 @@ class DeferredGrad(Tensor):
     @torch.no_grad()
     def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
         terms = self.terms
-        gradients = WeightGradients([call[:4] for call in terms.calls], self._weight, terms.dense)
+        calls = [call[:4] for call in terms.calls]
+        size = chunk_size([(layer, how) for layer, _, how, _ in calls], self._weight)
+        if terms.group is not None:
+            size = _smallest(size, self._weight.device, terms.group)
+        gradients = WeightGradients(calls, self._weight, terms.dense, size)
         if terms.group is None:
             yield from gradients.chunks(buffers=1)
             return

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._options import NONE, Options, compute_dtype
 from ._chunk_loss import ChunkLoss
-from ._chunks import ChunkOptions, Chunks, Layer, chunk_size, product, slices
+from ._chunks import ChunkOptions, Chunks, Layer, product, slices
 
 
 class Gradients(NamedTuple):
@@ -191,6 +191,7 @@ class WeightGradients:
         calls: for each call the layer, the options, the chunk options and grad_output.
         weight: the weight.
         dense: another term, with the shape of the weight.
+        size: the number of labels in a chunk.
     """
 
     def __init__(
@@ -198,11 +199,11 @@ class WeightGradients:
         calls: Sequence[tuple[Layer, Options, ChunkOptions, Tensor]],
         weight: Tensor,
         dense: Tensor | None,
+        size: int,
     ) -> None:
-        self._weight, self._dense = weight, dense
-        self._size = chunk_size([(layer, how) for layer, _, how, _ in calls], weight)
+        self._weight, self._dense, self._size = weight, dense, size
         self._each = [
-            _WeightGradient(layer, options, how._replace(chunk_labels=self._size), grad_output)
+            _WeightGradient(layer, options, how._replace(chunk_labels=size), grad_output)
             for layer, options, how, grad_output in calls
         ]
 

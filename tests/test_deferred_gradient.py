@@ -1,6 +1,7 @@
 """Whatever a trainer does with a deferred gradient, the weights end where the ordinary ones do."""
 
 import copy
+import ctypes
 import io
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from weighted_bce import FusedSGD, LinearWeightedBCEWithLogitsLoss
@@ -111,6 +112,16 @@ def takes_rows_of_the_weight_as_the_input(model: Any, optimizer: Optimizer) -> N
     step(model, optimizer, 100 * model(model.linear.weight.detach()[:ROWS], y))
 
 
+def ties_the_weight_to_a_sparse_embedding(model: Any, optimizer: Optimizer) -> None:
+    def sparse() -> Tensor:
+        return F.embedding(torch.arange(ROWS), model.linear.weight, sparse=True)
+
+    x, y = batch(model)
+    step(model, optimizer, model(x + sparse(), y))
+    step(model, optimizer, model(x, y), sparse().square().mean())
+    step(model, optimizer, sparse().square().mean(), model(x, y))
+
+
 def clips_by_the_norm(model: Any, optimizer: Optimizer) -> list[Tensor]:
     norms = []
     for options in ({}, {"norm_type": torch.inf}, {"norm_type": 1.0, "foreach": False}):
@@ -187,6 +198,14 @@ def changes_the_gradient(model: Any, optimizer: Optimizer) -> None:
     step(model, optimizer)
 
 
+def sets_the_data_of_the_gradient(model: Any, optimizer: Optimizer) -> None:
+    model(*batch(model)).backward()
+    for parameter in model.parameters():
+        parameter.grad.data /= 2
+        parameter.grad.data = 1e-3 * parameter.grad.sign()
+    step(model, optimizer)
+
+
 def gives_each_row_a_loss(model: Any, optimizer: Optimizer) -> None:
     model.reduction = "none"
     losses = model(*batch(model))
@@ -206,6 +225,26 @@ def takes_another_optimizer(model: Any, optimizer: Optimizer) -> None:
             step(model, other, model(*batch(model)))
 
 
+def takes_another_optimizer_with_a_closure(model: Any, optimizer: Optimizer) -> None:
+    """Where the bias comes first, it changes before the gradient of the weight is computed."""
+    others = [
+        SGD([*model.parameters()][::-1], lr=0.01, foreach=False),
+        Adam([*model.parameters()][::-1], lr=0.01, foreach=False),
+        LBFGS(model.parameters(), lr=0.1, max_iter=3, line_search_fn="strong_wolfe"),
+    ]
+    for other in others:
+        x, y = batch(model)
+
+        def closure(other: Optimizer = other, x: Tensor = x, y: Tensor = y) -> Any:
+            other.zero_grad()
+            loss = model(x, y)
+            loss.backward()
+            return loss
+
+        other.step(closure=closure)
+        other.zero_grad()
+
+
 SITUATIONS = [
     asks_for_the_gradient_of_the_input,
     asks_for_the_gradient_of_the_weight,
@@ -217,6 +256,7 @@ SITUATIONS = [
     penalises_the_weight,
     ties_the_weight_to_an_embedding,
     takes_rows_of_the_weight_as_the_input,
+    ties_the_weight_to_a_sparse_embedding,
     clips_by_the_norm,
     clips_by_value,
     has_hooks,
@@ -227,18 +267,23 @@ SITUATIONS = [
     uses_torch_func,
     finds_anomalies,
     changes_the_gradient,
+    sets_the_data_of_the_gradient,
     gives_each_row_a_loss,
     uses_more_dimensions,
     takes_another_optimizer,
+    takes_another_optimizer_with_a_closure,
 ]
 # They need the whole gradient, which is made for them.
 MAKE_THE_WHOLE = {
     asks_for_the_gradient_of_the_weight,
+    ties_the_weight_to_a_sparse_embedding,
     clips_by_value,
     has_hooks,
     finds_anomalies,
     changes_the_gradient,
+    sets_the_data_of_the_gradient,
     takes_another_optimizer,
+    takes_another_optimizer_with_a_closure,
 }
 
 
@@ -301,6 +346,11 @@ OPERATIONS: list[Callable[[Tensor], Any]] = [
     lambda g: g.mul_(torch.rand(FEATURES, generator=torch.Generator().manual_seed(0))),
     lambda g: g.mul(torch.full((1, 1), 3.0)).div_(torch.tensor([7.0])),
     lambda g: g.div(1e-3, rounding_mode="floor"),
+    lambda g: torch.isfinite(g.div_(0)),
+    lambda g: g.div(torch.ones(LABELS, FEATURES)),
+    lambda g: (torch._foreach_div_([g], [torch.full((FEATURES,), 2.0)]), g)[1],
+    lambda g: g * torch.ones(1, 1, 1),
+    lambda g: g * torch.ones(1, dtype=torch.float64),
     lambda g: -g,
     lambda g: g.norm(),
     lambda g: g.norm(dim=1),
@@ -323,6 +373,10 @@ OPERATIONS: list[Callable[[Tensor], Any]] = [
     lambda g: torch.from_numpy(g.numpy()),
     lambda g: torch.from_dlpack(g),
     lambda g: torch.tensor(g.tolist()),
+    lambda g: torch.tensor(g.untyped_storage().tolist()),
+    lambda g: torch.tensor(ctypes.string_at(g.data_ptr(), g.nbytes)[0]),
+    lambda g: g.apply_(lambda value: 2 * value),
+    lambda g: g.share_memory_(),
 ]
 
 
@@ -360,6 +414,8 @@ def test_it_is_a_tensor() -> None:
     assert torch.equal(torch.load(file), grad)
     model.double()
     torch.testing.assert_close(model.linear.weight.grad, grad.double())
+    assert model.linear.weight.grad.sum().dtype == torch.float64
+    model.fused_step.step()
 
 
 def test_another_backward_pass_needs_a_step() -> None:
@@ -403,7 +459,9 @@ def test_a_second_step_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["weight", "bias", "input", "target", "pos_weight"])
-def test_what_it_is_computed_from_must_not_change(name: str) -> None:
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_what_it_is_computed_from_must_not_change(name: str, is_seen: bool) -> None:
+    """Autograd does not see what is modified through .data."""
     model = criterion()
     model.pos_weight = torch.rand(LABELS)
     model.fused_step = FusedSGD(model.parameters(), lr=1.0)
@@ -412,7 +470,8 @@ def test_what_it_is_computed_from_must_not_change(name: str) -> None:
     tensors = {"input": x, "target": y, "pos_weight": model.pos_weight}
     parameters = dict(model.linear.named_parameters())
     with torch.no_grad():
-        (tensors | parameters)[name].fill_(1)
+        tensor = (tensors | parameters)[name]
+        (tensor if is_seen else tensor.data).fill_(1)
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(RuntimeError, match="must not be modified between the forward pass and the"):
         model.fused_step.step()

@@ -37,17 +37,34 @@ class Group(Enum):
 def _prepare_other_optimizers() -> None:
     """Gives other optimizers whole gradients before they change the weights."""
 
-    def prepare(optimizer: Optimizer, *_: Any) -> None:
+    def prepare(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if isinstance(optimizer, FusedOptimizer | ChainedOptimizer):  # which calls their steps
-            return
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                deferred = deferred_grad(parameter.grad)
-                if deferred is not None:
-                    whole = deferred.whole()
-                    parameter.grad = whole if deferred is parameter.grad else parameter.grad
+            return None
+        _make_whole(optimizer)
+
+        def prepared(argument: Any) -> Any:
+            if not callable(argument):
+                return argument
+
+            def closure() -> Any:
+                result = argument()
+                _make_whole(optimizer)
+                return result
+
+            return closure
+
+        return tuple(map(prepared, args)), {name: prepared(a) for name, a in kwargs.items()}
 
     register_optimizer_step_pre_hook(prepare)
+
+
+def _make_whole(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            deferred = deferred_grad(parameter.grad)
+            if deferred is not None:
+                whole = deferred.whole()
+                parameter.grad = whole if deferred is parameter.grad else parameter.grad
 
 
 class FusedOptimizer(Optimizer):

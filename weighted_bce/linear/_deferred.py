@@ -6,7 +6,7 @@ operation gets the whole gradient, which is then made and kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from ._passes import WeightGradients
 # What is computed without the whole gradient; it returns NotImplemented for the arguments that need
 # the whole one. The first argument is the operator.
 operations: dict[Any, Callable[..., Any]] = {}
+
+_data: Any = Tensor.data
 
 
 class Call(NamedTuple):
@@ -42,13 +44,14 @@ class Call(NamedTuple):
         loss: Tensor,
     ) -> "Call":
         layer = Layer(*(None if t is None else t.detach() for t in layer))  # type: ignore[arg-type]
-        if _share_memory(layer.input, layer.weight):  # step() changes the weight meanwhile
-            layer = layer._replace(input=layer.input.clone())
-        call = cls(layer, options, chunk_options, grad_output.detach(), loss.detach(), ())
+        # The input may be memory that is used again, or a part of a weight that step() changes.
+        copies = [t.detach().clone() for t in (layer.input, grad_output, loss)]
+        layer = layer._replace(input=copies[0])
+        call = cls(layer, options, chunk_options, copies[1], copies[2], ())
         return call._replace(versions=call._versions())
 
     def _versions(self) -> tuple[int, ...]:
-        tensors = (*self.layer, *self.options.tensors)
+        tensors = (self.layer.weight, self.layer.bias, *self.options.tensors)
         return tuple(t._version for t in tensors if t is not None and not t.is_inference())
 
     def check(self) -> None:
@@ -56,16 +59,12 @@ class Call(NamedTuple):
         if self._versions() != self.versions:
             raise RuntimeError(
                 "the gradient of linear_weight is computed when it is used, so the weight, the "
-                "bias, the input and the target must not be modified between the forward pass and "
-                "the step(), got one that was modified by an inplace operation"
+                "bias and the target must not be modified between the forward pass and the step(), "
+                "got one that was modified by an inplace operation"
             )
 
     def multiplied(self, factor: float | Tensor) -> "Call":
         return self._replace(grad_output=self.grad_output * factor)
-
-
-def _share_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 class Terms:
@@ -213,6 +212,21 @@ class DeferredGrad(Tensor):
             terms.calls, terms.dense = [], whole
         return terms.dense
 
+    @property
+    def data(self) -> Tensor:
+        return cast(Tensor, _data.__get__(self))
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        _data.__set__(self, value)  # the dtype and the shape, which may be others
+        if isinstance(value, DeferredGrad):
+            self.terms, self._weight = value.terms, value._weight
+            return
+        before, self._weight = self.terms, value
+        self.terms = Terms((), before.group)
+        self.terms.dense = value.detach()
+        self.terms.passes, self.terms.is_unscaled = before.passes, before.is_unscaled
+
     def with_terms(self, terms: Terms) -> "DeferredGrad":
         return DeferredGrad(self._weight, terms)
 
@@ -227,20 +241,6 @@ class DeferredGrad(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.whole().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
-
-    # These read the memory without an operation that __torch_dispatch__ would see.
-
-    def numpy(self, *, force: bool = False) -> Any:
-        return self.whole().numpy(force=force)
-
-    def tolist(self) -> Any:
-        return self.whole().tolist()
-
-    def data_ptr(self) -> int:
-        return self.whole().data_ptr()
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.whole().__dlpack__(**options)
 
     @classmethod
     @not_compiled
@@ -262,6 +262,21 @@ class DeferredGrad(Tensor):
         result = func(*args, **kwargs)
         # An operation in place returns the tensor that it was given.
         return tree_map_only(Tensor, lambda t: wrappers.get(id(t), t), result)
+
+
+def _of_whole(name: str) -> Callable[..., Any]:
+    def of_whole(deferred: DeferredGrad, *args: Any, **kwargs: Any) -> Any:
+        return getattr(deferred.whole(), name)(*args, **kwargs)
+
+    return of_whole
+
+
+# Methods that read the memory of a tensor without calling an operator.
+for _name in (
+    *("__dlpack__", "apply_", "data_ptr", "map_", "numpy", "share_memory_", "tolist"),
+    *("storage", "_typed_storage", "untyped_storage"),
+):
+    setattr(DeferredGrad, _name, _of_whole(_name))
 
 
 def deferred_grad(grad: Tensor | None) -> DeferredGrad | None:

@@ -31,7 +31,10 @@ def _zero_(func: Any, grad: DeferredGrad) -> DeferredGrad:
 
 
 def _match(one: Any, other: Any) -> bool:
-    return isinstance(other, Tensor) and one.shape == other.shape and one.dtype == other.dtype
+    """Tells whether two tensors have one shape, dtype and layout: gradients may be sparse."""
+    return isinstance(other, Tensor) and all(
+        getattr(one, name) == getattr(other, name) for name in ("shape", "dtype", "layout")
+    )
 
 
 def _add(func: Any, one: Any, other: Any, *, alpha: float = 1) -> Any:
@@ -61,16 +64,18 @@ def _add_(func: Any, one: Any, other: Any, *, alpha: float = 1) -> Any:
     return one
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return isinstance(value, (int, float))
+def _is_number(value: Any, grad: DeferredGrad) -> bool:
+    """Tells whether a factor is one number, with which the gradient keeps its shape and dtype."""
+    if not isinstance(value, Tensor):
+        return isinstance(value, (int, float))
+    is_same = value.dtype == grad.dtype and value.dim() <= grad.dim()
+    return value.dim() == 0 or (value.numel() == 1 and is_same)
 
 
 def _multiply_(func: Any, grad: Any, factor: Any) -> Any:
     if not isinstance(grad, DeferredGrad):
         return NotImplemented
-    if _is_number(factor):
+    if _is_number(factor, grad):
         grad.terms.multiply_(factor.reshape(()) if isinstance(factor, Tensor) else factor)
     else:
         grad.whole().mul_(factor)
@@ -80,15 +85,20 @@ def _multiply_(func: Any, grad: Any, factor: Any) -> Any:
 def _multiply(func: Any, grad: Any, factor: Any) -> Any:
     if not isinstance(grad, DeferredGrad):
         grad, factor = factor, grad
-    return _multiply_(func, grad.copy(), factor) if _is_number(factor) else NotImplemented
+    return _multiply_(func, grad.copy(), factor) if _is_number(factor, grad) else NotImplemented
 
 
 def _divide_(func: Any, grad: Any, divisor: Any, **rounding: Any) -> Any:
-    return NotImplemented if rounding else _multiply_(func, grad, 1 / divisor)
+    if rounding or not isinstance(grad, DeferredGrad):
+        return NotImplemented
+    if _is_number(divisor, grad):  # Python would not divide by 0, and half precision has less range
+        return _multiply_(func, grad, torch.ones((), dtype=torch.float64) / divisor)
+    grad.whole().div_(divisor)
+    return grad
 
 
 def _divide(func: Any, grad: Any, divisor: Any, **rounding: Any) -> Any:
-    if rounding or not isinstance(grad, DeferredGrad) or not _is_number(divisor):
+    if rounding or not isinstance(grad, DeferredGrad) or not _is_number(divisor, grad):
         return NotImplemented
     return _divide_(func, grad.copy(), divisor)
 

@@ -5,6 +5,7 @@ import ctypes
 import io
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from weighted_bce import FusedSGD, LinearWeightedBCEWithLogitsLoss
 from weighted_bce.linear._deferred import DeferredGrad
@@ -171,6 +176,18 @@ def uses_a_checkpoint(model: Any, optimizer: Optimizer) -> None:
         step(model, optimizer, checkpoint(model, x.requires_grad_(), y, use_reentrant=reentrant))
 
 
+def uses_a_selective_checkpoint(model: Any, optimizer: Optimizer) -> None:
+    """The results of products are kept, over which the chunks would write."""
+
+    def keep_products(context: Any, operator: Any, *_: Any, **options: Any) -> CheckpointPolicy:
+        is_product = "mm" in str(operator)
+        return CheckpointPolicy.MUST_SAVE if is_product else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = partial(create_selective_checkpoint_contexts, keep_products)
+    x, y = batch(model)
+    step(model, optimizer, checkpoint(model, x, y, use_reentrant=False, context_fn=contexts))
+
+
 def takes_second_derivatives(model: Any, optimizer: Optimizer) -> None:
     x, y = batch(model)
     loss = model(x.requires_grad_(), y)
@@ -263,6 +280,7 @@ SITUATIONS = [
     zeroes_in_place,
     forgets_what_was_before,
     uses_a_checkpoint,
+    uses_a_selective_checkpoint,
     takes_second_derivatives,
     uses_torch_func,
     finds_anomalies,
@@ -358,6 +376,7 @@ OPERATIONS: list[Callable[[Tensor], Any]] = [
     lambda g: torch.linalg.vector_norm(g, 0),
     lambda g: torch.linalg.vector_norm(g, dtype=torch.float64),
     lambda g: torch._foreach_norm([g, torch.ones(2)], 2.0),
+    lambda g: torch._foreach_norm([g, torch.ones(2)], 1.0, torch.float64),
     lambda g: (torch._foreach_mul_([g, torch.ones(2)], [2.0, 3.0]), g)[1],
     lambda g: (torch._foreach_mul_([torch.ones(2), g], torch.tensor(2.0)), g)[1],
     lambda g: (torch._foreach_div_([g], 4.0), g)[1],

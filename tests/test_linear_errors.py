@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from weighted_bce import LinearWeightedBCEWithLogitsLoss, SparseLabels, backend
+from weighted_bce import FusedSGD, LinearWeightedBCEWithLogitsLoss, SparseLabels, backend
 from weighted_bce import linear_weighted_bce_with_logits as linear_loss
 from weighted_bce._extension import extension
 
@@ -59,7 +59,8 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
     ("chunk_labels", np.float32(2), TypeError, "be an integer, got float32"),
     ("chunk_labels", np.bool_(True), TypeError, "be an integer, got bool"),
     ("chunk_labels", True, TypeError, "be an integer, got bool"),
-    ("fused_step", 1, TypeError, "be FusedSGD, FusedAdam or a function, got int"),
+    ("fused_step", 1, TypeError, "be a FusedSGD, a FusedAdam or a function, got int"),
+    ("fused_step", FusedSGD, TypeError, "be a FusedSGD, a FusedAdam or a function, got <class"),
 ]
 
 

@@ -61,6 +61,13 @@ class Doubled(nn.Linear):
         return super().forward(input) * 2
 
 
+class CalledTwice(nn.Linear):
+    """Subclasses the layer and has another __call__."""
+
+    def __call__(self, input: Tensor) -> Any:
+        return super().__call__(input) + super().__call__(input)
+
+
 def double_first(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(2 * argument for argument in arguments)
 
@@ -77,6 +84,12 @@ def double_gradients(
 
 def subclassed(layer: Any) -> Any:
     other = Doubled(FEATURES, LABELS)
+    other.load_state_dict(layer.state_dict())
+    return other
+
+
+def another_call(layer: Any) -> Any:
+    other = CalledTwice(FEATURES, LABELS)
     other.load_state_dict(layer.state_dict())
     return other
 
@@ -150,7 +163,7 @@ def quantised(layer: Any) -> Any:
 
 
 WITH_GRADIENTS: list[Callable[[Any], Any]] = [
-    *(subclassed, wrapped, replaced_forward, scripted),
+    *(subclassed, another_call, wrapped, replaced_forward, scripted),
     *(pre_hook, hook, backward_pre_hook, backward_hook),
     *(old_weight_norm, old_spectral_norm, pruned, hooked_by_accelerate),
 ]
@@ -262,6 +275,14 @@ def test_it_must_return_a_tensor() -> None:
     criterion.linear.register_forward_hook(lambda module, arguments, output: (output, None))
     with pytest.raises(TypeError, match=r"linear must return a torch\.Tensor, got tuple"):
         criterion(x, y)
+
+
+def test_it_must_be_a_module() -> None:
+    criterion, (x, y) = new(), batch()
+    criterion.linear = None
+    for call in (lambda: criterion(x, y), lambda: criterion.topk(x, 3)):
+        with pytest.raises(TypeError, match=r"linear must be a torch\.nn\.Module, got NoneType"):
+            call()
 
 
 def warned(call: Callable[[], Any]) -> list[tuple[str, str]]:

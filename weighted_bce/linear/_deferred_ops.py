@@ -121,6 +121,12 @@ def _norm(
     return norm(torch.stack(parts), ord).to(dtype or grad.dtype)
 
 
+def _norm_of_item(
+    func: Any, grad: DeferredGrad, ord: float = 2, dtype: torch.dtype | None = None
+) -> Tensor:
+    return _norm(func, grad, ord, dtype=dtype)
+
+
 def _on_list(one: Callable[..., Any]) -> Callable[..., Any]:
     """Makes the operation on a list, which may also have tensors that are not deferred, from that
     on a deferred gradient. Another list has an item for each gradient."""
@@ -174,7 +180,7 @@ operations |= {
     aten.div.Tensor: _divide,
     aten.div_.Tensor: _divide_,
     aten.linalg_vector_norm.default: _norm,
-    aten._foreach_norm.Scalar: _on_list(_norm),
+    aten._foreach_norm.Scalar: _on_list(_norm_of_item),
     aten._foreach_zero_.default: _on_list(_zero_),
     aten._foreach_mul_.Scalar: _on_list(_multiply_),
     aten._foreach_mul_.Tensor: _on_list(_multiply_),

@@ -37,6 +37,8 @@ def _difference(layer: nn.Module) -> str | None:
     kind = type(layer)
     if getattr(kind, "forward", None) is not _FORWARD:
         return f"the forward of {kind.__module__}.{kind.__qualname__}"
+    if kind.__call__ is not nn.Module.__call__:
+        return f"the __call__ of {kind.__module__}.{kind.__qualname__}"
     if "forward" in layer.__dict__:
         return "a forward that was set later"
     hooks = (
@@ -63,9 +65,11 @@ def own_logits(layer: nn.Module, input: Tensor, step: Step | None = None) -> Ten
     """Returns the logits that the layer's own forward computes.
 
     Raises:
-        TypeError: if the layer is sharded alone, if there is a step, which changes plain layers
-            only, or if the layer does not return a tensor.
+        TypeError: if the layer is no module, or sharded alone, if there is a step, which changes
+            plain layers only, or if the layer does not return a tensor.
     """
+    if not isinstance(layer, nn.Module):  # None may be assigned
+        raise TypeError(f"linear must be a torch.nn.Module, got {type(layer).__name__}")
     if is_fully_sharded(layer):
         raise TypeError(
             "linear must not be wrapped by fully_shard alone: wrap the criterion, not its layer"

@@ -66,10 +66,10 @@ def bound(step: object, weight: Tensor, bias: Tensor | None) -> BoundStep | None
         TypeError: if it is no step.
         ValueError: if it belongs to other parameters, or does not say which processes it concerns.
     """
-    if not (step is None or callable(step) or isinstance(step, FusedOptimizer)):
-        raise TypeError(
-            f"fused_step must be FusedSGD, FusedAdam or a function, got {type(step).__name__}"
-        )
+    is_class, is_optimizer = isinstance(step, type), isinstance(step, FusedOptimizer)
+    if is_class or not (step is None or callable(step) or is_optimizer):
+        got = f"the class {step.__name__}" if isinstance(step, type) else type(step).__name__
+        raise TypeError(f"fused_step must be a FusedSGD, a FusedAdam or a function, got {got}")
     if step is None or not torch.is_grad_enabled():
         return None
     if isinstance(step, FusedOptimizer):
@@ -127,15 +127,17 @@ class SteppedLinearLoss(Function):
         options.save(ctx, *layer)
         ctx.chunk_options, ctx.step, ctx.gradients = chunk_options, step, None
         of_input, _, of_bias, *_ = ctx.needs_input_grad
-        loss = None
+        loss, is_observed = None, _dispatch.is_observed()
         # A checkpoint would compute gradients for nothing, and those of rows have many factors.
-        if (of_input or of_bias) and options.reduction != NONE and not _dispatch.is_observed():
+        if (of_input or of_bias) and options.reduction != NONE and not is_observed:
             ctx.used_grad_output = expected_of(layer).clone()
             loss, ctx.gradients = _others(
                 layer, options, chunk_options, ctx.used_grad_output, (of_input, of_bias)
             )
         if loss is None:
-            loss = _passes.loss(layer, options, chunk_options)
+            # Who observes operations may keep their results, which the chunks write over.
+            compute = _ops.loss if is_observed else _passes.loss
+            loss = compute(layer, options, chunk_options)
         ctx.loss = loss.detach()
         return loss
 

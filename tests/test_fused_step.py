@@ -355,3 +355,14 @@ def test_parameters_of_a_functional_call_are_not_those_of_the_optimizer() -> Non
 def test_wrong_options(kind: Any, options: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=re.escape(words)):
         kind(pair()[0].parameters(), lr=1.0, **options)
+
+
+def test_on_the_meta_device() -> None:
+    """It tells shapes, and leaves the steps of other devices alone."""
+    for device in ("meta", "cpu", "meta"):
+        one = LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, device=device)
+        one.fused_step = FusedSGD(one.parameters(), lr=1.0)
+        x = torch.ones(2, FEATURES, device=device, requires_grad=True)
+        one(x, torch.ones(2, LABELS, device=device)).backward()
+        assert x.grad is not None
+        one.fused_step.step()

@@ -176,3 +176,19 @@ def test_a_divisor_of_ones_own(of_torch: bool) -> None:
         optimizer.__dict__.pop("found_inf", None)
     del optimizer.grad_scale
     assert not hasattr(optimizer, "grad_scale")
+
+
+@pytest.mark.parametrize("factor", [1e-42, 3e38])
+def test_an_extreme_factor_leaves_the_next_step_alone(factor: float) -> None:
+    """The gradients that are made in advance for it would be 0 or infinite."""
+    grads = []
+    for is_fused in (False, True):
+        model = Model()
+        model.criterion.reduction = "sum"
+        if is_fused:
+            model.criterion.fused_step = FusedSGD(model.parameters(), lr=1.0)
+        for number, (x, y) in zip((factor, 1.0), batches(2), strict=True):
+            model.zero_grad()
+            (model(x, y) * number).backward()
+        grads.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*grads)

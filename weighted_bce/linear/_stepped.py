@@ -31,6 +31,10 @@ StepFunction = Callable[[slice, Tensor | None, Tensor | None], None]
 Step = FusedOptimizer | StepFunction
 
 
+# Gradients for a grad_output outside this range could not be multiplied to those for 1.
+_LEAST_EXPECTED, _MOST_EXPECTED = 1e-20, 1e20
+
+
 class BoundStep(NamedTuple):
     """A step and the parameters that it updates."""
 
@@ -127,7 +131,7 @@ class SteppedLinearLoss(Function):
         options.save(ctx, *layer)
         ctx.chunk_options, ctx.step, ctx.gradients = chunk_options, step, None
         of_input, _, of_bias, *_ = ctx.needs_input_grad
-        loss, is_observed = None, _dispatch.is_observed()
+        loss, is_observed = None, _dispatch.is_observed() or input.is_meta
         # A checkpoint would compute gradients for nothing, and those of rows have many factors.
         if (of_input or of_bias) and options.reduction != NONE and not is_observed:
             ctx.used_grad_output = expected_of(layer).clone()
@@ -202,7 +206,8 @@ def _scaled(
     else:
         gradients, used = ctx.gradients, ctx.used_grad_output
         ratio = grad_output / used
-        is_expected = torch.isfinite(grad_output) & (grad_output != 0)  # 0 needs none in advance
+        size = grad_output.abs()
+        is_expected = (size > _LEAST_EXPECTED) & (size < _MOST_EXPECTED)
         expected_of(layer).copy_(grad_output.where(is_expected, used))
     pairs = (gradients.input, layer.input), (gradients.bias, layer.bias)
     x_grad, bias_grad = (

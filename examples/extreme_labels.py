@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add(training, "--buckets", "words are hashed to so many", 2**15)
     of_classifier, names = "of the classifier; the encoder has Adam", ("adam", "sgd")
     add(training, "--optimizer", of_classifier, "adam", choices=names)
-    fused = "update the classifier in the backward pass, so that its gradient is never held"
+    fused = "update the classifier chunk by chunk, so that its gradient is never held"
     training.add_argument("--fused", action="store_true", help=fused)
     rate = "of the classifier (default: 0.003 for adam, 1 for sgd)"
     add(training, "--learning-rate", rate, type=above_0, metavar="X")

@@ -60,7 +60,7 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
     ("chunk_labels", np.bool_(True), TypeError, "be an integer, got bool"),
     ("chunk_labels", True, TypeError, "be an integer, got bool"),
     ("fused_step", 1, TypeError, "be a FusedSGD, a FusedAdam or a function, got int"),
-    ("fused_step", FusedSGD, TypeError, "be a FusedSGD, a FusedAdam or a function, got <class"),
+    ("fused_step", FusedSGD, TypeError, "be a FusedSGD, a FusedAdam or a function, got the class"),
 ]
 
 

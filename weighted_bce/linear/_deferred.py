@@ -5,15 +5,15 @@ operations in _deferred_ops.py, such as a sum or a norm, do not need all of it a
 operation gets the whole gradient, which is then made and kept.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from .._options import Options
-from ._chunks import ChunkOptions, Layer, chunk_size
+from ._chunks import chunk_size
+from ._gradient_sum import GradientSum
 from ._not_compiled import not_compiled
 from ._passes import WeightGradients
 
@@ -22,105 +22,6 @@ from ._passes import WeightGradients
 operations: dict[Any, Callable[..., Any]] = {}
 
 _data: Any = Tensor.data
-
-
-class Call(NamedTuple):
-    """One call of the loss, from which a gradient of the weight follows."""
-
-    layer: Layer  # without autograd
-    options: Options
-    chunk_options: ChunkOptions
-    grad_output: Tensor  # 0-d, or one number a row
-    loss: Tensor
-    versions: tuple[int, ...]
-
-    @classmethod
-    def of(
-        cls,
-        layer: Layer,
-        options: Options,
-        chunk_options: ChunkOptions,
-        grad_output: Tensor,
-        loss: Tensor,
-    ) -> "Call":
-        layer = Layer(*(None if t is None else t.detach() for t in layer))  # type: ignore[arg-type]
-        # The input may be memory that is used again, or a part of a weight that step() changes.
-        copies = [t.detach().clone() for t in (layer.input, grad_output, loss)]
-        layer = layer._replace(input=copies[0])
-        call = cls(layer, options, chunk_options, copies[1], copies[2], ())
-        return call._replace(versions=call._versions())
-
-    def _versions(self) -> tuple[int, ...]:
-        tensors = (self.layer.weight, self.layer.bias, *self.options.tensors)
-        return tuple(t._version for t in tensors if t is not None and not t.is_inference())
-
-    def check(self) -> None:
-        """Raises RuntimeError if a tensor was modified since the call."""
-        if self._versions() != self.versions:
-            raise RuntimeError(
-                "the gradient of linear_weight is computed when it is used, so the weight, the "
-                "bias and the target must not be modified between the forward pass and the step(), "
-                "got one that was modified by an inplace operation"
-            )
-
-    def multiplied(self, factor: float | Tensor) -> "Call":
-        return self._replace(grad_output=self.grad_output * factor)
-
-
-class Terms:
-    """What a gradient is the sum of.
-
-    Args:
-        calls: calls of the loss.
-        group: the processes whose gradients are averaged; None for this one alone.
-    """
-
-    def __init__(self, calls: Sequence[Call] = (), group: Any = None) -> None:
-        self.calls = list(calls)
-        self.dense: Tensor | None = None  # the other terms, with the shape of the weight
-        self.group = group
-        self.passes = 1  # how many backward passes have added to it
-        self.is_unscaled = False  # whether a GradScaler has divided it
-
-    def copy(self) -> "Terms":
-        copy = Terms(self.calls, self.group)
-        copy.dense = None if self.dense is None else self.dense.clone()
-        copy.passes, copy.is_unscaled = self.passes, self.is_unscaled
-        return copy
-
-    def multiply_(self, factor: float | Tensor) -> None:
-        self.calls = [call.multiplied(factor) for call in self.calls]
-        if self.dense is not None:
-            self.dense.mul_(factor)
-
-    def add_(self, other: "Tensor | Terms", factor: float = 1) -> None:
-        if isinstance(other, Terms):
-            self.calls += [call.multiplied(factor) for call in other.calls]
-        dense = other.dense if isinstance(other, Terms) else other
-        if dense is None:
-            return
-        if self.dense is None:
-            self.dense = dense * factor
-        else:
-            self.dense.add_(dense, alpha=factor)
-
-    def zero_(self) -> None:
-        self.calls, self.dense, self.passes, self.is_unscaled = [], None, 0, False
-
-    def not_finite(self, like: Tensor) -> Tensor:
-        """Returns NaN if an input, a loss, a grad_output or another term is not finite on any of
-        the processes, and otherwise 0; with the dtype and device of `like`."""
-        tensors = [
-            t for call in self.calls for t in (call.layer.input, call.loss, call.grad_output)
-        ]
-        if self.dense is not None:
-            tensors.append(self.dense)
-        flag = torch.zeros_like(like)
-        for tensor in tensors:
-            flag = flag.where(torch.isfinite(tensor).all(), torch.nan)
-        if self.group is not None:
-            torch.distributed.all_reduce(flag, group=self.group)
-        return flag
 
 
 class _Exchange(NamedTuple):
@@ -143,23 +44,23 @@ def _smallest(size: int, device: torch.device, group: Any) -> int:
 
 
 class DeferredGrad(Tensor):
-    """The gradient of a weight, of which only the terms exist until it is used.
+    """The gradient of a weight, which is not computed until it is used.
 
     Args:
         weight: the weight, (labels, features). The gradient has its shape, dtype and device.
-        terms: what the gradient is the sum of.
+        gradient_sum: what it is the sum of.
     """
 
-    terms: Terms
+    gradient_sum: GradientSum
     _weight: Tensor
 
     @staticmethod
-    def __new__(cls, weight: Tensor, terms: Terms) -> "DeferredGrad":
+    def __new__(cls, weight: Tensor, gradient_sum: GradientSum) -> "DeferredGrad":
         make: Any = Tensor._make_wrapper_subclass
         self: DeferredGrad = make(
             cls, weight.shape, weight.stride(), dtype=weight.dtype, device=weight.device
         )
-        self.terms, self._weight = terms, weight.detach()
+        self.gradient_sum, self._weight = gradient_sum, weight.detach()
         return self
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -175,42 +76,42 @@ class DeferredGrad(Tensor):
         Raises:
             RuntimeError: if a tensor that the gradient is computed from was modified.
         """
-        for call in self.terms.calls:
+        for call in self.gradient_sum.calls:
             call.check()
         return self._chunks()
 
     @torch.no_grad()
     def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        terms = self.terms
-        calls = [call[:4] for call in terms.calls]
-        size = chunk_size([(layer, how) for layer, _, how, _ in calls], self._weight)
-        if terms.group is not None:
-            size = _smallest(size, self._weight.device, terms.group)
-        gradients = WeightGradients(calls, self._weight, terms.dense, size)
-        if terms.group is None:
+        weight, group = self._weight, self.gradient_sum.group
+        calls = [call[:4] for call in self.gradient_sum.calls]
+        size = chunk_size([(layer, how) for layer, _, how, _ in calls], weight)
+        if group is not None:
+            size = _smallest(size, weight.device, group)
+        gradients = WeightGradients(calls, weight, self.gradient_sum.dense, size)
+        if group is None:
             yield from gradients.chunks(buffers=1)
             return
         begun: _Exchange | None = None  # the next chunk is computed during the exchange of this one
         for labels, gradient in gradients.chunks(buffers=2):
-            work = torch.distributed.all_reduce(gradient, group=terms.group, async_op=True)
+            work = torch.distributed.all_reduce(gradient, group=group, async_op=True)
             if begun is not None:
-                yield begun.averaged(terms.group)
+                yield begun.averaged(group)
             begun = _Exchange(labels, gradient, work)
         if begun is not None:
-            yield begun.averaged(terms.group)
+            yield begun.averaged(group)
 
     def whole(self) -> Tensor:
         """Returns the gradient as an ordinary tensor, which from now on is kept."""
-        terms = self.terms
-        if terms.calls or terms.dense is None:
+        gradient_sum = self.gradient_sum
+        if gradient_sum.calls or gradient_sum.dense is None:
             weight = self._weight
             whole = torch.empty_strided(
                 weight.shape, weight.stride(), dtype=weight.dtype, device=weight.device
             )
             for labels, gradient in self.chunks():
                 whole[labels] = gradient
-            terms.calls, terms.dense = [], whole
-        return terms.dense
+            gradient_sum.calls, gradient_sum.dense = [], whole
+        return gradient_sum.dense
 
     @property
     def data(self) -> Tensor:
@@ -220,18 +121,18 @@ class DeferredGrad(Tensor):
     def data(self, value: Tensor) -> None:
         _data.__set__(self, value)  # the dtype and the shape, which may be others
         if isinstance(value, DeferredGrad):
-            self.terms, self._weight = value.terms, value._weight
+            self.gradient_sum, self._weight = value.gradient_sum, value._weight
             return
-        before, self._weight = self.terms, value
-        self.terms = Terms((), before.group)
-        self.terms.dense = value.detach()
-        self.terms.passes, self.terms.is_unscaled = before.passes, before.is_unscaled
+        before, self._weight = self.gradient_sum, value
+        self.gradient_sum = GradientSum((), before.group)
+        self.gradient_sum.dense = value.detach()
+        self.gradient_sum.passes, self.gradient_sum.is_unscaled = before.passes, before.is_unscaled
 
-    def with_terms(self, terms: Terms) -> "DeferredGrad":
-        return DeferredGrad(self._weight, terms)
+    def with_sum(self, gradient_sum: GradientSum) -> "DeferredGrad":
+        return DeferredGrad(self._weight, gradient_sum)
 
     def copy(self) -> "DeferredGrad":
-        return self.with_terms(self.terms.copy())
+        return self.with_sum(self.gradient_sum.copy())
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"DeferredGrad(shape={tuple(self.shape)}, dtype={self.dtype})"

@@ -14,7 +14,7 @@ aten: Any = torch.ops.aten
 
 
 def _same(func: Any, grad: DeferredGrad, *_: Any) -> DeferredGrad:
-    return grad.with_terms(grad.terms)
+    return grad.with_sum(grad.gradient_sum)
 
 
 def _view(func: Any, grad: DeferredGrad, shape: list[int]) -> Any:
@@ -26,7 +26,7 @@ def _clone(func: Any, grad: DeferredGrad, **_: Any) -> DeferredGrad:
 
 
 def _zero_(func: Any, grad: DeferredGrad) -> DeferredGrad:
-    grad.terms.zero_()
+    grad.gradient_sum.zero_()
     return grad
 
 
@@ -43,10 +43,10 @@ def _add(func: Any, one: Any, other: Any, *, alpha: float = 1) -> Any:
     if isinstance(one, DeferredGrad):
         total = one.copy()
         if isinstance(other, DeferredGrad):
-            total.terms.passes = max(one.terms.passes, other.terms.passes)
+            total.gradient_sum.passes = max(one.gradient_sum.passes, other.gradient_sum.passes)
     else:
         total, other, alpha = _multiply_(func, other.copy(), alpha), one, 1
-    total.terms.add_(other.terms if isinstance(other, DeferredGrad) else other, alpha)
+    total.gradient_sum.add_(other.gradient_sum if isinstance(other, DeferredGrad) else other, alpha)
     return total
 
 
@@ -57,10 +57,10 @@ def _add_(func: Any, one: Any, other: Any, *, alpha: float = 1) -> Any:
         for labels, gradient in other.chunks():
             one[labels].add_(gradient, alpha=alpha)
     elif isinstance(other, DeferredGrad):  # autograd adds what another backward pass brings
-        one.terms.passes += other.terms.passes
-        one.terms.add_(other.terms, alpha)
+        one.gradient_sum.passes += other.gradient_sum.passes
+        one.gradient_sum.add_(other.gradient_sum, alpha)
     else:
-        one.terms.add_(other, alpha)
+        one.gradient_sum.add_(other, alpha)
     return one
 
 
@@ -76,7 +76,7 @@ def _multiply_(func: Any, grad: Any, factor: Any) -> Any:
     if not isinstance(grad, DeferredGrad):
         return NotImplemented
     if _is_number(factor, grad):
-        grad.terms.multiply_(factor.reshape(()) if isinstance(factor, Tensor) else factor)
+        grad.gradient_sum.multiply_(factor.reshape(()) if isinstance(factor, Tensor) else factor)
     else:
         grad.whole().mul_(factor)
     return grad
@@ -161,10 +161,10 @@ def _unscale_(func: Any, grads: list[Tensor], found_inf: Tensor, inv_scale: Tens
     deferred = [grad for grad in grads if isinstance(grad, DeferredGrad)]
     if plain:
         func(plain, found_inf, inv_scale)
-    func([grad.terms.not_finite(found_inf) for grad in deferred], found_inf, inv_scale)
+    func([grad.gradient_sum.not_finite(found_inf) for grad in deferred], found_inf, inv_scale)
     for grad in deferred:
-        grad.terms.multiply_(inv_scale.reshape(()))
-        grad.terms.is_unscaled = True
+        grad.gradient_sum.multiply_(inv_scale.reshape(()))
+        grad.gradient_sum.is_unscaled = True
 
 
 operations |= {

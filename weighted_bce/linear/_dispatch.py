@@ -68,6 +68,8 @@ def _always(layer: Layer, options: Options, step: BoundStep | None) -> bool:
 def _by_all_logits(
     layer: Layer, options: Options, chunk_options: ChunkOptions, step: BoundStep | None
 ) -> Tensor:
+    if step is not None and not _transforms.is_active():
+        step.check_is_optimizer()
     losses = _dispatch.loss(all_logits(layer), options)
     return losses.sum(1) if options.reduction == NONE else losses
 

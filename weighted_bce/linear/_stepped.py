@@ -17,12 +17,13 @@ from torch.autograd.graph import get_gradient_edge
 from .. import _dispatch
 from .._eager import is_first_order
 from .._options import NONE, Options, compute_dtype
-from ..optim import FusedOptimizer, Group
 from . import _deferred_ops as _deferred_ops  # operations on deferred gradients
 from . import _ops, _passes
 from ._chunks import ChunkOptions, Layer
-from ._deferred import Call, DeferredGrad, Terms, deferred_grad
+from ._deferred import DeferredGrad, deferred_grad
 from ._eager import expected_of
+from ._fused_optimizer import FusedOptimizer, Group
+from ._gradient_sum import Call, GradientSum
 from ._not_compiled import not_compiled
 from ._passes import Gradients
 
@@ -48,13 +49,21 @@ class BoundStep(NamedTuple):
         group = getattr(self.step, "group", None)
         return None if group is Group.NOT_GIVEN else group
 
+    def check_is_optimizer(self) -> None:
+        """Raises NotImplementedError if it is a function, which would not be called."""
+        if not isinstance(self.step, FusedOptimizer):
+            raise NotImplementedError(
+                "fused_step must be a FusedSGD or a FusedAdam for second derivatives and for "
+                "gradients with respect to target, weight and pos_weight, got a function"
+            )
+
     def check_accumulation(self) -> None:
         """Raises RuntimeError if gradients of earlier backward passes wait for their step."""
         step, deferred = self.step, deferred_grad(self.weight.grad)
         if deferred is None or not isinstance(step, FusedOptimizer):
             return
         most = step.accumulate
-        if deferred.terms.passes >= most:
+        if deferred.gradient_sum.passes >= most:
             passes = "1 backward pass" if most == 1 else f"{most} backward passes"
             raise RuntimeError(
                 f"fused_step must take a step() after {passes}, as its argument accumulate says, "
@@ -81,7 +90,8 @@ def bound(step: object, weight: Tensor, bias: Tensor | None) -> BoundStep | None
         for name, parameter in (("linear_weight", weight), ("linear_bias", bias)):
             if parameter is not None and parameter.requires_grad and id(parameter) not in held:
                 raise ValueError(
-                    f"fused_step must be an optimizer of {name} itself, got one of other tensors. "
+                    f"fused_step must have {name} itself among its parameters, got an optimizer "
+                    "that does not. "
                     "Make it anew after the parameters of the layer were replaced. Under "
                     "fully_shard and with a parametrized layer, set fused_step to None"
                 )
@@ -90,12 +100,12 @@ def bound(step: object, weight: Tensor, bias: Tensor | None) -> BoundStep | None
             raise ValueError(
                 f"{name} must be a leaf tensor with fused_step, got the result of an operation"
             )
-    is_alone = getattr(step, "group", Group.NOT_GIVEN) is not Group.NOT_GIVEN
-    if not is_alone and _processes() > 1:
+    names_group = getattr(step, "group", Group.NOT_GIVEN) is not Group.NOT_GIVEN
+    if not names_group and _processes() > 1:
         raise ValueError(
             "fused_step must say which processes average its gradients, by the argument group of "
             "FusedSGD and FusedAdam or the attribute group of a function: a process group, or None "
-            "for this process alone"
+            "for this process alone, got neither"
         )
     return BoundStep(cast(Step, step), weight, bias)
 
@@ -135,7 +145,7 @@ class SteppedLinearLoss(Function):
         # A checkpoint would compute gradients for nothing, and those of rows have many factors.
         if (of_input or of_bias) and options.reduction != NONE and not is_observed:
             ctx.used_grad_output = expected_of(layer).clone()
-            loss, ctx.gradients = _others(
+            loss, ctx.gradients = _of_input_and_bias(
                 layer, options, chunk_options, ctx.used_grad_output, (of_input, of_bias)
             )
         if loss is None:
@@ -153,7 +163,8 @@ class SteppedLinearLoss(Function):
         of_input, of_weight, of_bias, *others = ctx.needs_input_grad
         needs = of_input, of_weight, of_bias
         call = layer, options, ctx.chunk_options
-        if torch.compiler.is_compiling() or not is_first_order(grad_output):
+        if not is_first_order(grad_output):
+            step.check_is_optimizer()
             return *_ops.gradients(grad_output, *call, needs), *(None for _ in others)
         weight_goes, bias_goes = _destination(step.weight), _destination(step.bias)
         if weight_goes is _Destination.ADDED:
@@ -165,8 +176,8 @@ class SteppedLinearLoss(Function):
             bias_grad.div_(distributed.get_world_size(step.group))
         weight_grad: Tensor | None = None
         if weight_goes is not _Destination.NONE:
-            terms = Terms([Call.of(*call, grad_output, ctx.loss)], step.group)
-            weight_grad = DeferredGrad(layer.weight, terms)
+            one_call = Call.of(*call, grad_output, ctx.loss)
+            weight_grad = DeferredGrad(layer.weight, GradientSum([one_call], step.group))
             if weight_goes is _Destination.RETURNED:
                 weight_grad = weight_grad.whole()
         if not isinstance(step.step, FusedOptimizer):
@@ -175,7 +186,7 @@ class SteppedLinearLoss(Function):
         return x_grad, weight_grad, bias_grad, *(None for _ in others)
 
 
-def _others(
+def _of_input_and_bias(
     layer: Layer,
     options: Options,
     chunk_options: ChunkOptions,
@@ -201,8 +212,7 @@ def _scaled(
     if not any(needs):
         return None, None
     if ctx.gradients is None:
-        _, gradients = _others(*call, grad_output, needs)
-        ratio = None
+        gradients, ratio = _ops.gradients(grad_output, *call, (needs[0], False, needs[1])), None
     else:
         gradients, used = ctx.gradients, ctx.used_grad_output
         ratio = grad_output / used

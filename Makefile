@@ -50,7 +50,8 @@ test: .venv/.built  ## run the tests, with a share of the exhaustive ones
 # The workers of pytest-xdist have one thread each. These tests run once more with all threads, since
 # they are about what the parts of a call do at the same time.
 WITH_THREADS := $(addprefix tests/,$(addsuffix .py,test_deferred_gradient test_determinism \
-    test_errors test_fused_step test_layouts test_linear test_linear_rows test_linear_autograd test_memory test_op_errors test_sparse_loss))
+    test_errors test_fused_step test_layouts test_linear test_linear_autograd test_linear_rows \
+    test_memory test_op_errors test_sparse_loss))
 
 test-all: .venv/.built-for-all-gpus  ## run every test in full, then make oldest
 	$(PYTEST) --all -n 2 -m "not large" $(ARGS)
@@ -91,8 +92,9 @@ build/oldest/.dependencies: pyproject.toml
 # The build uses the headers of the torch in OLDEST and the nvcc of .venv. The build and the tests do
 # not see the extension in this folder.
 OLDEST_TESTS := $(addprefix tests/,$(addsuffix .py,test_ops test_edges test_autograd \
-    test_compile test_linear test_linear_autograd test_fused_step test_deferred_gradient \
-    test_fused_step_scaling test_sparse_loss test_transforms test_vmap))
+    test_compile test_linear test_linear_autograd test_fused_step test_fused_step_rules \
+    test_fused_step_scaling test_deferred_gradient test_deferred_operations test_sparse_loss \
+    test_transforms test_vmap))
 oldest: .venv/.dependencies build/oldest/.dependencies  ## build and test with the oldest torch
 	rm -rf build/oldest/source build/oldest/tests-alone
 	mkdir build/oldest/source build/oldest/tests-alone

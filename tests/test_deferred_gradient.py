@@ -1,9 +1,5 @@
 """Whatever a trainer does with a deferred gradient, the weights end where the ordinary ones do."""
 
-import copy
-import ctypes
-import io
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.utils.checkpoint import (
@@ -20,33 +16,14 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from weighted_bce import FusedSGD, LinearWeightedBCEWithLogitsLoss
+from weighted_bce import FusedSGD
 from weighted_bce.linear._deferred import DeferredGrad
+
+from .fused_cases import FEATURES, LABELS, ROWS, batch, criterion, step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROWS, FEATURES, LABELS = 7, 12, 150
 Situation = Callable[[Any, Optimizer], object]
-
-
-def criterion(device: str = "cpu", **options: Any) -> Any:
-    torch.manual_seed(0)
-    made = LinearWeightedBCEWithLogitsLoss(
-        FEATURES, LABELS, pos_weight=3.0, chunk_labels=40, device=device, **options
-    )
-    return made
-
-
-def batch(model: Any, rows: int = ROWS) -> tuple[Tensor, Tensor]:
-    device = model.linear.weight.device
-    return torch.randn(rows, FEATURES, device=device), torch.rand(rows, LABELS, device=device) < 0.1
-
-
-def step(model: Any, optimizer: Optimizer, *losses: Tensor) -> None:
-    for loss in losses:
-        loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def asks_for_the_gradient_of_the_input(model: Any, optimizer: Optimizer) -> Tensor:
@@ -332,253 +309,3 @@ def test_ends_where_the_ordinary_optimizer_does(
         ends.append([[p.detach() for p in model.parameters()], result])
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
     assert bool(made) == (situation in MAKE_THE_WHOLE)
-
-
-def waiting(**options: Any) -> tuple[Any, Tensor]:
-    """Returns a criterion whose weight has a deferred gradient, and that gradient."""
-    model = criterion(**options)
-    model.fused_step = FusedSGD(model.parameters(), lr=1.0)
-    x, y = batch(model)
-    x = x.to(model.linear.weight.dtype)
-    (grad,) = torch.autograd.grad(model(x, y), model.linear.weight)
-    model(x, y).backward()
-    assert isinstance(model.linear.weight.grad, DeferredGrad)
-    return model, grad
-
-
-def multiply_lists(g: Tensor) -> Tensor:
-    """Multiplies an ordinary tensor by the gradient, and the gradient by an ordinary tensor."""
-    ones, twos = (torch.full((LABELS, FEATURES), number) for number in (1.0, 2.0))
-    torch._foreach_mul_([ones, g], [g.clone(), twos])
-    return torch.stack((ones, g))
-
-
-OPERATIONS: list[Callable[[Tensor], Any]] = [
-    lambda g: g + torch.ones_like(g),
-    lambda g: torch.full_like(g, 2.0) + g,
-    lambda g: torch.full((LABELS, FEATURES), 2.0).add_(g, alpha=0.5),
-    lambda g: torch.add(torch.full((LABELS, FEATURES), 2.0), g, alpha=3),
-    lambda g: g.add_(g, alpha=3),
-    lambda g: (g + g.clone()) * 3,
-    lambda g: torch.tensor(2.0) * g / 4,
-    lambda g: g.mul_(torch.rand(FEATURES, generator=torch.Generator().manual_seed(0))),
-    lambda g: g.mul(torch.full((1, 1), 3.0)).div_(torch.tensor([7.0])),
-    lambda g: g.div(1e-3, rounding_mode="floor"),
-    lambda g: torch.isfinite(g.div_(0)),
-    lambda g: g.div(torch.ones(LABELS, FEATURES)),
-    lambda g: (torch._foreach_div_([g], [torch.full((FEATURES,), 2.0)]), g)[1],
-    lambda g: g * torch.ones(1, 1, 1),
-    lambda g: g * torch.ones(1, dtype=torch.float64),
-    lambda g: -g,
-    lambda g: g.norm(),
-    lambda g: g.norm(dim=1),
-    lambda g: torch.linalg.vector_norm(g, 3.0),
-    lambda g: torch.linalg.vector_norm(g, 0),
-    lambda g: torch.linalg.vector_norm(g, dtype=torch.float64),
-    lambda g: torch._foreach_norm([g, torch.ones(2)], 2.0),
-    lambda g: torch._foreach_norm([g, torch.ones(2)], 1.0, torch.float64),
-    lambda g: (torch._foreach_mul_([g, torch.ones(2)], [2.0, 3.0]), g)[1],
-    lambda g: (torch._foreach_mul_([torch.ones(2), g], torch.tensor(2.0)), g)[1],
-    lambda g: (torch._foreach_div_([g], 4.0), g)[1],
-    lambda g: (torch._foreach_add_([g], [torch.ones(LABELS, FEATURES)]), g)[1],
-    lambda g: torch._foreach_add([g], 1.0)[0],
-    multiply_lists,
-    lambda g: g.abs().max(),
-    lambda g: g.double(),
-    lambda g: g.t() @ g,
-    lambda g: g.zero_(),
-    lambda g: copy.deepcopy(g),
-    lambda g: torch.isfinite(g),
-    lambda g: torch.from_numpy(g.numpy()),
-    lambda g: torch.from_dlpack(g),
-    lambda g: torch.tensor(g.tolist()),
-    lambda g: torch.tensor(g.untyped_storage().tolist()),
-    lambda g: torch.tensor(ctypes.string_at(g.data_ptr(), g.nbytes)[0]),
-    lambda g: g.apply_(lambda value: 2 * value),
-    lambda g: g.share_memory_(),
-]
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_operations(operation: Callable[[Tensor], Any]) -> None:
-    model, grad = waiting()
-    actual = operation(model.linear.weight.grad)
-    actual = actual.whole() if isinstance(actual, DeferredGrad) else actual
-    torch.testing.assert_close(actual, operation(grad.clone()))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_dtypes(dtype: torch.dtype) -> None:
-    model, grad = waiting(dtype=dtype)
-    deferred = model.linear.weight.grad
-    assert torch.equal(deferred.clone().whole(), grad)
-    norm = torch.linalg.vector_norm(deferred)
-    assert norm.dtype == dtype
-    torch.testing.assert_close(norm, torch.linalg.vector_norm(grad))
-
-
-def test_it_is_a_tensor() -> None:
-    model, grad = waiting()
-    deferred = model.linear.weight.grad
-    assert repr(deferred) == "DeferredGrad(shape=(150, 12), dtype=torch.float32)"
-    assert (deferred.shape, deferred.dtype, deferred.device) == (
-        grad.shape,
-        grad.dtype,
-        grad.device,
-    )
-    assert deferred.data_ptr() == deferred.whole().data_ptr()
-    file = io.BytesIO()
-    torch.save(deferred, file)
-    file.seek(0)
-    assert torch.equal(torch.load(file), grad)
-    model.double()
-    torch.testing.assert_close(model.linear.weight.grad, grad.double())
-    assert model.linear.weight.grad.sum().dtype == torch.float64
-    model.fused_step.step()
-
-
-def test_another_backward_pass_needs_a_step() -> None:
-    """It raises before anything has changed; asking for other gradients is no such pass."""
-    model, _ = waiting()
-    bias_grad = model.linear.bias.grad.clone()
-    x, y = batch(model)
-    torch.autograd.grad(model(x.requires_grad_(), y), x)
-    message = "fused_step must take a step() after 1 backward pass, as its argument accumulate says"
-    with pytest.raises(RuntimeError, match=re.escape(message)):
-        model(x, y).backward()
-    assert x.grad is None
-    assert torch.equal(model.linear.bias.grad, bias_grad)
-    model.fused_step.step()
-    model(x, y).backward()
-    assert torch.equal(
-        model.linear.bias.grad, torch.autograd.grad(model(x, y), model.linear.bias)[0]
-    )
-
-
-def test_as_many_backward_passes_as_announced() -> None:
-    """Two calls in one loss are one pass."""
-    model = criterion()
-    model.fused_step = FusedSGD(model.parameters(), lr=1.0, accumulate=2)
-    for _ in range(2):
-        for _ in range(2):
-            (model(*batch(model)) + model(*batch(model))).backward()
-        with pytest.raises(
-            RuntimeError, match="must take a step\\(\\) after 2 backward passes, as"
-        ):
-            model(*batch(model)).backward()
-        model.fused_step.step()
-
-
-def test_a_second_step_changes_nothing() -> None:
-    model, _ = waiting()
-    model.fused_step.step()
-    before = [p.clone() for p in model.parameters()]
-    model.fused_step.step()
-    torch.testing.assert_close(before, [p.detach() for p in model.parameters()], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", ["weight", "bias", "target", "pos_weight"])
-def test_what_it_is_computed_from_must_not_change(name: str) -> None:
-    model = criterion()
-    model.pos_weight = torch.rand(LABELS)
-    model.fused_step = FusedSGD(model.parameters(), lr=1.0)
-    x, y = batch(model)
-    model(x, y).backward()
-    tensors = {"target": y, "pos_weight": model.pos_weight}
-    parameters = dict(model.linear.named_parameters())
-    with torch.no_grad():
-        (tensors | parameters)[name].fill_(1)
-    before = [p.clone() for p in model.parameters()]
-    with pytest.raises(RuntimeError, match="must not be modified between the forward pass and the"):
-        model.fused_step.step()
-    torch.testing.assert_close(before, [p.detach() for p in model.parameters()], rtol=0, atol=0)
-    assert model.linear.weight.grad is not None
-    model.zero_grad()
-    model(x, y).backward()
-    model.fused_step.step()
-    assert not torch.equal(before[0], model.linear.weight)
-
-
-def test_memory_of_the_input_and_the_factor_may_be_used_again() -> None:
-    model, other = criterion(), criterion()
-    x, y = batch(model)
-    factor = torch.tensor(2.0)
-    other(x, y).backward(factor)
-    step(other, SGD(other.parameters(), lr=1.0))
-    model.fused_step = FusedSGD(model.parameters(), lr=1.0)
-    model(x, y).backward(factor)
-    x.zero_()
-    factor.zero_()
-    model.fused_step.step()
-    assert torch.equal(model.linear.weight, other.linear.weight)
-
-
-def test_the_weight_of_another_layer_is_an_input() -> None:
-    """One optimizer has both, and updates that layer first."""
-    ends = []
-    for kind in (SGD, FusedSGD):
-        torch.manual_seed(0)
-        first, second = criterion(), criterion()
-        optimizer = kind([*first.parameters(), *second.parameters()], lr=1.0)
-        first.fused_step = second.fused_step = optimizer if kind is FusedSGD else None
-        x, y = batch(first)
-        step(first, optimizer, first(x, y) + second(first.linear.weight[:ROWS], y))
-        ends.append([p.detach() for p in (*first.parameters(), *second.parameters())])
-    torch.testing.assert_close(ends[0], ends[1])
-
-
-def test_no_rows_and_no_labels() -> None:
-    model = criterion(reduction="sum")
-    model.fused_step = FusedSGD(model.parameters(), lr=1.0)
-    before = model.linear.weight.detach().clone()
-    x, y = batch(model, 0)
-    model(x.requires_grad_(), y).backward()
-    assert clip_grad_norm_(model.parameters(), 1.0) == 0
-    model.fused_step.step()
-    assert torch.equal(model.linear.weight, before)
-    empty = LinearWeightedBCEWithLogitsLoss(FEATURES, 0, reduction="sum")
-    empty.fused_step = FusedSGD(empty.parameters(), lr=1.0)
-    empty(torch.randn(2, FEATURES), torch.zeros(2, 0)).backward()
-    assert clip_grad_norm_(empty.parameters(), 1.0) == 0
-    empty.fused_step.step()
-
-
-def test_half_precision_is_rounded_once() -> None:
-    """A loss scale of a GradScaler is divided out before the gradient is rounded."""
-    model = criterion(dtype=torch.float16)
-    model.fused_step = FusedSGD(model.parameters(), lr=1.0)
-    x, y = batch(model)
-    x = x.half()
-    (wanted,) = torch.autograd.grad(model(x, y), model.linear.weight)
-    (model(x, y) * 2.0**30).backward()
-    assert not torch.isfinite(model.linear.weight.grad.clone().whole()).all()
-    model.linear.weight.grad /= 2.0**30
-    assert torch.equal(model.linear.weight.grad.whole(), wanted)
-
-
-def test_the_weight_need_not_be_contiguous() -> None:
-    model, other = criterion(), criterion()
-    for made in (model, other):
-        weight = made.linear.weight.detach().t().contiguous().t()
-        made.linear.weight = nn.Parameter(weight)
-    model.fused_step = FusedSGD(model.parameters(), lr=1.0)
-    x, y = batch(model)
-    model(x, y).backward()
-    assert model.linear.weight.grad.stride() == model.linear.weight.stride()
-    assert model.linear.weight.grad.clone().whole().stride() == model.linear.weight.stride()
-    model.fused_step.step()
-    step(other, SGD(other.parameters(), lr=1.0), other(x, y))
-    assert torch.equal(model.linear.weight, other.linear.weight)
-
-
-def test_a_gradient_that_was_replaced_has_as_many_backward_passes() -> None:
-    model = criterion()
-    model.fused_step = FusedSGD(model.parameters(), lr=1.0, accumulate=2)
-    weight, (x, y) = model.linear.weight, batch(model)
-    for _ in range(2):
-        model(x, y).backward()
-        weight.grad = weight.grad / 2
-    with pytest.raises(RuntimeError, match="got another backward pass"):
-        model(x, y).backward()
-    model.fused_step.zero_grad()
-    model(x, y).backward()

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, parametrize
 
 from weighted_bce import (
     Focal,
@@ -26,6 +26,17 @@ from weighted_bce import linear_weighted_bce_with_logits as linear_loss
 from weighted_bce._extension import extension
 from weighted_bce.linear import _layer
 
+from .layer_changes import (
+    WITH_GRADIENTS,
+    backward_hook,
+    double_first,
+    hook,
+    old_spectral_norm,
+    pre_hook,
+    quantised,
+    replaced_forward,
+    subclassed,
+)
 from .linear_cases import FEATURES, LABELS, REDUCTIONS, ROWS, assert_near
 from .processes import Processes, mesh_of
 from .shards import distributed, whole
@@ -52,121 +63,6 @@ def new(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     x = torch.randn(ROWS, FEATURES).to(dtype)
     return x.requires_grad_(), torch.rand(ROWS, LABELS) < 0.1
-
-
-class Doubled(nn.Linear):
-    """Subclasses the layer and has another forward."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * 2
-
-
-class CalledTwice(nn.Linear):
-    """Subclasses the layer and has another __call__."""
-
-    def __call__(self, input: Tensor) -> Any:
-        return super().__call__(input) + super().__call__(input)
-
-
-def double_first(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(2 * argument for argument in arguments)
-
-
-def double_last(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return 2 * output
-
-
-def double_gradients(
-    module: nn.Module, gradients: tuple[Tensor, ...], _: object = None
-) -> tuple[Tensor, ...]:
-    return tuple(2 * gradient for gradient in gradients)
-
-
-def subclassed(layer: Any) -> Any:
-    other = Doubled(FEATURES, LABELS)
-    other.load_state_dict(layer.state_dict())
-    return other
-
-
-def another_call(layer: Any) -> Any:
-    other = CalledTwice(FEATURES, LABELS)
-    other.load_state_dict(layer.state_dict())
-    return other
-
-
-def wrapped(layer: Any) -> Any:
-    return nn.Sequential(nn.Tanh(), layer)
-
-
-def replaced_forward(layer: Any) -> Any:
-    forward = layer.forward
-    layer.forward = lambda input: forward(input) * 2
-    return layer
-
-
-def scripted(layer: Any) -> Any:
-    return torch.jit.script(wrapped(layer))
-
-
-def pre_hook(layer: Any) -> Any:
-    layer.register_forward_pre_hook(double_first)
-    return layer
-
-
-def hook(layer: Any) -> Any:
-    layer.register_forward_hook(double_last)
-    return layer
-
-
-def backward_pre_hook(layer: Any) -> Any:
-    layer.register_full_backward_pre_hook(double_gradients)
-    return layer
-
-
-def backward_hook(layer: Any) -> Any:
-    layer.register_full_backward_hook(double_gradients)
-    return layer
-
-
-def old_weight_norm(layer: Any) -> Any:
-    nn.utils.weight_norm(layer)
-    with torch.no_grad():  # the weight is stale until the next call
-        layer.weight_g.mul_(2)
-    return layer
-
-
-def old_spectral_norm(layer: Any) -> Any:
-    return nn.utils.spectral_norm(layer)
-
-
-def pruned(layer: Any) -> Any:
-    prune.random_unstructured(layer, "weight", 0.5)
-    with torch.no_grad():  # the weight is stale until the next call
-        layer.weight_orig.mul_(2)
-    return layer
-
-
-def hooked_by_accelerate(layer: Any) -> Any:
-    hooks = pytest.importorskip("accelerate.hooks")
-
-    class Half(hooks.ModelHook):
-        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return (args[0] / 2,), kwargs
-
-    hooks.add_hook_to_module(layer, Half())
-    return layer
-
-
-def quantised(layer: Any) -> Any:
-    model = nn.Sequential(layer)
-    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})[0]
-
-
-WITH_GRADIENTS: list[Callable[[Any], Any]] = [
-    *(subclassed, another_call, wrapped, replaced_forward, scripted),
-    *(pre_hook, hook, backward_pre_hook, backward_hook),
-    *(old_weight_norm, old_spectral_norm, pruned, hooked_by_accelerate),
-]
 
 
 def assert_loss_of_the_logits(criterion: Any, x: Tensor, y: Tensor, wanted: Any = ()) -> None:
@@ -300,7 +196,7 @@ def twice(call: Callable[..., Any], *arguments: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (subclassed, "the forward of tests.test_linear_layer.Doubled"),
+        (subclassed, "the forward of tests.layer_changes.Doubled"),
         (replaced_forward, "a forward that was set later"),
         (pre_hook, "hooks (double_first)"),
         (lambda layer: backward_hook(hook(layer)), "hooks (double_last, double_gradients)"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack
 
 from weighted_bce.linear._deferred import DeferredGrad
 
@@ -86,6 +87,16 @@ def test_dtypes(dtype: torch.dtype) -> None:
     norm = torch.linalg.vector_norm(deferred)
     assert norm.dtype == dtype
     torch.testing.assert_close(norm, torch.linalg.vector_norm(grad))
+
+
+def test_extensions_get_an_error() -> None:
+    """They read the memory without calling an operator, and there is none until it is whole."""
+    model, grad = waiting()
+    deferred = model.linear.weight.grad
+    with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+        to_dlpack(deferred)
+    deferred.data = deferred.sign()
+    assert torch.equal(torch.from_dlpack(to_dlpack(deferred)), grad.sign())
 
 
 def test_it_is_a_tensor() -> None:

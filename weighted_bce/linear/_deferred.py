@@ -61,6 +61,8 @@ class DeferredGrad(Tensor):
             cls, weight.shape, weight.stride(), dtype=weight.dtype, device=weight.device
         )
         self.gradient_sum, self._weight = gradient_sum, weight.detach()
+        # Extensions that ask for the memory get an error, and not a null pointer.
+        torch._C._set_throw_on_mutable_data_ptr(self)
         return self
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]

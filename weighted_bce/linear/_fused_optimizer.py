@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from enum import Enum
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -36,14 +36,17 @@ def _prepare_other_optimizers() -> None:
             if not callable(argument):
                 return argument
 
-            def closure() -> Any:
-                result = argument()
+            @wraps(argument)
+            def closure(*args: Any, **kwargs: Any) -> Any:
+                result = argument(*args, **kwargs)
                 _make_whole(optimizer)
                 return result
 
             return closure
 
-        return tuple(map(prepared, args)), {name: prepared(a) for name, a in kwargs.items()}
+        itself, *others = args
+        kwargs = {name: prepared(argument) for name, argument in kwargs.items()}
+        return (itself, *map(prepared, others)), kwargs
 
     register_optimizer_step_pre_hook(prepare)
 

@@ -20,7 +20,7 @@ from ._kernels import Kernels
 from ._ops import ops
 from ._options import NONE, SUM, Options, compute_dtype
 
-_graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
+graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
 # The expected grad_output by kind of input, 0-d, on its device. The ops change the values; a CUDA
 # graph may hold the tensors themselves, so none is ever dropped.
@@ -87,7 +87,7 @@ class FusedLoss(Function):
         is_plain = not torch.compiler.is_compiling() and is_first_order(grad_output)
         input, grad, *_ = ctx.saved_tensors
         # A kept graph may need the same gradient again, so it is not given away.
-        is_given_away = grad is not None and is_plain and not _graph_is_kept()
+        is_given_away = grad is not None and is_plain and not graph_is_kept()
         # On the CPU, comparing the numbers costs less than a call of the op.
         if (
             is_given_away

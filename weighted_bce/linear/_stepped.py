@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.graph import get_gradient_edge
 
 from .. import _dispatch
-from .._eager import is_first_order
+from .._eager import graph_is_kept, is_first_order
 from .._options import NONE, Options, compute_dtype
 from . import _deferred_ops as _deferred_ops  # operations on deferred gradients
 from . import _ops, _passes
@@ -170,7 +170,7 @@ class SteppedLinearLoss(Function):
         if weight_goes is _Destination.ADDED:
             step.check_accumulation()
         of_bias = bias_goes is not _Destination.NONE
-        x_grad, bias_grad = _scaled(ctx, grad_output, call, (of_input, of_bias))
+        x_grad, _, bias_grad = _scaled(ctx, grad_output, call, (of_input, of_bias))
         if bias_grad is not None and step.group is not None:
             distributed.all_reduce(bias_grad, group=step.group)
             bias_grad.div_(distributed.get_world_size(step.group))
@@ -206,25 +206,29 @@ def _scaled(
     grad_output: Tensor,
     call: tuple[Layer, Options, ChunkOptions],
     needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
+) -> Gradients:
     """Returns the gradients of the input and the bias for the grad_output that came."""
-    layer = call[0]
+    of_layer = needs[0], False, needs[1]
     if not any(needs):
-        return None, None
+        return Gradients(None, None, None)
     if ctx.gradients is None:
-        gradients, ratio = _ops.gradients(grad_output, *call, (needs[0], False, needs[1])), None
-    else:
-        gradients, used = ctx.gradients, ctx.used_grad_output
-        ratio = grad_output / used
-        size = grad_output.abs()
-        is_expected = (size > _LEAST_EXPECTED) & (size < _MOST_EXPECTED)
-        expected_of(layer).copy_(grad_output.where(is_expected, used))
-    pairs = (gradients.input, layer.input), (gradients.bias, layer.bias)
-    x_grad, bias_grad = (
-        None if g is None else (g if ratio is None else g * ratio).to(cast(Tensor, t).dtype)
-        for g, t in pairs
+        return _ops.gradients(grad_output, *call, of_layer)
+    layer, used = call[0], ctx.used_grad_output
+    made: Gradients = ctx.gradients
+    is_kept = graph_is_kept()
+    if not is_kept:
+        ctx.gradients = None  # they are given away
+    size, ratio = grad_output.abs(), grad_output / used
+    is_expected = (size > _LEAST_EXPECTED) & (size < _MOST_EXPECTED)
+    expected_of(layer).copy_(grad_output.where(is_expected, used))
+
+    def scaled(gradient: Tensor, like: Tensor) -> Tensor:
+        return (gradient * ratio if is_kept else gradient.mul_(ratio)).to(like.dtype)
+
+    each = zip(made, layer, of_layer, strict=True)
+    return Gradients(
+        *(scaled(g, cast(Tensor, t)) if n and g is not None else None for g, t, n in each)
     )
-    return x_grad, bias_grad
 
 
 def _destination(parameter: Tensor | None) -> _Destination:

@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_left_out(
 @pytest.mark.skipif(not hasattr(signal, "SIGINT"), reason="no signals")
 def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
     kinds = ("--shapes", "64x1000,1024x16384", "--passes", "step", "--against", "bce")
-    command = [sys.executable, "-m", "bench", *kinds, "--rounds", "9999", "--seconds", "1"]
+    command = [sys.executable, "-m", "bench", *kinds, "--rounds", "9999", "--seconds", "4"]
     with subprocess.Popen(
         [*command, "--out", str(tmp_path)], cwd=ROOT, stdout=-1, stderr=-1, text=True
     ) as child:

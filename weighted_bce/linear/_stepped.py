@@ -31,7 +31,6 @@ from ._passes import Gradients
 StepFunction = Callable[[slice, Tensor | None, Tensor | None], None]
 Step = FusedOptimizer | StepFunction
 
-
 # Gradients for a grad_output outside this range could not be multiplied to those for 1.
 _LEAST_EXPECTED, _MOST_EXPECTED = 1e-20, 1e20
 

@@ -125,10 +125,7 @@ class DeferredGrad(Tensor):
         if isinstance(value, DeferredGrad):
             self.gradient_sum, self._weight = value.gradient_sum, value._weight
             return
-        before, self._weight = self.gradient_sum, value
-        self.gradient_sum = GradientSum((), before.group)
-        self.gradient_sum.dense = value.detach()
-        self.gradient_sum.passes, self.gradient_sum.is_unscaled = before.passes, before.is_unscaled
+        self.gradient_sum, self._weight = self.gradient_sum.replaced((), value.detach()), value
 
     def with_sum(self, gradient_sum: GradientSum) -> "DeferredGrad":
         return DeferredGrad(self._weight, gradient_sum)

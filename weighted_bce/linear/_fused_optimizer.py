@@ -57,7 +57,8 @@ def _make_whole(optimizer: Optimizer) -> None:
             deferred = deferred_grad(parameter.grad)
             if deferred is not None:
                 whole = deferred.whole()
-                parameter.grad = whole if deferred is parameter.grad else parameter.grad
+                if deferred is parameter.grad:  # and not the local part of a DTensor
+                    parameter.grad = whole
 
 
 class FusedOptimizer(Optimizer):

@@ -1,6 +1,7 @@
 """What the gradient of a linear layer's weight is the sum of."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -69,10 +70,13 @@ class GradientSum:
         self.is_unscaled = False  # whether a GradScaler has divided it
 
     def copy(self) -> "GradientSum":
-        copy = GradientSum(self.calls, self.group)
-        copy.dense = None if self.dense is None else self.dense.clone()
-        copy.passes, copy.is_unscaled = self.passes, self.is_unscaled
-        return copy
+        return self.replaced(self.calls, None if self.dense is None else self.dense.clone())
+
+    def replaced(self, calls: Sequence[Call], dense: Tensor | None) -> "GradientSum":
+        """Returns another sum, for the same processes and of as many backward passes."""
+        other = copy(self)
+        other.calls, other.dense = list(calls), dense
+        return other
 
     def multiply_(self, factor: float | Tensor) -> None:
         self.calls = [call.multiplied(factor) for call in self.calls]

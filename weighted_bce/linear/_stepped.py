@@ -84,18 +84,19 @@ def bound(step: object, weight: Tensor, bias: Tensor | None) -> BoundStep | None
         raise TypeError(f"fused_step must be a FusedSGD, a FusedAdam or a function, got {got}")
     if step is None or not torch.is_grad_enabled():
         return None
+    held = None
     if isinstance(step, FusedOptimizer):
         held = {id(p) for group in step.param_groups for p in group["params"]}
-        for name, parameter in (("linear_weight", weight), ("linear_bias", bias)):
-            if parameter is not None and parameter.requires_grad and id(parameter) not in held:
-                raise ValueError(
-                    f"fused_step must have {name} itself among its parameters, got an optimizer "
-                    "that does not. "
-                    "Make it anew after the parameters of the layer were replaced. Under "
-                    "fully_shard and with a parametrized layer, set fused_step to None"
-                )
     for name, parameter in (("linear_weight", weight), ("linear_bias", bias)):
-        if parameter is not None and not parameter.is_leaf:
+        if parameter is None or not parameter.requires_grad:
+            continue
+        if held is not None and id(parameter) not in held:
+            raise ValueError(
+                f"fused_step must have {name} itself among its parameters, got an optimizer that "
+                "does not. Make it anew after the parameters of the layer were replaced. Under "
+                "fully_shard and with a parametrized layer, set fused_step to None"
+            )
+        if not parameter.is_leaf:
             raise ValueError(
                 f"{name} must be a leaf tensor with fused_step, got the result of an operation"
             )

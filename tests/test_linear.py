@@ -145,6 +145,19 @@ def test_chunks_on_cuda_leave_most_of_the_memory(monkeypatch: pytest.MonkeyPatch
         assert bool(asked) == (free < 2**28)
 
 
+@pytest.mark.parametrize("chunks", [3, 11, 23, 27, 40])
+def test_the_same_bits_with_and_without_gradients(device: str, chunks: int) -> None:
+    """The sums of many chunks are added in the same order."""
+    labels = 100 * chunks
+    x, y = torch.randn(9, 16, device=device), torch.rand(9, labels, device=device) < 0.1
+    weight = torch.randn(labels, 16, device=device)
+    options: dict[str, Any] = {"reduction": "sum", "chunk_labels": 100}
+    wanted = linear_loss(x, weight, y, **options)
+    for reads in (x, weight):
+        reads.requires_grad_()
+        assert torch.equal(linear_loss(x, weight, y, **options), wanted)
+
+
 def test_module() -> None:
     weights = torch.rand(LABELS)
     options: dict[str, Any] = {"pos_weight": 3.0, "reduction": "sum", "label_smoothing": 0.1}

@@ -135,14 +135,14 @@ def loss_and_gradients(
     empty = torch.empty_like if kernels is None else kernels.empty_grad
     factor, scale = losses.factors(grad_output)
     gradients = _Gradients(layer, chunks, empty, needs, scale)
-    sums = []
-    for chunk in chunks:
+    sums: list[Tensor] = []
+    for number, chunk in enumerate(chunks):
         weights = chunks.weights(chunk)
         logits = chunks.logits(chunk, weights)
         if options.reduction == NONE:
             losses.write_gradient(logits, chunk, factor)
         else:
-            sums.append(losses.sum_and_gradient(logits, chunk, factor))
+            _append(sums, losses.sum_and_gradient(logits, chunk, factor), number)
         gradients.add(logits, weights, chunk)
     loss = None if options.reduction == NONE else losses.reduced(sums)
     return loss, gradients.finished(input_dtype or layer.input.dtype)

@@ -9,25 +9,6 @@
 namespace weighted_bce {
 namespace {
 
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Bool: return Dtype::kBool;
-    case ScalarType::Byte: return Dtype::kUInt8;
-    case ScalarType::Char: return Dtype::kInt8;
-    case ScalarType::UInt16: return Dtype::kUInt16;
-    case ScalarType::Short: return Dtype::kInt16;
-    case ScalarType::UInt32: return Dtype::kUInt32;
-    case ScalarType::Int: return Dtype::kInt32;
-    case ScalarType::UInt64: return Dtype::kUInt64;
-    case ScalarType::Long: return Dtype::kInt64;
-    case ScalarType::Half: return Dtype::kFloat16;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    default: STD_TORCH_CHECK(false, "a dtype that weighted_bce has no kernel for");
-  }
-}
-
 /// This lists the dimensions from the innermost to the outermost in memory, as torch.empty_like
 /// does: by stride; among equal ones the smaller size first; a stride of 0 stays where it is.
 struct Order {
@@ -165,6 +146,25 @@ CallConstants<T> constants(const Arguments& a, double weight, double pos_weight)
 }
 
 }  // namespace
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Bool: return Dtype::kBool;
+    case ScalarType::Byte: return Dtype::kUInt8;
+    case ScalarType::Char: return Dtype::kInt8;
+    case ScalarType::UInt16: return Dtype::kUInt16;
+    case ScalarType::Short: return Dtype::kInt16;
+    case ScalarType::UInt32: return Dtype::kUInt32;
+    case ScalarType::Int: return Dtype::kInt32;
+    case ScalarType::UInt64: return Dtype::kUInt64;
+    case ScalarType::Long: return Dtype::kInt64;
+    case ScalarType::Half: return Dtype::kFloat16;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    default: STD_TORCH_CHECK(false, "a dtype that weighted_bce has no kernel for");
+  }
+}
 
 double only_value(const Tensor& tensor) {
   const void* const data = memory_of(tensor);

@@ -11,6 +11,9 @@ namespace weighted_bce {
 /// operand tells apart are merged.
 Problem plan(Mode mode, const Arguments& a, const Tensor* grad_output, const Tensor* out);
 
+/// Returns the kernels' name of a tensor's dtype. Throws where they do not know it.
+Dtype dtype_of(const Tensor& tensor);
+
 /// Returns the value of a tensor on the CPU with one element.
 double only_value(const Tensor& tensor);
 

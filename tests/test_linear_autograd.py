@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from weighted_bce import weighted_bce_with_logits
 from weighted_bce._extension import extension
+from weighted_bce.linear import _tiles
 
 from .linear_cases import (
     FEATURES,
@@ -57,8 +58,18 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Products:
         seen.append(tuple(out.shape))
         torch.mm(a, b, out=out)
 
+    of_kernels = _tiles._pass
+
+    def by_kernels(kernels: Any, layer: Any, *others: Any) -> Tensor:
+        *_, gradients = others
+        seen.append((ROWS, LABELS))
+        if gradients.weight is not None:
+            seen.append((LABELS, FEATURES))
+        return of_kernels(kernels, layer, *others)
+
     for module in ("_chunks", "_passes"):
         monkeypatch.setattr(f"weighted_bce.linear.{module}.product", product)
+    monkeypatch.setattr(_tiles, "_pass", by_kernels)
     return seen
 
 

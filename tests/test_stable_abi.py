@@ -16,6 +16,9 @@ IN_TORCH_2_11 = {
     "STABLE_TORCH_LIBRARY_IMPL",
     "STD_TORCH_CHECK",
     "TORCH_BOX",
+    "aoti_torch_copy_",
+    "aoti_torch_cpu_addmm_out",
+    "aoti_torch_cpu_mm_out",
     "aoti_torch_empty_strided",
     "aoti_torch_get_current_cuda_stream",
     "aoti_torch_get_device_type",
@@ -28,6 +31,7 @@ IN_TORCH_2_11 = {
     "torch::stable::detail::from",
     "torch::stable::detail::to",
     "torch::stable::from_blob",
+    "torch::stable::get_num_threads",
     "torch::stable::parallel_for",
     "torch::stable::to",
 }

@@ -9,7 +9,8 @@ from torch.optim import SGD, Adam
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from .linear._fused_optimizer import FusedOptimizer, Group, rows_of
+from ._kernels import Kernels
+from .linear._fused_optimizer import FusedOptimizer, Group, local
 
 # The options of a parameter group that the functions of torch.optim accept.
 _SHARED_OPTIONS = ("lr", "weight_decay", "maximize", "foreach", "fused")
@@ -119,20 +120,45 @@ class FusedSGD(FusedOptimizer, SGD):
             for p in group["params"]
         )
 
-    def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
-        state, options = self.state[parameter], {name: group[name] for name in _SGD_OPTIONS}
-        has_momentum = group["momentum"] != 0
-        is_first = has_momentum and state.get("momentum_buffer") is None
+    def _begin(self, group: dict[str, Any], parameter: Tensor) -> tuple[Tensor | None, bool]:
+        """Returns the momentum, and whether it is still to be written for the first time."""
+        if group["momentum"] == 0:
+            return None, False
+        state = self.state[parameter]
+        is_first = state.get("momentum_buffer") is None
         if is_first:
             state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"], is_first
+
+    def _call_kernel(
+        self,
+        kernels: Kernels,
+        group: dict[str, Any],
+        parameter: Tensor,
+        gradient: tuple[list[Tensor], Tensor | None],
+        most_labels: int | None,
+    ) -> None:
+        momentum, is_first = self._begin(group, parameter)
+        kernels.linear_sgd_(
+            *gradient,
+            local(parameter),
+            None if momentum is None else local(momentum),
+            most_labels,
+            *(float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")),
+            *(group["nesterov"], group["maximize"], is_first),
+        )
+
+    def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
+        options = {name: group[name] for name in _SGD_OPTIONS}
+        buffer, is_first = self._begin(group, parameter)
         # The first momentum is the gradient, without dampening.
         is_undamped = is_first and group["dampening"] != 0
 
         def update(labels: slice, grad: Tensor) -> None:
-            momentum = rows_of(state["momentum_buffer"], labels) if has_momentum else None
+            momentum = None if buffer is None else local(buffer)[labels]
             buffers = [None if is_undamped else momentum]
             found_inf = getattr(self, "found_inf", None)
-            sgd([rows_of(parameter, labels)], [grad], buffers, **options, found_inf=found_inf)
+            sgd([local(parameter)[labels]], [grad], buffers, **options, found_inf=found_inf)
             if momentum is not None and is_undamped:
                 momentum.copy_(buffers[0])  # type: ignore[arg-type]
 
@@ -207,9 +233,9 @@ class FusedAdam(FusedOptimizer, Adam):
             group=group,
         )
 
-    def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
-        state, options = self.state[parameter], {name: group[name] for name in _ADAM_OPTIONS}
-        found_inf = getattr(self, "found_inf", None)
+    def _begin(self, group: dict[str, Any], parameter: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Counts a step; returns the averages, and how many steps came before it."""
+        state, found_inf = self.state[parameter], getattr(self, "found_inf", None)
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 2 + group["amsgrad"]]
         if not state:
             on_device = group["capturable"] or group["fused"]
@@ -217,22 +243,46 @@ class FusedAdam(FusedOptimizer, Adam):
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             for name in names:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        steps = state["step"].clone()  # adam() counts the step, for each chunk
+        steps = state["step"].clone()
         state["step"] += 1 if found_inf is None else 1 - found_inf
+        return [state[name] for name in names], steps
+
+    def _call_kernel(
+        self,
+        kernels: Kernels,
+        group: dict[str, Any],
+        parameter: Tensor,
+        gradient: tuple[list[Tensor], Tensor | None],
+        most_labels: int | None,
+    ) -> None:
+        tensors, steps = self._begin(group, parameter)
+        mean, square, *largest = (local(tensor) for tensor in tensors)
+        numbers = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], steps + 1)
+        kernels.linear_adam_(
+            *gradient,
+            *(local(parameter), mean, square, largest[0] if largest else None),
+            most_labels,
+            *(float(number) for number in numbers),
+            *(group["maximize"], group["decoupled_weight_decay"]),
+        )
+
+    def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
+        options = {name: group[name] for name in _ADAM_OPTIONS}
+        tensors, steps = self._begin(group, parameter)
 
         def update(labels: slice, grad: Tensor) -> None:
-            averages = [[rows_of(state[name], labels)] for name in names]
+            averages = [[local(tensor)[labels]] for tensor in tensors]
             mean, square, *largest = averages
             adam(
-                [rows_of(parameter, labels)],
+                [local(parameter)[labels]],
                 [grad],
                 mean,
                 square,
                 largest[0] if largest else [],
-                [steps.clone()],
+                [steps.clone()],  # it counts the step, for each chunk
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
-                found_inf=found_inf,
+                found_inf=getattr(self, "found_inf", None),
                 **options,
             )
 

@@ -11,10 +11,35 @@ namespace weighted_bce {
 /// or of the count, in double precision; 0 for other modes.
 using Run = double (*)(const Problem&, int64_t begin, int64_t end);
 
+/// The options of torch.optim.SGD, and whether the momentum has not been written.
+struct SgdStep {
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize, is_first;
+};
+/// The options of torch.optim.Adam, and what follows from how many steps there have been, t:
+/// beta1^t and sqrt(1 - beta2^t).
+struct AdamStep {
+  double lr, beta1, beta2, eps, weight_decay, beta1_power, correction;
+  bool maximize, decoupled_weight_decay;
+};
+/// Each is n elements: the gradient of the dtype of arithmetic, and others of the dtype of the
+/// weight, which are changed.
+struct StepOperands {
+  int64_t n;
+  Dtype dtype;
+  const void* grad;
+  void* weight;
+  void* first = nullptr;   // the momentum, or the average of gradients
+  void* second = nullptr;  // of their squares
+  void* third = nullptr;   // the largest of those, with amsgrad
+};
+
 /// An Isa is all that is compiled for one instruction set.
 struct Isa {
   const char* name;
   Run run;
+  void (*sgd)(const SgdStep&, const StepOperands&);
+  void (*adam)(const AdamStep&, const StepOperands&);
 };
 
 /// Returns the best instruction set that this processor has, or the lower one that

@@ -13,6 +13,7 @@
 #define WEIGHTED_BCE_ISA avx2
 #define WEIGHTED_BCE_VECTOR_BYTES 32
 #include "cpu/kernel.h"
+#include "cpu/step.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -22,6 +23,6 @@
 
 namespace weighted_bce {
 extern const Isa kAvx2;
-const Isa kAvx2{"avx2", avx2::run};
+const Isa kAvx2{"avx2", avx2::run, avx2::sgd, avx2::adam};
 }  // namespace weighted_bce
 #endif

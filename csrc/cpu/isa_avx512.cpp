@@ -15,6 +15,7 @@
 #define WEIGHTED_BCE_ISA avx512
 #define WEIGHTED_BCE_VECTOR_BYTES 64
 #include "cpu/kernel.h"
+#include "cpu/step.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -24,6 +25,6 @@
 
 namespace weighted_bce {
 extern const Isa kAvx512;
-const Isa kAvx512{"avx512", avx512::run};
+const Isa kAvx512{"avx512", avx512::run, avx512::sgd, avx512::adam};
 }  // namespace weighted_bce
 #endif

@@ -1,67 +1,24 @@
-// The ops on the CPU: outputs, chunks and threads. The arithmetic is in kernel.h.
-#include <algorithm>
-#include <vector>
-
+// The ops on the CPU: what they read and write. The arithmetic is in kernel.h.
 #include "backend.h"
+#include "cpu/chunks.h"
 #include "cpu/csr_check.h"
-#include "cpu/isa.h"
 #include "cpu/memory.h"
+#include "cpu/scalar.h"
 #include "plan.h"
-#include "tensors.h"
 
 namespace weighted_bce {
 namespace {
 
-/// Each chunk is summed on its own and the sums are added in order: the bits do not depend on who
-/// computes which chunk.
-constexpr int64_t kChunk = int64_t{1} << 15;
 /// An output this large would only push other data out of the caches.
 constexpr int64_t kNonTemporalBytes = int64_t{16} << 20;
-
-double run_chunks(const Problem& problem) {
-  const Run run = isa().run;
-  if (problem.numel <= kChunk) return problem.numel == 0 ? 0 : run(problem, 0, problem.numel);
-  const int64_t chunks = (problem.numel + kChunk - 1) / kChunk;
-  std::vector<double> sums(chunks);
-  torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      sums[c] = run(problem, c * kChunk, std::min((c + 1) * kChunk, problem.numel));
-    }
-  });
-  double sum = 0;
-  for (const double part : sums) sum += part;
-  return sum;
-}
 
 /// Computes what the mode says, and returns the loss after its reduction.
 double compute(Mode mode, const Arguments& a, const Tensor* grad_output, const Tensor* out) {
   Problem problem = plan(mode, a, grad_output, out);
   if (a.is_sparse()) check_csr(a, problem.csr);
   problem.non_temporal = problem.numel * problem.out.element_size > kNonTemporalBytes;
-  if (const std::optional<double> divisor = a.divisor()) {
-    problem.divisor = *divisor;
-  } else {
-    problem.mode = Mode::kCount;
-    problem.divisor = run_chunks(problem);
-    problem.mode = mode;
-  }
-  const double sum = run_chunks(problem);
-  // The loss is 0 where nothing counts although there are elements, instead of 0 / 0.
-  return problem.divisor == 0 && problem.numel > 0 ? 0 : sum / problem.divisor;
-}
-
-void set_scalar(Tensor& scalar, double value) {
-  if (scalar.scalar_type() == ScalarType::Double) {
-    *static_cast<double*>(scalar.mutable_data_ptr()) = value;
-  } else {
-    *static_cast<float*>(scalar.mutable_data_ptr()) = static_cast<float>(value);
-  }
-}
-
-Tensor new_scalar(const Arguments& a, double value) {
-  Tensor scalar = weighted_bce::new_scalar(a);
-  set_scalar(scalar, value);
-  return scalar;
+  problem.divisor = divisor_of(a, problem);
+  return reduced(run_chunks(problem), problem);
 }
 
 struct Cpu {

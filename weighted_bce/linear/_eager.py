@@ -15,7 +15,7 @@ from .._eager import expected_grad_output, is_first_order
 from .._options import Options
 from . import _ops, _passes
 from ._chunks import ChunkOptions, Layer
-from ._passes import Gradients
+from ._gradients import Gradients
 
 
 class FusedLinearLoss(Function):

@@ -10,10 +10,14 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from .. import _dispatch
 from .._dtensor_import import is_dtensor
+from .._kernels import Kernels
 from .._numbers import checked_count, checked_number
 from ..chained_optimizer import ChainedOptimizer
+from . import _tiles
 from ._deferred import deferred_grad
+from ._gradient_sum import GradientSum
 from ._not_compiled import not_compiled
 
 
@@ -153,7 +157,9 @@ class FusedOptimizer(Optimizer):
                     p.grad.div_(scale.to(p.device) if isinstance(scale, Tensor) else scale)
         for _, parameter, _ in deferred:
             parameter.grad = None
-        for (group, parameter, _), each in zip(deferred, chunks, strict=True):
+        for (group, parameter, grad), each in zip(deferred, chunks, strict=True):
+            if self._step_by_kernels(group, parameter, grad.gradient_sum):
+                continue
             update = self._updater(group, parameter)
             for labels, gradient in each:
                 update(labels, gradient)
@@ -174,13 +180,51 @@ class FusedOptimizer(Optimizer):
             step = step.__wrapped__
         step(self)
 
+    def _step_by_kernels(
+        self, group: dict[str, Any], parameter: Tensor, gradient_sum: GradientSum
+    ) -> bool:
+        """Takes the step of a parameter by the kernels, whose threads each update what they have
+        the gradient of. Returns False if they do not serve it."""
+        others = ("foreach", "fused", "capturable", "differentiable")
+        is_usual = not any(group.get(name) for name in others) and not hasattr(self, "found_inf")
+        if gradient_sum.group is not None or not is_usual or _dispatch.is_observed():
+            return False
+        state = (t for t in self.state[parameter].values() if isinstance(t, Tensor) and t.dim() > 0)
+        if not all(_is_served(tensor, parameter) for tensor in (parameter, *state)):
+            return False
+        held = _tiles.held_calls(gradient_sum.calls)
+        if held is None:
+            return False
+        kernels, calls = held
+        sizes = [call.chunk_options.chunk_labels for call in gradient_sum.calls]
+        most = min((size for size in sizes if size is not None), default=None)
+        self._call_kernel(kernels, group, parameter, (calls, gradient_sum.dense), most)
+        return True
+
+    def _call_kernel(
+        self,
+        kernels: Kernels,
+        group: dict[str, Any],
+        parameter: Tensor,
+        gradient: tuple[list[Tensor], Tensor | None],
+        most_labels: int | None,
+    ) -> None:
+        """Takes the step of a parameter by a kernel."""
+        raise NotImplementedError
+
     def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
         """Begins a step of a parameter; returns a function that updates a chunk of its rows."""
         raise NotImplementedError
 
 
-def rows_of(tensor: Tensor, labels: slice) -> Tensor:
-    """Returns rows of this process's part."""
+def _is_served(tensor: Tensor, parameter: Tensor) -> bool:
+    """Tells whether the kernels can update a tensor that belongs to a parameter."""
+    tensor = local(tensor)
+    return tensor.is_cpu and tensor.is_contiguous() and tensor.dtype == parameter.dtype
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns this process's part of a tensor, without its history."""
     tensor = tensor.detach()
-    local: Any = tensor
-    return (local.to_local() if is_dtensor(tensor) else tensor)[labels]
+    part: Any = tensor
+    return part.to_local() if is_dtensor(tensor) else tensor

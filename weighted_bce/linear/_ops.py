@@ -17,7 +17,7 @@ from .._options import NONE, Options, compute_dtype
 from . import _passes
 from ._chunks import ChunkOptions, Layer, topk
 from ._flops import tell_counters
-from ._passes import Gradients
+from ._gradients import Gradients
 from ._unchunked import differentiable_gradients
 
 _library: Any = torch.library.Library("weighted_bce", "FRAGMENT")  # type: ignore[no-untyped-call]

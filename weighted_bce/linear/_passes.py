@@ -6,22 +6,15 @@ memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._options import NONE, Options, compute_dtype
+from . import _tiles
 from ._chunk_loss import ChunkLoss
 from ._chunks import ChunkOptions, Chunks, Layer, product, slices
-
-
-class Gradients(NamedTuple):
-    """The gradients of a layer's tensors; None for those that are not needed."""
-
-    input: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
+from ._gradients import Gradients
 
 
 class _Gradients:
@@ -86,6 +79,9 @@ class _Gradients:
 
 def loss(layer: Layer, options: Options, chunk_options: ChunkOptions) -> Tensor:
     """Returns the loss of all logits after the reduction; that of each row without one."""
+    kernels = _tiles.kernels_of(layer, options)
+    if kernels is not None:
+        return _tiles.loss(kernels, layer, options, chunk_options)
     chunks = Chunks(layer, chunk_options)
     losses = ChunkLoss(chunks, layer, options)
     sums: list[Tensor] = []
@@ -129,6 +125,12 @@ def loss_and_gradients(
         needs: whether the gradients of the input, the weight and the bias are needed.
         input_dtype: the dtype of the input's gradient; None for that of the input.
     """
+    tiles = _tiles.kernels_of(layer, options)
+    if tiles is not None:
+        call = layer, options, chunk_options
+        total, made = _tiles.loss_and_gradients(tiles, *call, grad_output, needs)
+        of_input = None if made.input is None else made.input.to(input_dtype or layer.input.dtype)
+        return total, made._replace(input=of_input)
     chunks = Chunks(layer, chunk_options)
     losses = ChunkLoss(chunks, layer, options)
     kernels = losses.kernels

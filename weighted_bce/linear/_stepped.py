@@ -24,8 +24,8 @@ from ._deferred import DeferredGrad, deferred_grad
 from ._eager import expected_of
 from ._fused_optimizer import FusedOptimizer, Group
 from ._gradient_sum import Call, GradientSum
+from ._gradients import Gradients
 from ._not_compiled import not_compiled
-from ._passes import Gradients
 
 # Called with the labels of a chunk and the gradients of their rows of the weight and the bias.
 StepFunction = Callable[[slice, Tensor | None, Tensor | None], None]

@@ -10,7 +10,7 @@ from torch.nn import functional
 from .._derivatives import differentiable_grad
 from .._options import NONE, Options, compute_dtype
 from ._chunks import Layer
-from ._passes import Gradients
+from ._gradients import Gradients
 
 _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
 _WITH_AUTOCAST = frozenset(

@@ -17,6 +17,9 @@ from .names import AGAINST, BCE, DTYPES, LABELS, LARGEST, LOSSES, PASSES, TARGET
 
 QUICK_ROUNDS, ROUNDS = 10, 20
 QUICK_SECONDS, SECONDS = 1.5, 10.0
+BUSY_ROUNDS = 200  # enough for a 95th percentile
+BUSY_QUICK_SECONDS, BUSY_SECONDS = 60.0, 400.0
+MOST_BUSY = 1024
 TOLERANCE = 0.25
 PACKAGES = ("torch", "rich", "psutil")
 
@@ -36,6 +39,7 @@ examples:
   python -m bench --quick
   python -m bench --shapes 256x100000 --targets bool,sparse --density 0.0001,0.01
   python -m bench --shapes 64x128x670091 --dtypes float32,bfloat16
+  python -m bench --shapes 128x128x18154 --passes step --against fused-step,unfused,bce --busy 2
   python -m bench --quick --device cuda --loss focal --out results
   python -m bench --quick --check results
 The exit code is 1 if weighted_bce fails, a baseline is wrong or --check finds a row
@@ -92,7 +96,10 @@ def parser() -> argparse.ArgumentParser:
     add(what, "--pos-weight", _weight, "P", f"weight of positives; {DEFAULT}", default=7.0)
     add(what, "--seed", _seed, "N", f"seed of the random inputs; {DEFAULT}", default=0)
     how = made.add_argument_group("how it is measured")
-    text = f"default: {QUICK_ROUNDS} with --quick, otherwise {ROUNDS}"
+    text = "keep cores busy with N other processes while rounds are timed, and show the mean,"
+    text += f" the 95th percentile (of 20 rounds or more) and the worst; {DEFAULT}"
+    add(how, "--busy", _busy, "N", text, default=0)
+    text = f"default: {QUICK_ROUNDS} with --quick, {BUSY_ROUNDS} with --busy, otherwise {ROUNDS}"
     add(
         how,
         "--rounds",
@@ -100,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
         "N",
         f"at most N rounds, in which all baselines take turns; {text}",
     )
-    text = f"default: {QUICK_SECONDS:g} with --quick, otherwise {SECONDS:g}"
+    text = f"default: {QUICK_SECONDS:g} with --quick, otherwise {SECONDS:g};"
+    text += f" with --busy {BUSY_QUICK_SECONDS:g} and {BUSY_SECONDS:g}"
     add(
         how,
         "--seconds",
@@ -138,6 +146,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 _seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number of at least 0")
+_busy = checked(int, lambda n: 0 <= n <= MOST_BUSY, f"a whole number from 0 to {MOST_BUSY}")
 _density = checked(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 _weight = checked(float, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
 _above_zero = checked(float, lambda x: 0 < x < math.inf, "a finite number above 0")
@@ -165,8 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
     options.arguments = given
-    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    options.seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
+    rounds, seconds = _limits(options.quick, options.busy > 0)
+    options.rounds, options.seconds = options.rounds or rounds, options.seconds or seconds
     packages = (*PACKAGES, "matplotlib") if options.out else PACKAGES
     on_cpu = options.device == "cpu"
     if options.reference and not on_cpu:
@@ -183,6 +192,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as error:
         return _fail(*error.args)
     return 0
+
+
+def _limits(quick: bool, busy: bool) -> tuple[int, float]:
+    """Returns the default number of rounds, and the seconds after which a group ends."""
+    if busy:
+        return BUSY_ROUNDS, BUSY_QUICK_SECONDS if quick else BUSY_SECONDS
+    return (QUICK_ROUNDS, QUICK_SECONDS) if quick else (ROUNDS, SECONDS)
 
 
 def _fail(message: object, code: int) -> int:

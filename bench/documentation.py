@@ -18,6 +18,7 @@ from .report import FASTER, number, overview, ratio, short_name, shown_facts, ta
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 OVERVIEW = ("copy", "masked", "bce", "bce-float", "compile", "scatter")
+OVERVIEW_OF_LAYERS = ("products", "fused-step", "unfused", "bce")
 PICTURES = {
     "elements": "Seconds of a training step against the number of elements",
     "labels": "Seconds of a training step against the number of labels",
@@ -100,7 +101,7 @@ def _of_headline(headline: Headline, records: Records) -> tuple[Row, Row] | None
         setting = row.setting
         fits = (setting.sizes, setting.target) == (headline.sizes, headline.target)
         is_step = (setting.loss, row.pass_, row.graphs) == (headline.loss, STEP, False)
-        if fits and is_step and setting.dtype == "float32":
+        if fits and is_step and setting.dtype == "float32" and not setting.busy:
             found.setdefault(row.key, row)
     keys = (OURS, headline.baseline)
     return (found[keys[0]], found[keys[1]]) if found.keys() >= {*keys} else None
@@ -154,7 +155,10 @@ def _of_run(records: Records, link: str) -> list[str]:
 
 
 def _of_groups(groups: list[list[Row]]) -> list[str]:
-    """The groups of the first setting and of the most labels, and an overview of some others."""
+    """The groups of the first setting and of the most labels, and an overview of some others.
+
+    The overview of linear layers has all of their groups. With busy cores each group has a table.
+    """
     if not groups:
         return []
     main, most = groups[0][0].setting, max(rows[0].setting.labels for rows in groups)
@@ -163,13 +167,14 @@ def _of_groups(groups: list[list[Row]]) -> list[str]:
         setting = rows[0].setting
         usual = setting.density == main.density and setting.threads == main.threads
         is_main = setting._replace(loss=main.loss) == main  # a table for each loss
-        if is_main or setting.labels == most > main.labels:
+        if is_main or setting.labels == most > main.labels or setting.busy:
             lines = table([row for row in rows if row.seconds is not None])
             tables.append(_markdown(rows[0].title, lines))
-        elif (setting.sizes == main.sizes and usual) or setting.elements < 2**10:
+        elif main.features or (setting.sizes == main.sizes and usual) or setting.elements < 2**10:
             others.append(rows)
-    if others and not main.features:
-        (first, ours, *keys), *lines = overview(others, OVERVIEW)
+    if others:
+        shown, columns = (groups, OVERVIEW_OF_LAYERS) if main.features else (others, OVERVIEW)
+        (first, ours, *keys), *lines = overview(shown, columns)
         names = [BY_KEY[key].name(main.loss) for key in keys]
         tables += ["Times as long as weighted_bce takes:"]
         tables += [_markdown(first, [[first, ours, *names], *lines])]

@@ -55,6 +55,9 @@ class Row:
     failed: str | None = None  # why there are no times
     disagrees: bool = False
     fits: bool = True  # in the device's memory
+    mean: float | None = None  # of the seconds, like those below, where cores were busy
+    p95: float | None = None
+    worst: float | None = None
     rounds: list[float] = field(default_factory=list)  # seconds
 
     @property
@@ -70,6 +73,11 @@ class Row:
         """The title of the group."""
         what = "Training step" if self.pass_ == STEP else "Forward pass"
         return f"{what}{', CUDA graphs' * self.graphs}: {self.setting}"
+
+    @property
+    def timed_rounds(self) -> int | None:
+        """The number of rounds, which says how much statistics of busy cores are worth."""
+        return len(self.rounds) if self.setting.busy and self.rounds else None
 
     @property
     def identity(self) -> tuple[Hashable, ...]:

@@ -37,6 +37,12 @@ After empty_cache(), weighted_bce takes new memory for the gradient. With a chan
 backward computes the gradient again. The baselines convert the target in each call, except with
 'float target', where it is converted before. 'No pos_weight' computes less. torchvision's loss has
 alpha = p / (1 + p) for a pos_weight of p, and is multiplied by 1 + p; its gamma is 0 for bce."""
+BUSY = """\
+Other processes kept cores busy while the rounds were timed, and did not run otherwise. Their number
+is part of the names, such as 2b. A timed call is then a single step, except of CUDA graphs.
+- mean, 95th percentile, worst: of the times of all rounds, in the unit of the median. There is no
+  95th percentile of fewer than 20 rounds.
+- rounds: how many were timed before the time of the group was over."""
 OVERVIEW = "Time of weighted_bce, and the times of the baselines relative to it"
 LAYERS = """\
 Linear layer and loss: a step goes from the input and the weight to their gradients. Only
@@ -60,6 +66,7 @@ def number(value: float) -> str:
 BEYOND = "memory beyond inputs and gradients, MiB"
 # The columns of a group's table, with their fields, and what is shown of one that is not None.
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("rounds", "timed_rounds", str),
     ("times copy_", "times_copy", lambda value: f"{number(value)}x"),
     ("times products", "times_products", lambda value: f"{number(value)}x"),
     ("GB/s", "gigabytes_per_second", number),
@@ -75,12 +82,14 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     """Returns the head and a line for each row of a group, without columns that are empty."""
     fast = min((row.seconds for row in rows if row.seconds), default=1.0) < 1e-3
     unit, scale = ("µs", 1e6) if fast else ("ms", 1e3)
-    lines = [["", unit, "p20 to p80", "times weighted_bce", *(head for head, *_ in COLUMNS)]]
+    head = ["", unit, "p20 to p80", "mean", "95th percentile", "worst", "times weighted_bce"]
+    lines = [[*head, *(head for head, *_ in COLUMNS)]]
     for row in rows:
         times = ["failed" if row.fits else "does not fit", "-"]
         if row.seconds is not None:
             low, middle, high = (number(scale * t) for t in (row.p20, row.seconds, row.p80))
             times = [middle, f"{low} to {high}"]
+        times += ["-" if t is None else number(scale * t) for t in (row.mean, row.p95, row.worst)]
         values = ((getattr(row, field), cell) for _, field, cell in COLUMNS)
         cells = ("-" if value is None else cell(value) for value, cell in values)
         lines.append([row.name, *times, ratio(row), *cells])
@@ -115,7 +124,8 @@ def short_name(row: Row) -> str:
     setting = row.setting
     density = f"{setting.density:.1%}" if setting.density >= 0.001 else f"{setting.density:.0e}"
     words = ["x".join(map(str, setting.sizes)), setting.dtype, setting.target, density]
-    words += [f"{setting.threads}t", row.pass_, *["graph"] * row.graphs]
+    busy = [f"{setting.busy}b"] if setting.busy else []
+    words += [f"{setting.threads}t", *busy, row.pass_, *["graph"] * row.graphs]
     return " ".join(words if setting.loss == BCE else [setting.loss, *words])
 
 
@@ -135,8 +145,10 @@ def show_summary(console: Console, groups: Sequence[list[Row]]) -> None:
     """Prints the times of all groups, and what the words in the tables mean."""
     keys = [baseline.key for baseline in BASELINES if not baseline.is_own]
     _show(console, overview(groups, keys), OVERVIEW)
-    with_layers = any(rows[0].setting.features for rows in groups)
-    console.print(CAPTION + f"\n{LAYERS}" * with_layers, style="dim")
+    settings = [rows[0].setting for rows in groups]
+    busy = f"\n{BUSY}" * any(setting.busy for setting in settings)
+    layers = f"\n{LAYERS}" * any(setting.features for setting in settings)
+    console.print(CAPTION + busy + layers, style="dim")
 
 
 def show_changes(console: Console, changes: Sequence[Change], tolerance: float) -> None:

@@ -43,7 +43,8 @@ def run(options: Namespace) -> None:
     command = shlex.join(["python", "-m", "bench", *options.arguments])
     records, torch_threads = Records(facts(device, command), []), torch.get_num_threads()
     console.print(report.shown_facts(records.facts), soft_wrap=True)
-    console.print(f"Times are medians of up to {options.rounds} rounds.")
+    busy = f", with --busy {options.busy}" if options.busy else ""
+    console.print(f"Times are medians of up to {options.rounds} rounds{busy}.")
     try:
         _measure(options, device, records, console)
     finally:
@@ -128,7 +129,7 @@ def _compare(options: Namespace, before: Records, now: Records, console: Console
 def tasks_of(options: Namespace, device: Device) -> dict[Setting, list[str]]:
     """Returns the passes of each setting, without repetitions."""
     tasks: dict[Setting, list[str]] = {}
-    equal = {name: vars(options)[name] for name in ("pos_weight", "seed")}
+    equal = {name: vars(options)[name] for name in ("pos_weight", "seed", "busy")}
     for loss, grid in product(options.losses, _grids(options)):
         wanted = [p for p in grid.passes if p in (options.passes or grid.passes)]
         for setting in grid.settings(loss=loss, **equal) if wanted else ():

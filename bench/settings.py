@@ -28,6 +28,7 @@ class Setting(NamedTuple):
     seed: int = 0
     features: int = 0
     loss: str = BCE
+    busy: int = 0  # how many processes keep cores busy
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -53,8 +54,11 @@ class Setting(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """The number of steps in a timed call: enough that reading the clock does not matter."""
-        return max(1, min(MOST_STEPS, ELEMENTS // self.elements))
+        """The number of steps in a timed call: enough that reading the clock does not matter.
+
+        Where cores are busy it is one, so that the worst call is the worst step.
+        """
+        return 1 if self.busy else max(1, min(MOST_STEPS, ELEMENTS // self.elements))
 
     @property
     def sizes(self) -> Shape:
@@ -97,7 +101,8 @@ class Setting(NamedTuple):
             target = f"sparse labels, {self.positives_per_row} in each row"
         loss = "" if self.loss == BCE else f"{self.loss} loss, "
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        how = f"{loss}pos_weight {self.pos_weight:g}, {threads}"
+        busy = f", {self.busy} busy process{'es' * (self.busy > 1)}" if self.busy else ""
+        how = f"{loss}pos_weight {self.pos_weight:g}, {threads}{busy}"
         return f"{sizes} {self.dtype} {what}, {target}, {how}"
 
 
@@ -121,6 +126,7 @@ class Grid(NamedTuple):
 
 MAIN = (1024, LABELS)
 MANY_LABELS = (8192, 32768, 131073, 670091, 2812281)
+SMALL_LAYERS = ((32, 128, 28), (64, 128, 512), (128, 128, 4096), (128, 128, 18154))
 SMALL = Grid([(8, 16)], targets=("float",), densities=(0.1,), passes=(STEP,))
 
 
@@ -156,5 +162,6 @@ def grids(device: str, quick: bool) -> list[Grid]:
         Grid([MAIN], threads=every_thread, passes=(STEP,)),
         few((256, 256, 131072), passes=PASSES),
         few((256, 256, 131072), "bfloat16"),
+        *map(few, SMALL_LAYERS),
         *(few((64, 128, labels)) for labels in MANY_LABELS),
     ]

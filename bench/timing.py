@@ -20,12 +20,14 @@ from weighted_bce import empty_cache
 
 from .accuracy import Truth, errors, truth
 from .baselines import BY_KEY
+from .busy import keep_busy
 from .names import COPY, OURS, PRODUCTS, STEP
 from .runner import Runner
 from .samples import make
 from .settings import Setting
 
 FEWEST_ROUNDS = 5
+FEWEST_OF_P95 = 20  # rounds; of fewer, the 95th percentile would be about the worst
 WARM_UPS = 2
 # Elements of logits whose peak is measured on the CPU: fewer say nothing, more take long.
 PEAKS = range(2**20, 2**27)
@@ -36,18 +38,22 @@ def measure(runners: Sequence[Runner], rounds: int, seconds: float = math.inf) -
     """Fills the rows, in rounds in which all take turns, so that noise affects all equally.
 
     The baselines work on the same samples, and either all or none are CUDA graphs. Rounds end after
-    `rounds` of them, or after `seconds`, though not before a few are done.
+    `rounds` of them, or after `seconds`, though not before a few are done. Other processes keep
+    cores busy only during these rounds, if the setting has any.
     """
     check(runners)
     end = time.perf_counter() + seconds
     gc.collect()
-    for number in range(1 + rounds):
-        if number > FEWEST_ROUNDS and time.perf_counter() > end:
-            break
-        for runner in _working(runners):
-            spent = runner.attempt(runner.seconds)
-            if spent is not None and number > 0:  # the first round warms up
-                runner.row.rounds.append(spent)
+    for runner in _working(runners):  # an untimed round warms up
+        runner.attempt(runner.seconds)
+    with keep_busy(runners[0].row.setting.busy):
+        for number in range(rounds):
+            if number >= FEWEST_ROUNDS and time.perf_counter() > end:
+                break
+            for runner in _working(runners):
+                spent = runner.attempt(runner.seconds)
+                if spent is not None:
+                    runner.row.rounds.append(spent)
     for runner in _working(runners):
         if not runner.row.graphs:  # these allocate when they are captured
             _add_peak(runner)
@@ -107,6 +113,9 @@ def _add_times(runner: Runner, timed: dict[str, Runner]) -> None:
     row, moved = runner.row, runner.moved_bytes
     rounds = torch.tensor(row.rounds, dtype=torch.float64)
     row.p20, row.seconds, row.p80 = rounds.quantile(SHOWN).tolist()
+    if row.setting.busy:
+        row.mean, row.worst = float(rounds.mean()), float(rounds.max())
+        row.p95 = float(rounds.quantile(0.95)) if len(rounds) >= FEWEST_OF_P95 else None
     row.times_copy, row.times_products, row.times_ours = (
         statistics.median(map(truediv, row.rounds, timed[key].row.rounds)) if key in timed else None
         for key in (COPY, PRODUCTS, OURS)

@@ -110,15 +110,22 @@ def test_results_that_are_none(text: str, tmp_path: Path, capsys: Any) -> None:
     assert "holds no results of this benchmark" in printed.err
 
 
-@pytest.mark.parametrize(("shape", "code"), [("64x1000", 0), ("64x999999999", 2)])
+@pytest.mark.parametrize(
+    ("larger", "shape", "code"),
+    [
+        ("64x99999999", "64x1000", 0),
+        ("64x99999999", "64x999999999", 2),
+        ("64x128x2812281", "64x1000", 0),
+    ],
+)
 def test_what_does_not_fit_is_left_out(
-    shape: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    larger: str, shape: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Where nothing else was measured, the exit code says so."""
     memory = SimpleNamespace(available=2**28)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     given = ["--quick", "--rounds", "1", "--passes", "forward", "--against", "bce"]
-    assert __main__.main([*given, "--shapes", f"64x99999999,{shape}"]) == code
+    assert __main__.main([*given, "--shapes", f"{larger},{shape}"]) == code
     printed = capsys.readouterr()
     assert "weighted_bce does not fit: it needs about" in printed.out
     assert ("64 x 1,000 float32" in printed.out) == (code == 0)
@@ -171,6 +178,8 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
         (("--against", "bce,tf"), ("--against", "masked", "'tf'")),
         (("--threads", "0"), ("--threads", "'0'")),
         (("--seed", "-1"), ("--seed", "'-1'")),
+        (("--busy", "-1"), ("--busy", "whole number from 0", "'-1'")),
+        (("--busy", "2.5"), ("--busy", "whole number from 0", "'2.5'")),
         (("--rounds", "few"), ("--rounds", "'few'")),
         (("--seconds", "0"), ("--seconds", "'0'")),
         (("--out", "/dev/null/folder"), ("--out", "cannot write")),
@@ -237,6 +246,9 @@ def test_the_full_grids(device: str, labels: int, most: int) -> None:
     assert {s.threads for s in settings} >= {torch.get_num_threads()}
     assert all(s.is_sparse and s.positives_per_row == 5 for s in layers)
     assert len({s.labels for s in layers}) >= labels
+    if device == "cpu":  # from small classifiers up
+        sizes = {(32, 128, 28), (64, 128, 512), (128, 128, 4096), (128, 128, 18154)}
+        assert {s.sizes for s in layers} >= sizes | {(64, 128, 2812281)}
 
 
 def test_the_names_on_the_command_line() -> None:

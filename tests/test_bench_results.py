@@ -32,6 +32,8 @@ def row(setting: Setting, pass_: str, key: str) -> Row:
     else:
         known |= {"times_copy": 2.0, "share_of_copy": 0.5, "gigabytes_per_second": 1.0}
         known |= {"peak_gradients": 1.0}
+    if setting.busy:
+        known |= {"mean": 0.5, "p95": 1.5, "worst": 2.5}
     return Row(setting, pass_, False, key, seconds, seconds / 2, seconds * 2, **known)
 
 
@@ -57,7 +59,7 @@ def cut(records: Records) -> Records:
 
 def test_files(tmp_path: Path) -> None:
     """Rows of logits and of layers come back."""
-    settings = [SMALL, Setting(8, 16, "float16", "sparse"), LAYER, LAYER._replace(features=0)]
+    settings = [SMALL, SMALL._replace(busy=2), LAYER, LAYER._replace(features=0)]
     records, folder = made_up(settings, ("step", "forward")), tmp_path / "new" / "folder"
     records.save(folder)
     assert load(folder) == load(folder / "results.json") == cut(records)
@@ -69,22 +71,24 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_results_of_earlier_versions(tmp_path: Path) -> None:
-    """They have neither linear layers nor other losses, another word for a baseline, and baselines
-    that are no longer measured."""
+    """They have neither linear layers nor other losses, no busy cores, another word for a baseline,
+    and baselines that are no longer measured."""
     records = made_up([SMALL])
     records.rows.extend(row(SMALL, "step", key) for key in ("no-positives", "compile-plain"))
     records.save(tmp_path)
     file = tmp_path / "results.json"
     text = file.read_text().replace('"baseline"', '"contender"')
-    for absent in ("features", "loss", "times_products", "beyond_bytes"):
-        text = re.sub(rf'"{absent}": [^,]*, ', "", text)
+    absent = ("features", "loss", "busy", "times_products", "beyond_bytes", "mean", "p95", "worst")
+    for name in absent:
+        text, count = re.subn(rf', "{name}": [^,}}]*', "", text)
+        assert count == len(records.rows)
     file.write_text(text)
     earlier = load(tmp_path)
     assert earlier == cut(records)
     names = {"weighted_bce, no positives", "torch.compile(F..., no pos_weight)"}
     assert {one.name for one in earlier.rows[5:]} == names
     assert changes(records, earlier, 0.25) == (len(OF_LOGITS) + 2, [])
-    for other in (Setting(8, 16, features=4), Setting(8, 16, loss="focal")):
+    for other in (Setting(8, 16, features=4), Setting(8, 16, loss="focal"), Setting(8, 16, busy=1)):
         assert changes(made_up([other]), earlier, 0.25) == (0, [])
 
 
@@ -221,6 +225,36 @@ def test_a_table_for_each_loss(pages: Path) -> None:
     text = written(pages / "docs" / "benchmarks.md")
     for loss in losses:
         assert f"bool target with 0.5% positives, {loss} loss, pos_weight 7" in text
+
+
+def test_an_overview_of_linear_layers(pages: Path) -> None:
+    """It has all of them, so that what is faster than weighted_bce is seen at a glance."""
+    settings = [LAYER._replace(labels=labels) for labels in (64, 4096, 512)]
+    made_up(settings, ("step", "forward")).save(documentation.RESULTS / "machine")
+    text = written(pages / "docs" / "benchmarks.md")
+    for labels in (64, 512, 4096):
+        for pass_ in ("step", "forward"):
+            (line,) = (x for x in text.splitlines() if f"4x8x{labels} " in x and f"{pass_} |" in x)
+            assert line.split(" | ")[2:] == ["5.00x", "5.00x", "5.00x |"]
+    made_up([LAYER]).save(documentation.RESULTS / "machine")
+    assert "4x8x4096" not in written(pages / "docs" / "benchmarks.md")
+
+
+def test_pages_about_busy_cores(pages: Path) -> None:
+    """Each group has a table, with the statistics; README shows what was measured without them."""
+    settings = [s for s in full_grid() if s.labels in (28, 512, 18154, 131073)]
+    made_up([s._replace(busy=2) for s in settings]).save(documentation.RESULTS / "machine-busy")
+    made_up(full_grid()).save(documentation.RESULTS / "machine")
+    text = written(pages / "docs" / "benchmarks.md")
+    heads = [x for x in text.splitlines() if "2 busy processes" in x]
+    assert len(heads) == len(settings) == 5
+    for head in heads:
+        assert " | p20 to p80 | mean | 95th percentile | worst | times weighted_bce | " in head
+    quiet = [x for x in text.splitlines() if x.startswith("| Training step") and x not in heads]
+    assert quiet != []
+    assert "worst" not in "".join(quiet)
+    made_up([s._replace(busy=2) for s in full_grid()]).save(documentation.RESULTS / "machine")
+    assert "| Linear layer and loss" not in written(pages / "README.md")
 
 
 def test_what_readme_says(pages: Path) -> None:

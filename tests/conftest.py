@@ -10,6 +10,7 @@ import torch
 
 from weighted_bce import _config, _eager, backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
+from weighted_bce.linear import _expectation
 
 from . import selection
 from .comparison import backends
@@ -115,6 +116,7 @@ def _seed(request: pytest.FixtureRequest) -> None:
 def _fresh_state() -> Iterator[None]:
     """No test sees the backend, the expectations or the threads that another one left."""
     _eager._expected.clear()
+    _expectation._of_kinds.clear()
     chosen, threads = _config.current_backend, torch.get_num_threads()
     yield
     _config.current_backend = chosen

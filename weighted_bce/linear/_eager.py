@@ -1,7 +1,8 @@
 """The loss of a linear layer in eager mode: one pass computes the loss and all gradients.
 
 The gradients are computed for the grad_output that backward is expected to bring. If it brings
-another one, they are computed again. A layer with a fused step is in _stepped.py.
+another one, they are computed again. If that happens often, the pass computes the loss alone; see
+_expectation.py. A layer with a fused step is in _stepped.py.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._eager import expected_grad_output, is_first_order
+from .._eager import is_first_order
 from .._options import Options
 from . import _ops, _passes
 from ._chunks import ChunkOptions, Layer
+from ._expectation import Prediction, predict
 from ._gradients import Gradients
 
 
 class FusedLinearLoss(Function):
-    """Computes the loss and, in the same pass, its gradients."""
+    """Computes the loss and, in the same pass, its gradients if they are expected to be right."""
 
     @staticmethod
     def forward(
@@ -33,10 +35,13 @@ class FusedLinearLoss(Function):
         layer = Layer(input, linear_weight, linear_bias)
         options.save(ctx, *layer)
         ctx.chunk_options = chunk_options
-        ctx.used_grad_output = expected_of(layer).clone()
+        ctx.prediction = prediction = predict(layer)
+        if prediction.grad_output is None:
+            return _passes.loss(layer, options, chunk_options)
         of_input, of_weight, of_bias, *_ = ctx.needs_input_grad
-        loss, ctx.gradients = _passes.loss_and_gradients(
-            layer, options, chunk_options, ctx.used_grad_output, (of_input, of_weight, of_bias)
+        needs = of_input, of_weight, of_bias
+        loss, prediction.gradients = _passes.loss_and_gradients(
+            layer, options, chunk_options, prediction.grad_output, needs
         )
         return cast(Tensor, loss)  # there is one after a reduction
 
@@ -55,27 +60,14 @@ def _gradients(
     call: tuple[Layer, Options, ChunkOptions],
     needs: tuple[bool, ...],
 ) -> Gradients:
-    made: Gradients | None
-    made, ctx.gradients = ctx.gradients, None  # they are given away, or wrong
-    if torch.compiler.is_compiling():  # compiled autograd traces this function
-        return _ops.gradients(grad_output, *call, needs)
-    is_plain = is_first_order(grad_output)
-    if made is not None and is_plain and _is_same(grad_output, ctx.used_grad_output):
-        return made
-    del made  # before there are others
-    gradients = _ops.gradients(grad_output, *call, needs)
-    if is_plain and grad_output.item() != 0:  # 0 needs no gradient in advance
-        expected_of(call[0]).copy_(grad_output)
-    return gradients
-
-
-def expected_of(layer: Layer) -> Tensor:
-    return expected_grad_output(layer.input, layer.weight.dtype, layer.weight.shape)
-
-
-def _is_same(grad_output: Tensor, used: Tensor) -> bool:
-    """Compares the two. On CUDA it waits for the forward pass: Python decides what follows."""
-    return bool(grad_output.item() == used.item())
+    prediction: Prediction | None
+    prediction, ctx.prediction = ctx.prediction, None  # another backward pass makes its own
+    # Compiled autograd traces this function.
+    if prediction is not None and not torch.compiler.is_compiling():
+        made = prediction.gradients_for(grad_output if is_first_order(grad_output) else None)
+        if made is not None:
+            return made
+    return _ops.gradients(grad_output, *call, needs)
 
 
 apply: Callable[..., Tensor] = FusedLinearLoss.apply

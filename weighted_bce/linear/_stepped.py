@@ -21,7 +21,7 @@ from . import _deferred_ops as _deferred_ops  # operations on deferred gradients
 from . import _ops, _passes
 from ._chunks import ChunkOptions, Layer
 from ._deferred import DeferredGrad, deferred_grad
-from ._eager import expected_of
+from ._expectation import expectation_of
 from ._fused_optimizer import FusedOptimizer, Group
 from ._gradient_sum import Call, GradientSum
 from ._gradients import Gradients
@@ -30,9 +30,6 @@ from ._not_compiled import not_compiled
 # Called with the labels of a chunk and the gradients of their rows of the weight and the bias.
 StepFunction = Callable[[slice, Tensor | None, Tensor | None], None]
 Step = FusedOptimizer | StepFunction
-
-# Gradients for a grad_output outside this range could not be multiplied to those for 1.
-_LEAST_EXPECTED, _MOST_EXPECTED = 1e-20, 1e20
 
 
 class BoundStep(NamedTuple):
@@ -144,7 +141,8 @@ class SteppedLinearLoss(Function):
         loss, is_observed = None, _dispatch.is_observed() or input.is_meta
         # A checkpoint would compute gradients for nothing, and those of rows have many factors.
         if (of_input or of_bias) and options.reduction != NONE and not is_observed:
-            ctx.used_grad_output = expected_of(layer).clone()
+            ctx.expectation = expectation_of(layer)
+            ctx.used_grad_output = ctx.expectation.grad_output.clone()
             loss, ctx.gradients = _of_input_and_bias(
                 layer, options, chunk_options, ctx.used_grad_output, (of_input, of_bias)
             )
@@ -213,19 +211,17 @@ def _scaled(
         return Gradients(None, None, None)
     if ctx.gradients is None:
         return _ops.gradients(grad_output, *call, of_layer)
-    layer, used = call[0], ctx.used_grad_output
     made: Gradients = ctx.gradients
     is_kept = graph_is_kept()
     if not is_kept:
         ctx.gradients = None  # they are given away
-    size, ratio = grad_output.abs(), grad_output / used
-    is_expected = (size > _LEAST_EXPECTED) & (size < _MOST_EXPECTED)
-    expected_of(layer).copy_(grad_output.where(is_expected, used))
+    ratio = grad_output / ctx.used_grad_output
+    ctx.expectation.learn(grad_output)
 
     def scaled(gradient: Tensor, like: Tensor) -> Tensor:
         return (gradient * ratio if is_kept else gradient.mul_(ratio)).to(like.dtype)
 
-    each = zip(made, layer, of_layer, strict=True)
+    each = zip(made, call[0], of_layer, strict=True)
     return Gradients(
         *(scaled(g, cast(Tensor, t)) if n and g is not None else None for g, t, n in each)
     )

@@ -29,7 +29,7 @@ class Passes:
     """The passes over all chunks that were made, and the gradients of the weight from them."""
 
     def __init__(self) -> None:
-        self.with_gradients = self.alone = 0
+        self.with_gradients = self.alone = self.most_held = 0
         self._gradients: list[Any] = []
 
     def products(self) -> int:
@@ -56,6 +56,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
         return loss(*args)
 
     def counted_both(*args: Any) -> Any:
+        seen.most_held = max(seen.most_held, seen.gradients_held())
         result = both(*args)
         seen.made(result[1].weight)
         return result
@@ -89,6 +90,11 @@ def test_a_factor_that_differs_in_each_step(device: str, passes: Passes) -> None
     """A learned scale, or a divisor such as the number of items of a batch."""
     factors = [1 + i / 7 for i in range(1, 9)]
     assert steps(passes, criterion_on(device), factors) == [WRONG] * 2 + [ALONE] * 6
+
+
+def test_wrong_gradients_are_dropped_before_there_are_others(passes: Passes) -> None:
+    assert steps(passes, criterion_on(), [2]) == [WRONG]
+    assert passes.most_held == 0
 
 
 def test_the_quick_way_comes_back(passes: Passes) -> None:
@@ -305,9 +311,12 @@ def test_a_gpu_is_rarely_waited_for_where_the_loss_is_alone(
     assert every >= 7
     assert steps(passes, criterion, [4] * 3 * every) == [ALONE] * 3 * every
     assert compared[0] == 2 * 3  # what came, and what was expected
-    # The next one that is looked at is the fourth that would have been right.
+    # The next one that is compared is the fourth that would have been right.
     assert steps(passes, criterion, [4] * every)[-1] == ALONE
-    assert steps(passes, criterion, [4] * 2) == [QUICK, QUICK]
+    assert steps(passes, criterion, [4, 4, 5, 6]) == [QUICK, QUICK, WRONG, WRONG]
+    # Three of four would be right, whichever are compared.
+    divisors = [d for d in range(2, 32) for _ in range(4)]
+    assert steps(passes, criterion, divisors)[-3:] == [QUICK] * 3
 
 
 def test_nothing_keeps_weights_or_code_alive() -> None:

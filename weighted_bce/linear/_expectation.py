@@ -87,10 +87,10 @@ class _Losses:
 class Prediction:
     """One call's part of an expectation, and the gradients that the forward pass made for it.
 
-    Only one call of a weight at a time holds gradients that backward has not used. Meanwhile
-    others compute the loss alone. A call that backward has not used by the backward pass of a later
-    one may never be used, such as a loss that is kept in a list: the next call may make gradients
-    again, and takes away those.
+    Only one call of a weight holds gradients that backward has not used. Meanwhile others compute
+    the loss alone. But its backward pass may never come, as for a loss that is kept in a list. So
+    once that of a later call has passed it by, the next call takes its gradients away and makes its
+    own.
 
     Attributes:
         grad_output: the one to make gradients for; None if the loss should be computed alone.
@@ -100,11 +100,11 @@ class Prediction:
     def __init__(self, losses: _Losses, expectation: Expectation) -> None:
         losses.calls += 1
         self._number, self._losses, self._expectation = losses.calls, losses, expectation
-        self._is_awaited = True
+        self._is_passed_by = False
         self.grad_output: Tensor | None = None
         self.gradients: Gradients | None = None
         other = losses.last_made()
-        if not expectation.is_trusted or (other is not None and other._is_awaited):
+        if not expectation.is_trusted or (other is not None and not other._is_passed_by):
             return
         if other is not None:
             other.gradients = None
@@ -121,10 +121,9 @@ class Prediction:
                 a forward pass makes.
         """
         made, self.gradients = self.gradients, None
-        self._is_awaited = False
         earlier = self._losses.last_made()
         if earlier is not None and earlier._number < self._number:
-            earlier._is_awaited = False
+            earlier._is_passed_by = True
         return made if self._is_right(grad_output) else None
 
     def _is_right(self, grad_output: Tensor | None) -> bool:

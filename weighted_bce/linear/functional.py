@@ -100,9 +100,19 @@ def linear_weighted_bce_with_logits(
         are summed in float32 and stay float32 until the loss is computed. On the CPU this takes
         float32 copies of each chunk, so autocast changes nothing there.
 
-        If a gradient is needed, the forward pass computes it for the grad_output that came the last
-        time, at first 1. If backward brings another one, or runs again on a kept graph, the
-        gradient is computed again. On CUDA, backward waits for the forward pass to compare the two.
+        If gradients are needed, the forward pass computes them for the grad_output that came the
+        last time for this weight and this line of your code, at first 1. If backward brings another
+        one, or runs again on a kept graph, they are computed again. If that happens often, as with
+        a learned scale, the forward pass computes only the loss, until the last grad_output would
+        have been right several times. On CUDA, backward waits for the forward pass to compare the
+        two; without gradients from the forward pass, it does so once in seven passes.
+
+        A weight has the gradients of one forward pass at a time: until backward has used them,
+        other forward passes with the weight compute only the loss. So losses that are summed before
+        backward need the memory of one gradient. If backward of a later loss comes first, the next
+        forward pass drops them and computes new ones, so losses that are kept without backward do
+        not matter. No result depends on any of this.
+
         Under torch.compile, in a checkpoint, while a CUDA graph is captured and for
         ``reduction="none"``, the forward pass computes only the loss, and backward computes the
         logits again. With `fused_step`, the forward pass computes the gradients of the input and

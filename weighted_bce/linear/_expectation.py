@@ -127,15 +127,16 @@ class Prediction:
         return made if self._is_right(grad_output) else None
 
     def _is_right(self, grad_output: Tensor | None) -> bool:
-        """Compares what came with what was expected; waits for the forward pass of gradients."""
-        expectation, is_alone = self._expectation, self.grad_output is None
+        """Compares what came with what was expected, and learns it."""
+        expectation, expected = self._expectation, self.grad_output
         if grad_output is None:
             expectation.count(False)
             return False
-        if is_alone and not grad_output.is_cpu and not expectation.is_compared():
-            expectation.learn(grad_output)
-            return False
-        expected = expectation.grad_output if self.grad_output is None else self.grad_output
+        if expected is None:
+            if not grad_output.is_cpu and not expectation.is_compared():
+                expectation.learn(grad_output)
+                return False
+            expected = expectation.grad_output
         number = grad_output.item()
         is_right = bool(number == expected.item())
         if number != 0 and math.isfinite(number):  # others say nothing about those to come

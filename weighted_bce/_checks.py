@@ -159,6 +159,17 @@ def check_csr_indices(shape: Sequence[int], options: Options) -> None:
         check_indices(labels, shape[1])
 
 
+def raise_wrong_index(shape: Sequence[int], options: Options) -> None:
+    """Raises ValueError for wrong indices of sparse labels after a kernel has raised an error.
+
+    The kernels check each index, but do not name the wrong one.
+    """
+    try:
+        check_csr_indices(shape, options)
+    except ValueError as wrong_index:
+        raise wrong_index from None
+
+
 def _check_factor(name: str, factor: Tensor, input: Tensor, logits_name: str) -> None:
     if not isinstance(factor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(factor).__name__}")

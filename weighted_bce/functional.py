@@ -6,7 +6,13 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _dispatch, _probabilities
-from ._checks import Target, check_csr_indices, checked_options, checked_reduction
+from ._checks import (
+    Target,
+    check_csr_indices,
+    checked_options,
+    checked_reduction,
+    raise_wrong_index,
+)
 from ._dtensor_import import import_rules_for_dtensors
 from ._options import MEAN
 from .losses import BCE, Loss, check_loss
@@ -223,11 +229,7 @@ def _loss(
     try:
         result = _dispatch.loss(input, options, inplace_backward)
     except RuntimeError:
-        # The kernels check each index of sparse labels, but do not name the wrong one.
-        try:
-            check_csr_indices(input.shape, options)
-        except ValueError as wrong_index:
-            raise wrong_index from None
+        raise_wrong_index(input.shape, options)
         raise
     return result if isinstance(reduction, str) else reduction(result)
 

@@ -18,6 +18,11 @@ struct Gradients {
   OptionalTensor weight, bias;  // (labels, features) and (1, labels)
 };
 
+void check_same_dtype(const Tensor& result, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(result.scalar_type() == like.scalar_type(), name,
+                  " must have the dtype of what it is the gradient of");
+}
+
 /// Computes the sum of the losses, and their gradients.
 template <class T>
 class Pass {
@@ -176,6 +181,18 @@ class Pass {
   const Parts blocks_;
 };
 
+/// Returns a sum in double precision, of several at a time.
+template <class T>
+double sum_of(const T* values, int64_t n) {
+  constexpr int kAtOnce = 8;
+  double sums[kAtOnce] = {};
+  int64_t i = 0;
+  for (; i + kAtOnce <= n; i += kAtOnce) {
+    for (int k = 0; k < kAtOnce; ++k) sums[k] += values[i + k];
+  }
+  return std::accumulate(sums, sums + kAtOnce, std::accumulate(values + i, values + n, 0.0));
+}
+
 /// Writes the sum of each row's losses to `losses`.
 template <class T>
 void sum_rows(const LinearCall& call, const Tensor& weight, const Cut& cut, T* losses) {
@@ -208,7 +225,7 @@ void sum_rows(const LinearCall& call, const Tensor& weight, const Cut& cut, T* l
             call.compute(Mode::kUnreduced, logits, weights, tile, label_tiles[l]);
             const T* row = static_cast<const T*>(logits.const_data_ptr());
             for (int64_t i = tile.begin; i < tile.end; ++i, row += n) {
-              sums[i - of_rows.begin] += std::accumulate(row, row + n, 0.0);
+              sums[i - of_rows.begin] += sum_of(row, n);
             }
           }
         }
@@ -221,6 +238,13 @@ Tensor linear_pass_(const Arguments& a, const OptionalTensor& grad_output, const
                     const OptionalTensor& input_grad, const OptionalTensor& weight_grad,
                     const OptionalTensor& bias_grad, const std::optional<int64_t>& most_labels) {
   const LinearCall call(a, x, bias, grad_output);
+  call.check_weight(weight);
+  if (input_grad) check_matrix(*input_grad, x.size(0), x.size(1), "input_grad");
+  if (input_grad) check_same_dtype(*input_grad, x, "input_grad");
+  if (weight_grad) check_matrix(*weight_grad, weight.size(0), weight.size(1), "weight_grad");
+  if (weight_grad) check_same_dtype(*weight_grad, weight, "weight_grad");
+  if (bias_grad) check_list(*bias_grad, weight.size(0), "bias_grad");
+  check_most_labels(most_labels);
   const bool is_double = x.scalar_type() == ScalarType::Double;
   const bool converts = weight.scalar_type() != x.scalar_type();
   const Cut cut = Cut::of_pass(x.size(0), weight.size(0), x.size(1), converts, most_labels);

@@ -1,18 +1,16 @@
 // A call of the loss of a linear layer, and the memory in which a thread computes parts of it.
 #pragma once
 
-#include <atomic>
+#include <torch/csrc/stable/ops.h>
+
 #include <optional>
 
-#include "cpu/chunks.h"
-#include "cpu/csr_check.h"
-#include "cpu/isa.h"
 #include "cpu/matrices.h"
 #include "cpu/slabs.h"
 
 namespace weighted_bce {
 
-/// All but the weight of the layer.
+/// This is a call of the loss: all but the weight of the layer.
 struct LinearCall {
   Tensor x;                    // (rows, features), contiguous, of the dtype of arithmetic
   OptionalTensor bias;         // (labels,)
@@ -20,57 +18,44 @@ struct LinearCall {
   Arguments arguments;         // of all logits, of which the input has only the shape
   double divisor;
 
+  /// Throws where they do not fit each other, before anything is computed.
   LinearCall(const Arguments& a, const Tensor& x, const OptionalTensor& bias,
-             const OptionalTensor& grad_output)
-      : x(x), bias(bias), grad_output(grad_output), arguments(a) {
-    const Problem problem = plan(Mode::kLoss, a, nullptr, nullptr);
-    if (a.is_sparse()) check_csr(a, problem.csr);
-    divisor = divisor_of(a, problem);
-  }
+             const OptionalTensor& grad_output);
+
+  /// Throws unless the weight fits the call.
+  void check_weight(const Tensor& weight) const;
 
   Tensor input(Range rows) const { return part(x, rows, {0, x.size(1)}); }
 
   /// Writes the logits of a tile, and then over them what the mode says. Returns the sum of the
   /// losses. `weight` is that of these labels, in the dtype of arithmetic.
   double compute(Mode mode, const Tensor& logits, const Tensor& weight, Range rows,
-                 Range labels) const {
-    if (bias) copy(logits, repeated(part_of_list(*bias, labels), rows.size()));
-    product(logits, input(rows), transposed(weight), bias.has_value());
-    Arguments a = arguments;
-    a.input = logits;
-    if (a.is_sparse()) {
-      a.crow_indices = part_of_list(*a.crow_indices, {rows.begin, rows.end + 1});
-      a.first_label = a.first_label.value_or(0) + labels.begin;
-    } else {
-      a.target = part(a.target, rows, labels);
-    }
-    if (a.weight) a.weight = part(*a.weight, rows, labels);
-    if (a.pos_weight) a.pos_weight = part(*a.pos_weight, rows, labels);
-    OptionalTensor factor;
-    if (grad_output) factor = part(*grad_output, rows, labels);
-    Problem problem =
-        plan(mode, a, factor ? &*factor : nullptr, mode == Mode::kLoss ? nullptr : &logits);
-    problem.divisor = divisor;
-    return isa().run(problem, 0, problem.numel);
-  }
+                 Range labels) const;
 };
+
+/// Throws unless the tensor is on the CPU and a matrix of this size.
+void check_matrix(const Tensor& m, int64_t rows, int64_t columns, const char* name);
+/// Throws unless it is on the CPU and has so many elements in its one dimension.
+void check_list(const Tensor& list, int64_t size, const char* name);
+/// Throws unless it is at least 1, where it is given.
+void check_most_labels(const std::optional<int64_t>& most_labels);
 
 /// Each thread has these matrices.
 struct LinearWorkspaces {
   Workspace logits;
   Workspace weight;    // in the dtype of arithmetic, if it has another one
   Workspace products;  // in the dtype of arithmetic, if the results have another one
-  Workspace sums;      // the same of a bias
+  Workspace sums;      // in the dtype of arithmetic, of a bias
 
   LinearWorkspaces(const Cut& cut, int64_t features, ScalarType dtype, bool converts)
       : logits(dtype, cut.tile_rows * cut.tile_labels),
         weight(dtype, converts ? cut.tile_labels * features : 0),
         products(dtype, converts ? cut.tile_labels * features : 0),
-        sums(dtype, converts ? cut.tile_labels : 0) {}
+        sums(dtype, cut.tile_labels) {}
 
   static int64_t bytes(const Cut& cut, int64_t features, ScalarType dtype, bool converts) {
-    const int64_t other = converts ? 2 * features + 1 : 0;
-    return cut.tile_labels * (cut.tile_rows + other) * size_of(dtype);
+    const int64_t others = 1 + (converts ? 2 * features : 0);
+    return cut.tile_labels * (cut.tile_rows + others) * size_of(dtype);
   }
 };
 
@@ -96,6 +81,7 @@ void run_slabs(Slabs<T>& slabs, int64_t threads, const Make& make, const Work& w
     try {
       typename Slabs<T>::Slab slab;
       if (!slabs.take(slab)) return;  // others were faster
+      const SerialProducts serial;
       const auto workspaces = make();
       do {
         work(workspaces, slab);

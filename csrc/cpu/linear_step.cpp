@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "cpu/linear_call.h"
 
 namespace weighted_bce {
@@ -53,6 +54,7 @@ void step(const std::vector<Tensor>& handles, const OptionalTensor& dense, const
   int64_t most_rows = 1;
   for (const Tensor& handle : handles) {
     calls.push_back(&call_of(handle));
+    calls.back()->check_weight(weight);
     most_rows = std::max(most_rows, calls.back()->x.size(0));
   }
   const int64_t features = weight.size(1);

@@ -10,7 +10,27 @@
 #include "cpu/cut.h"
 #include "tensors.h"
 
+// torch has it where its products are MKL's.
+extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int);
+
 namespace weighted_bce {
+
+/// While one lives, products of this thread run on it alone. Within a parallel region they do so in
+/// any case, but MKL cuts them for as many threads as torch.set_num_threads was given, which takes
+/// longer and rounds otherwise.
+class SerialProducts {
+  int before_ = 0;
+
+ public:
+  SerialProducts() {
+    if (MKL_Set_Num_Threads_Local) before_ = MKL_Set_Num_Threads_Local(1);
+  }
+  ~SerialProducts() {
+    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before_);
+  }
+  SerialProducts(const SerialProducts&) = delete;
+  SerialProducts& operator=(const SerialProducts&) = delete;
+};
 
 /// Returns the bytes of an element of a dtype that logits may have.
 inline int64_t size_of(ScalarType dtype) {

@@ -13,7 +13,7 @@ from .._options import NONE, SUM, Options
 from . import _eager, _ops, _stepped
 from ._chunks import ChunkOptions, Layer
 from ._stepped import BoundStep
-from ._unchunked import all_logits
+from ._unchunked import all_logits, loss_of_all_logits
 
 _When = Callable[[Layer, Options, BoundStep | None], bool]
 _How = Callable[[Layer, Options, ChunkOptions, BoundStep | None], Tensor]
@@ -70,8 +70,7 @@ def _by_all_logits(
 ) -> Tensor:
     if step is not None and not _transforms.is_active():
         step.check_is_optimizer()
-    losses = _dispatch.loss(all_logits(layer), options)
-    return losses.sum(1) if options.reduction == NONE else losses
+    return loss_of_all_logits(all_logits(layer), options)
 
 
 def _by_shards(

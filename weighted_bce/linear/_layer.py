@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from .. import _dispatch
-from .._checks import Target, check_csr_indices, checked_named_reduction, checked_options
+from .._checks import Target, checked_named_reduction, checked_options
 from .._dtensor_import import is_fully_sharded
 from .._options import NONE, compute_dtype
 from .._warning import warn
 from ..losses import Loss
 from . import _rows
 from ._stepped import Step
+from ._unchunked import loss_of_all_logits
 
 if TYPE_CHECKING:
     from .modules import _LinearLoss
@@ -110,9 +110,8 @@ def own_loss(criterion: "_LinearLoss", input: Tensor, target: Target, loss: Loss
         logits_name="the logits of linear",
         rows=rows,
     )
-    check_csr_indices(rows.shape, options)
-    losses = _dispatch.loss(rows, _rows.of_options(options, logits.shape[:-1]))
-    return _rows.restored(losses.sum(1) if reduction == NONE else losses, logits, reduction)
+    of_rows = loss_of_all_logits(rows, _rows.of_options(options, logits.shape[:-1]))
+    return _rows.restored(of_rows, logits, reduction)
 
 
 def _warn_once(message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .._checks import check_csr_indices
+from .._checks import raise_wrong_index
 from .._kernels import Kernels, kernels_for
 from .._options import KERNEL_TARGET_DTYPES, NONE, Options, compute_dtype
 from ._chunks import ChunkOptions, Layer
@@ -90,9 +90,12 @@ def _pass(
     grad_output: Tensor | None,
     gradients: Gradients,
 ) -> Tensor:
-    if options.first_label is None:
-        check_csr_indices(layer.shape, options)
     x, like = _operands(layer)
     arguments: Any = (grad_output, x, layer.weight, layer.bias, *gradients)
     most_labels = chunk_options.chunk_labels
-    return cast(Tensor, kernels.linear_pass_(*arguments, most_labels, like, *options))
+    try:
+        return cast(Tensor, kernels.linear_pass_(*arguments, most_labels, like, *options))
+    except RuntimeError:
+        if options.first_label is None:
+            raise_wrong_index(layer.shape, options)
+        raise

@@ -7,10 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .. import _dispatch
+from .._checks import raise_wrong_index
 from .._derivatives import differentiable_grad
+from .._dtensor_import import is_dtensor
 from .._options import NONE, Options, compute_dtype
-from ._chunks import Layer
+from ._chunks import ChunkOptions, Layer
 from ._gradients import Gradients
+
+_SMALL_BYTES = 2**22
+_WIDE = frozenset({torch.float32, torch.float64})
+_DEFAULT = ChunkOptions()
 
 _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
 _WITH_AUTOCAST = frozenset(
@@ -28,11 +35,9 @@ def autocast_available(device_type: str) -> bool:
 
 def _no_autocast(like: Tensor) -> Any:
     device_type = like.device.type
-    return (
-        torch.autocast(device_type, enabled=False)
-        if autocast_available(device_type)
-        else nullcontext()
-    )
+    if autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def _widened(layer: Layer) -> Layer:
@@ -45,6 +50,27 @@ def all_logits(layer: Layer) -> Tensor:
     """Returns the logits, (rows, labels), in the compute dtype."""
     with _no_autocast(layer.input):
         return functional.linear(*_widened(layer))
+
+
+def loss_of_all_logits(logits: Tensor, options: Options) -> Tensor:
+    """Returns the loss after the reduction; that of each row without one."""
+    try:
+        losses = _dispatch.loss(logits, options)
+    except RuntimeError:
+        raise_wrong_index(logits.shape, options)
+        raise
+    return losses.sum(1) if options.reduction == NONE else losses
+
+
+def is_small(layer: Layer, chunk_options: ChunkOptions) -> bool:
+    """Tells whether chunks would save neither memory nor time: all logits with their gradient are
+    small, and so is the weight; and no operand of the products is converted."""
+    x, weight, _ = layer
+    if chunk_options != _DEFAULT or x.dtype not in _WIDE or weight.dtype != x.dtype:
+        return False
+    size = x.itemsize * weight.shape[0]
+    is_large = 2 * size * x.shape[0] > _SMALL_BYTES or size * weight.shape[1] > _SMALL_BYTES
+    return not (is_large or is_dtensor(x) or is_dtensor(weight))
 
 
 def differentiable_gradients(

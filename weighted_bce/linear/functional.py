@@ -5,16 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._checks import Target, check_layer, checked_named_reduction, checked_options
+from .._dispatch import is_observed
 from .._numbers import checked_count
 from ..losses import BCE, Loss, check_loss
 from . import _dispatch, _rows
 from ._chunks import ChunkOptions, Layer
 from ._not_compiled import not_compiled
 from ._stepped import Step, bound
-from ._unchunked import autocast_available
+from ._unchunked import autocast_available, is_small, loss_of_all_logits
 
 _BCE = BCE()
 
@@ -271,8 +273,11 @@ def _loss(
     check_layer(input, linear_weight, linear_bias, chunk_options.product_dtype is not None)
     given = Layer(input, linear_weight, linear_bias)
     layer = _rows.of_layer(given)
+    logits = None
+    if fused_step is None and is_small(layer, chunk_options) and not is_observed():
+        logits = linear(*layer)
     options = checked_options(
-        given.logits_like(),
+        given.logits_like() if logits is None or layer is not given else logits,
         target,
         weight,
         pos_weight,
@@ -284,11 +289,13 @@ def _loss(
         rows=None if layer is given else layer.logits_like(),
     )
     step = bound(fused_step, linear_weight, linear_bias)
-    if layer is given:
-        return _dispatch.loss(layer, options, chunk_options, step)
-    options = _rows.of_options(options, input.shape[:-1])
-    of_rows = _dispatch.loss(layer, options, chunk_options, step)
-    return _rows.restored(of_rows, input, reduction_code)
+    if layer is not given:
+        options = _rows.of_options(options, input.shape[:-1])
+    if logits is None:
+        of_rows = _dispatch.loss(layer, options, chunk_options, step)
+    else:
+        of_rows = loss_of_all_logits(logits, options)
+    return of_rows if layer is given else _rows.restored(of_rows, input, reduction_code)
 
 
 _uncompiled_loss = not_compiled(_loss)

@@ -33,11 +33,14 @@ STABLE_TORCH_LIBRARY(weighted_bce, m) {
       "Tensor(a!)? input_grad, Tensor(b!)? weight_grad, Tensor(c!)? bias_grad, int? most_labels, "
       "Tensor input",
       ") -> Tensor");
-  // What linear_sgd_ and linear_adam_ need of a call of the loss of a linear layer, as a tensor of
-  // bytes. They add the gradients of the weight of several calls to a dense one, and take the steps
-  // of torch's optimizers with them; see cpu/linear_step.cpp.
+  // What the ops below need of a call of the loss of a linear layer, as a tensor of bytes. They add
+  // the gradients of the weight of several calls to a dense one. One writes that of some labels to
+  // out, and others take the steps of torch's optimizers with it; see cpu/linear_step.cpp.
   define("linear_call(Tensor grad_output, Tensor x, Tensor? linear_bias, Tensor input",
          ") -> Tensor");
+  m.def(
+      "linear_weight_grad_(Tensor[] calls, Tensor? dense, Tensor linear_weight, int first_label, "
+      "Tensor(a!) out, int? most_labels) -> ()");
   m.def(
       "linear_sgd_(Tensor[] calls, Tensor? dense, Tensor(a!) linear_weight, "
       "Tensor(b!)? momentum_buffer, int? most_labels, float lr, float momentum, float dampening, "

@@ -60,7 +60,7 @@ struct LinearWorkspaces {
 };
 
 /// All threads together have no more memory for parts and workspaces.
-constexpr int64_t kLinearBytes = int64_t{15} << 20;
+constexpr int64_t kLinearBytes = int64_t{12} << 20;
 
 /// Returns how many threads have memory and work.
 inline int64_t threads_for(int64_t slabs, int64_t bytes_of_each) {

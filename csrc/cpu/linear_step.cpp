@@ -1,6 +1,6 @@
-// The ops that update the weight of a linear layer by a gradient that is never whole: each thread
-// computes that of one chunk of labels after another, from logits that it computes again, and takes
-// the step of torch's optimizer with it.
+// The ops for the gradient of a linear layer's weight where the whole of it is not wanted: each
+// thread computes that of one chunk of labels after another, from logits that it computes again, and
+// takes the step of torch's optimizer with it.
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
@@ -45,11 +45,15 @@ void check_state(const OptionalTensor& state, const Tensor& weight, const char* 
       name, " must be contiguous and have the shape and dtype of linear_weight");
 }
 
-/// Calls update(gradient, labels) for chunks of labels, on all threads. The gradient is the sum of
+/// Calls use(gradient, labels) for chunks of some labels, on all threads. The gradient is the sum of
 /// those of the calls and `dense`, in the dtype of arithmetic.
-template <class Update>
-void step(const std::vector<Tensor>& handles, const OptionalTensor& dense, const Tensor& weight,
-          const std::optional<int64_t>& most_labels, const Update& update) {
+template <class Use>
+void each_gradient(const std::vector<Tensor>& handles, const OptionalTensor& dense,
+                   const Tensor& weight, Range all_labels,
+                   const std::optional<int64_t>& most_labels, const Use& use) {
+  STD_TORCH_CHECK(dense || !handles.empty(), "calls must not be empty without dense");
+  if (dense) check_matrix(*dense, weight.size(0), weight.size(1), "dense");
+  check_most_labels(most_labels);
   std::vector<const LinearCall*> calls;
   int64_t most_rows = 1;
   for (const Tensor& handle : handles) {
@@ -58,11 +62,11 @@ void step(const std::vector<Tensor>& handles, const OptionalTensor& dense, const
     most_rows = std::max(most_rows, calls.back()->x.size(0));
   }
   const int64_t features = weight.size(1);
-  const Range all_labels{0, weight.size(0)}, all_features{0, features};
+  const Range all_features{0, features};
   const bool is_double = weight.scalar_type() == ScalarType::Double;
   const ScalarType dtype = is_double ? ScalarType::Double : ScalarType::Float;
   const bool converts = weight.scalar_type() != dtype;
-  const Cut cut = Cut::of_labels(most_rows, weight.size(0), features, most_labels);
+  const Cut cut = Cut::of_labels(most_rows, all_labels.size(), features, most_labels);
   const Parts slabs_of(all_labels, cut.slab);
   Slabs<float> slabs(slabs_of.count(), 0, slabs_of.count(), nullptr);
   run_slabs(
@@ -86,7 +90,7 @@ void step(const std::vector<Tensor>& handles, const OptionalTensor& dense, const
               add = true;
             }
           }
-          update(grad, labels);
+          use(grad, labels);
         }
       });
 }
@@ -108,6 +112,20 @@ StepOperands operands(const Tensor& weight, Range labels, const OptionalTensor& 
           at(third)};
 }
 
+/// Writes the gradient of the labels from `first_label` on to `out`.
+void linear_weight_grad_(const std::vector<Tensor>& calls, const OptionalTensor& dense,
+                         const Tensor& weight, int64_t first_label, const Tensor& out,
+                         const std::optional<int64_t>& most_labels) {
+  STD_TORCH_CHECK(weight.dim() == 2, "linear_weight must have shape (labels, features)");
+  check_matrix(out, out.size(0), weight.size(1), "out");
+  const Range all{first_label, first_label + out.size(0)}, all_features{0, weight.size(1)};
+  STD_TORCH_CHECK(all.begin >= 0 && all.begin < all.end && all.end <= weight.size(0),
+                  "out must have rows for some of the labels, from first_label on");
+  each_gradient(calls, dense, weight, all, most_labels, [&](const Tensor& grad, Range labels) {
+    copy(part(out, labels.within(all), all_features), grad);
+  });
+}
+
 /// Takes the step of torch.optim.SGD.
 void linear_sgd_(const std::vector<Tensor>& calls, const OptionalTensor& dense,
                  const Tensor& weight, const OptionalTensor& momentum_buffer,
@@ -116,7 +134,7 @@ void linear_sgd_(const std::vector<Tensor>& calls, const OptionalTensor& dense,
                  bool is_first) {
   const SgdStep sgd{lr, momentum, dampening, weight_decay, nesterov, maximize, is_first};
   check_state(momentum_buffer, weight, "momentum_buffer");
-  step(calls, dense, weight, most_labels, [&](const Tensor& grad, Range labels) {
+  each_gradient(calls, dense, weight, {0, weight.size(0)}, most_labels, [&](const Tensor& grad, Range labels) {
     StepOperands o = operands(weight, labels, momentum_buffer);
     o.grad = grad.const_data_ptr();
     isa().sgd(sgd, o);
@@ -136,7 +154,7 @@ void linear_adam_(const std::vector<Tensor>& calls, const OptionalTensor& dense,
   check_state(exp_avg, weight, "exp_avg");
   check_state(exp_avg_sq, weight, "exp_avg_sq");
   check_state(max_exp_avg_sq, weight, "max_exp_avg_sq");
-  step(calls, dense, weight, most_labels, [&](const Tensor& grad, Range labels) {
+  each_gradient(calls, dense, weight, {0, weight.size(0)}, most_labels, [&](const Tensor& grad, Range labels) {
     StepOperands o = operands(weight, labels, exp_avg, exp_avg_sq, max_exp_avg_sq);
     o.grad = grad.const_data_ptr();
     isa().adam(adam, o);
@@ -148,6 +166,7 @@ void linear_adam_(const std::vector<Tensor>& calls, const OptionalTensor& dense,
 
 STABLE_TORCH_LIBRARY_IMPL(weighted_bce, CPU, m) {
   m.impl("linear_call", &weighted_bce::Boxed<&weighted_bce::linear_call>::call);
+  m.impl("linear_weight_grad_", TORCH_BOX(&weighted_bce::linear_weight_grad_));
   m.impl("linear_sgd_", TORCH_BOX(&weighted_bce::linear_sgd_));
   m.impl("linear_adam_", TORCH_BOX(&weighted_bce::linear_adam_));
 }

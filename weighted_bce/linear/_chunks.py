@@ -125,10 +125,16 @@ def slices(num_labels: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, num_labels))
 
 
-def chunk_size(calls: Sequence[tuple[Layer, ChunkOptions]], weight: Tensor) -> int:
-    """Returns how many labels make a chunk of several calls of the loss of the same weight."""
+def chunk_size(
+    calls: Sequence[tuple[Layer, ChunkOptions]], weight: Tensor, least: int = 1
+) -> int:
+    """Returns how many labels make a chunk of several calls of the loss of the same weight.
+
+    It is at least `least`, unless a call gives another number.
+    """
     given = [options.chunk_labels for _, options in calls if options.chunk_labels]
-    size = min(given) if given else _chosen_labels([layer.input for layer, _ in calls], weight)
+    chosen = _chosen_labels([layer.input for layer, _ in calls], weight)
+    size = min(given) if given else max(least, chosen)
     return max(1, min(size, weight.shape[0]))
 
 

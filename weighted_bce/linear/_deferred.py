@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ._chunks import chunk_size
 from ._gradient_sum import GradientSum
 from ._not_compiled import not_compiled
 from ._passes import WeightGradients
@@ -86,15 +85,13 @@ class DeferredGrad(Tensor):
     def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
         weight, group = self._weight, self.gradient_sum.group
         calls = [call[:4] for call in self.gradient_sum.calls]
-        size = chunk_size([(layer, how) for layer, _, how, _ in calls], weight)
-        if group is not None:
-            size = _smallest(size, weight.device, group)
-        gradients = WeightGradients(calls, weight, self.gradient_sum.dense, size)
+        gradients = WeightGradients(calls, weight, self.gradient_sum.dense)
         if group is None:
-            yield from gradients.chunks(buffers=1)
+            yield from gradients.chunks(gradients.size, buffers=1)
             return
+        size = _smallest(gradients.size, weight.device, group)
         begun: _Exchange | None = None  # the next chunk is computed during the exchange of this one
-        for labels, gradient in gradients.chunks(buffers=2):
+        for labels, gradient in gradients.chunks(size, buffers=2):
             work = torch.distributed.all_reduce(gradient, group=group, async_op=True)
             if begun is not None:
                 yield begun.averaged(group)

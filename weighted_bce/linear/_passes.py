@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .._kernels import Kernels
 from .._options import NONE, Options, compute_dtype
 from . import _tiles
 from ._chunk_loss import ChunkLoss
-from ._chunks import ChunkOptions, Chunks, Layer, product, slices
+from ._chunks import ChunkOptions, Chunks, Layer, chunk_size, product, slices
 from ._gradients import Gradients
+
+_LARGE_CHUNK = 2**21  # bytes of the gradient of a chunk that threads share
 
 
 class _Gradients:
@@ -193,7 +196,9 @@ class WeightGradients:
         calls: for each call the layer, the options, the chunk options and grad_output.
         weight: the weight.
         dense: another term, with the shape of the weight.
-        size: the number of labels in a chunk.
+
+    Attributes:
+        size: how many labels a chunk should have.
     """
 
     def __init__(
@@ -201,35 +206,53 @@ class WeightGradients:
         calls: Sequence[tuple[Layer, Options, ChunkOptions, Tensor]],
         weight: Tensor,
         dense: Tensor | None,
-        size: int,
     ) -> None:
-        self._weight, self._dense, self._size = weight, dense, size
-        self._each = [
-            _WeightGradient(layer, options, how._replace(chunk_labels=size), grad_output)
-            for layer, options, how, grad_output in calls
-        ]
+        self._calls, self._weight, self._dense = calls, weight, dense
+        self._held = _tiles.held_calls(calls)
+        layers = [(layer, chunk_options) for layer, _, chunk_options, _ in calls]
+        least = 1 if self._held is None else _LARGE_CHUNK // (weight.shape[1] * weight.itemsize)
+        self.size = chunk_size(layers, weight, least)
 
-    def chunks(self, buffers: int) -> Iterator[tuple[slice, Tensor]]:
-        """Computes the gradient of one chunk after another.
+    def chunks(self, size: int, buffers: int) -> Iterator[tuple[slice, Tensor]]:
+        """Computes the gradient of one chunk of `size` labels after another.
 
         A gradient is valid while fewer than `buffers` others have been asked for.
         """
+        shape = (size, self._weight.shape[1])
+        results = [self._weight.new_empty(shape) for _ in range(buffers)]
+        write = self._by_passes(size) if self._held is None else self._by_kernels(*self._held)
+        for i, chunk in enumerate(slices(self._weight.shape[0], size)):
+            result = results[i % buffers][: chunk.stop - chunk.start]
+            write(result, chunk)
+            yield chunk, result
+
+    def _by_kernels(self, kernels: Kernels, held: list[Tensor]) -> Callable[[Tensor, slice], None]:
+        def write(result: Tensor, chunk: slice) -> None:
+            kernels.linear_weight_grad_(held, self._dense, self._weight, chunk.start, result, None)
+
+        return write
+
+    def _by_passes(self, size: int) -> Callable[[Tensor, slice], None]:
         weight, dtype = self._weight, compute_dtype(self._weight.dtype)
-        shape = (self._size, weight.shape[1])
-        results = [weight.new_empty(shape) for _ in range(buffers)]
-        wide = None if dtype == weight.dtype else weight.new_empty(shape, dtype=dtype)
-        for i, chunk in enumerate(slices(weight.shape[0], self._size)):
-            rows = slice(chunk.stop - chunk.start)
-            result = results[i % buffers][rows]
-            out = result if wide is None else wide[rows]
+        wide = None
+        if dtype != weight.dtype:
+            wide = weight.new_empty((size, weight.shape[1]), dtype=dtype)
+        each = [
+            _WeightGradient(layer, options, how._replace(chunk_labels=size), grad_output)
+            for layer, options, how, grad_output in self._calls
+        ]
+
+        def write(result: Tensor, chunk: slice) -> None:
+            out = result if wide is None else wide[: len(result)]
             sums = self._dense
             if sums is not None:
                 sums = out.copy_(sums[chunk])
-            for one in self._each:
+            for one in each:
                 one.add_to(sums, out, chunk)
                 sums = out
             if sums is None:
                 out.zero_()
             if out is not result:
                 result.copy_(out)
-            yield chunk, result
+
+        return write

@@ -14,7 +14,6 @@ from .._checks import raise_wrong_index
 from .._kernels import Kernels, kernels_for
 from .._options import KERNEL_TARGET_DTYPES, NONE, Options, compute_dtype
 from ._chunks import ChunkOptions, Layer
-from ._gradient_sum import Call as GradientCall
 from ._gradients import Gradients
 
 
@@ -54,9 +53,12 @@ def loss_and_gradients(
     return _pass(kernels, layer, options, chunk_options, grad_output, gradients), gradients
 
 
-def held_calls(calls: Sequence[GradientCall]) -> tuple[Kernels, list[Tensor]] | None:
+def held_calls(calls: Sequence[Any]) -> tuple[Kernels, list[Tensor]] | None:
     """Returns the kernels that compute the gradient of the weight from calls of the loss, and what
-    they need of each; None if they do not."""
+    they need of each; None if they do not.
+
+    A call begins with a layer, its options, the chunk options and grad_output.
+    """
     kernels = None
     held = []
     for layer, options, _, grad_output, *_ in calls:

@@ -1,6 +1,6 @@
 // The ops for the gradient of a linear layer's weight where the whole of it is not wanted: each
-// thread computes that of one chunk of labels after another, from logits that it computes again, and
-// takes the step of torch's optimizer with it.
+// thread computes that of one chunk of labels after another, from logits that it computes again,
+// and takes the step of torch's optimizer with it.
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
@@ -45,8 +45,8 @@ void check_state(const OptionalTensor& state, const Tensor& weight, const char* 
       name, " must be contiguous and have the shape and dtype of linear_weight");
 }
 
-/// Calls use(gradient, labels) for chunks of some labels, on all threads. The gradient is the sum of
-/// those of the calls and `dense`, in the dtype of arithmetic.
+/// Calls use(gradient, labels) for chunks of some labels, on all threads. The gradient is the sum
+/// of those of the calls and `dense`, in the dtype of arithmetic.
 template <class Use>
 void each_gradient(const std::vector<Tensor>& handles, const OptionalTensor& dense,
                    const Tensor& weight, Range all_labels,
@@ -134,11 +134,12 @@ void linear_sgd_(const std::vector<Tensor>& calls, const OptionalTensor& dense,
                  bool is_first) {
   const SgdStep sgd{lr, momentum, dampening, weight_decay, nesterov, maximize, is_first};
   check_state(momentum_buffer, weight, "momentum_buffer");
-  each_gradient(calls, dense, weight, {0, weight.size(0)}, most_labels, [&](const Tensor& grad, Range labels) {
-    StepOperands o = operands(weight, labels, momentum_buffer);
-    o.grad = grad.const_data_ptr();
-    isa().sgd(sgd, o);
-  });
+  each_gradient(calls, dense, weight, {0, weight.size(0)}, most_labels,
+                [&](const Tensor& grad, Range labels) {
+                  StepOperands o = operands(weight, labels, momentum_buffer);
+                  o.grad = grad.const_data_ptr();
+                  isa().sgd(sgd, o);
+                });
 }
 
 /// Takes the step of torch.optim.Adam. `steps` counts this one.
@@ -154,11 +155,12 @@ void linear_adam_(const std::vector<Tensor>& calls, const OptionalTensor& dense,
   check_state(exp_avg, weight, "exp_avg");
   check_state(exp_avg_sq, weight, "exp_avg_sq");
   check_state(max_exp_avg_sq, weight, "max_exp_avg_sq");
-  each_gradient(calls, dense, weight, {0, weight.size(0)}, most_labels, [&](const Tensor& grad, Range labels) {
-    StepOperands o = operands(weight, labels, exp_avg, exp_avg_sq, max_exp_avg_sq);
-    o.grad = grad.const_data_ptr();
-    isa().adam(adam, o);
-  });
+  each_gradient(calls, dense, weight, {0, weight.size(0)}, most_labels,
+                [&](const Tensor& grad, Range labels) {
+                  StepOperands o = operands(weight, labels, exp_avg, exp_avg_sq, max_exp_avg_sq);
+                  o.grad = grad.const_data_ptr();
+                  isa().adam(adam, o);
+                });
 }
 
 }  // namespace

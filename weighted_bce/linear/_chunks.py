@@ -125,9 +125,7 @@ def slices(num_labels: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, num_labels))
 
 
-def chunk_size(
-    calls: Sequence[tuple[Layer, ChunkOptions]], weight: Tensor, least: int = 1
-) -> int:
+def chunk_size(calls: Sequence[tuple[Layer, ChunkOptions]], weight: Tensor, least: int = 1) -> int:
     """Returns how many labels make a chunk of several calls of the loss of the same weight.
 
     It is at least `least`, unless a call gives another number.

@@ -46,15 +46,15 @@ is part of the names, such as 2b. A timed call is then a single step, except of 
 OVERVIEW = "Time of weighted_bce, and the times of the baselines relative to it"
 LAYERS = """\
 Linear layer and loss: a step goes from the input and the weight to their gradients. Only
-weighted_bce computes the logits in chunks; all others hold all of them. With sparse labels, the
-others get a bool target, except 'zeros().scatter_' and 'F.linear, then weighted_bce'.
+weighted_bce computes the logits in chunks, unless they are few; all others hold all of them. With
+sparse labels, the others get a bool target, except 'zeros().scatter_' and 'F.linear, then
+weighted_bce'.
 - times products: the time of the row over that of the matrix products that every way needs: three
   in a step, one in a forward pass.
 - memory beyond inputs and gradients: the peak memory minus the inputs and the gradients that a step
   leaves.
 - gradient error: relative to the largest element of the gradient.
-With fused_step, a step also updates the weight by FusedSGD, chunk by chunk, and the weight gets no
-gradient."""
+With fused_step, a step also updates the weight by FusedSGD, and the weight gets no gradient."""
 
 
 def number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Optimizers for `fused_step`, which update a linear layer a chunk of labels at a time."""
+"""Optimizers for `fused_step`, which update a linear layer in chunks of labels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ _ADAM_OPTIONS = (
 
 
 class FusedSGD(FusedOptimizer, SGD):
-    """Takes the steps of torch.optim.SGD, those of a linear layer chunk by chunk.
+    """Takes the steps of torch.optim.SGD, those of a linear layer in chunks of labels.
 
     It is a `fused_step` of the layer. The backward pass leaves a deferred gradient in the ``.grad``
     of the layer's weight, which ``step()`` computes a chunk of labels at a time, so that the whole
@@ -57,6 +57,10 @@ class FusedSGD(FusedOptimizer, SGD):
         norm takes as long as computing the gradient. Any other operation on it computes the whole
         gradient and keeps it. With `group`, the gradient is that of all processes, which must all
         read it.
+
+        On the CPU each thread updates the labels whose gradient it has computed. With `foreach`,
+        `fused`, `capturable`, `differentiable` or `group`, or if the weight is not contiguous, all
+        threads compute one chunk after another together, and torch's function then updates it.
 
         With a GradScaler, call ``scaler.step(optimizer)``. The gradient counts as finite if the
         input, the loss and the scale are. An overflow of the gradient alone is not seen.
@@ -166,10 +170,10 @@ class FusedSGD(FusedOptimizer, SGD):
 
 
 class FusedAdam(FusedOptimizer, Adam):
-    """Takes the steps of torch.optim.Adam, those of a linear layer chunk by chunk.
+    """Takes the steps of torch.optim.Adam, those of a linear layer in chunks of labels.
 
     It is a `fused_step` of the layer, as `FusedSGD` is, and the weights become those of
-    torch.optim.Adam. Its averages take twice the memory of the weights.
+    torch.optim.Adam, but for the last digit. Its averages take twice the memory of the weights.
 
     Args:
         params: parameters or groups of them, among which are the weight of the layer and its bias.

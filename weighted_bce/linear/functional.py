@@ -35,7 +35,7 @@ def linear_weighted_bce_with_logits(
     chunk_labels: int | None = None,
     fused_step: Step | None = None,
 ) -> Tensor:
-    """Computes a linear layer's weighted BCE without ever holding all logits.
+    """Computes a linear layer's weighted BCE without holding all logits.
 
     It is equivalent to::
 
@@ -47,7 +47,8 @@ def linear_weighted_bce_with_logits(
 
     The labels are processed in chunks. For each chunk, the pass computes its logits, their loss,
     the gradient of the logits, and from it the chunk's part of the layer's gradients. So the memory
-    needed beyond inputs and gradients is that of one chunk.
+    needed beyond inputs and gradients is that of one chunk, or on the CPU that of one chunk for
+    each thread, at most 16 MiB in float32.
 
     Args:
         input: the features, shape (..., features), of which each position is a row, usually (rows,
@@ -70,13 +71,14 @@ def linear_weighted_bce_with_logits(
         label_smoothing: in [0, 1). Default: 0.
         ignore_index: elements whose target equals it add nothing to the loss and to the gradients,
             and "mean" does not count them. ``float("nan")`` ignores NaN targets. Default: None.
-        chunk_labels: the number of labels in a chunk. By default it is chosen: on the CPU so that
-            the logits of a chunk stay in a cache, and on CUDA so that they take 32 MiB, or an
-            eighth of the free memory if that is less.
+        chunk_labels: the number of labels in a chunk; on the CPU the most that a chunk has. By
+            default it is chosen: on the CPU so that the logits of a chunk stay in the cache of the
+            thread that computes them, and on CUDA so that they take 32 MiB, or an eighth of the
+            free memory if that is less.
         fused_step: `FusedSGD` or `FusedAdam`, with `linear_weight` and `linear_bias` among its
             parameters. The backward pass then leaves a deferred gradient in ``linear_weight.grad``,
-            and the optimizer's ``step()`` computes it chunk by chunk, so that the whole gradient of
-            the weight never exists. Or a function of your own: the backward pass calls it for each
+            and the optimizer's ``step()`` computes it in chunks, so that the whole gradient of the
+            weight never exists. Or a function of your own: the backward pass calls it for each
             chunk as ``fused_step(labels, weight_grad, bias_grad)``, in place of adding to
             ``.grad``. ``labels`` is a slice with the rows of `linear_weight` that the gradients
             belong to. A gradient that is not needed is None. The tensors are valid during the call
@@ -100,7 +102,7 @@ def linear_weighted_bce_with_logits(
     Note:
         Matrix products are torch's, in the dtype of `input` or of autocast. Half-precision products
         are summed in float32 and stay float32 until the loss is computed. On the CPU this takes
-        float32 copies of each chunk, so autocast changes nothing there.
+        float32 copies of the input and of each chunk, so autocast changes nothing there.
 
         If gradients are needed, the forward pass computes them for the grad_output that came the
         last time for this weight and this line of your code, at first 1. If backward brings another
@@ -122,13 +124,18 @@ def linear_weighted_bce_with_logits(
         breaks the graph of torch.compile.
 
         On the CPU, the gradient of the weight reuses the memory of an earlier one; see
-        `empty_cache`. All threads take part in each chunk and wait for one another. If other
-        programs keep the processor busy, fewer threads or larger chunks are faster.
+        `empty_cache`. Each thread computes one chunk after another, and threads wait for one
+        another only at the end of the pass. Where torch's products are MKL's, the bits do not
+        depend on the number of threads.
 
-        All logits are held under torch.func, for second derivatives, and for gradients with respect
-        to `target`, `weight` and `pos_weight`. A `weight` or `pos_weight` is copied to the shape of
-        all logits only if it differs between labels and between some rows, but not between all: one
-        of shape (batch, 1, labels), for an input of shape (batch, length, features).
+        All logits are computed at once if they and their gradient take at most 4 MiB, and the
+        weight as well, in float32 or float64 without autocast, `chunk_labels` and `fused_step`. The
+        bits may then depend on the number of threads.
+
+        All logits are also held under torch.func, for second derivatives, and for gradients with
+        respect to `target`, `weight` and `pos_weight`. A `weight` or `pos_weight` is copied to the
+        shape of all logits only if it differs between labels and between some rows, but not between
+        all: one of shape (batch, 1, labels), for an input of shape (batch, length, features).
 
         A DTensor `linear_weight` must be replicated or have its labels split (``Shard(0)``).
         `input` must then be replicated or have its rows split (``Shard(0)``), though not along the
@@ -173,7 +180,7 @@ def linear_multilabel_loss_with_logits(
     chunk_labels: int | None = None,
     fused_step: Step | None = None,
 ) -> Tensor:
-    """Computes a loss of your choice for a linear layer without ever holding all logits.
+    """Computes a loss of your choice for a linear layer without holding all logits.
 
     It is equivalent to::
 

@@ -140,8 +140,8 @@ class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
         linear: the classifier, a torch.nn.Linear; it may be parametrized. If hooks or another
             forward change what it computes, as an adapter does, it is called and all logits are
             held. A warning says so once.
-        fused_step: None, or the optimizer that takes the steps of the classifier chunk by chunk, or
-            a function, as for `linear_weighted_bce_with_logits`. It is not part of the state_dict,
+        fused_step: None, or the optimizer that takes the steps of the classifier in chunks, or a
+            function, as for `linear_weighted_bce_with_logits`. It is not part of the state_dict,
             and copies of the module do not have it. It raises TypeError with a layer that has to be
             called.
 

@@ -9,8 +9,8 @@ from torch.optim import SGD, Adam
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from ._kernels import Kernels
 from .linear._fused_optimizer import FusedOptimizer, Group, local
+from .linear._tiles import HeldCalls
 
 # The options of a parameter group that the functions of torch.optim accept.
 _SHARED_OPTIONS = ("lr", "weight_decay", "maximize", "foreach", "fused")
@@ -124,37 +124,30 @@ class FusedSGD(FusedOptimizer, SGD):
             for p in group["params"]
         )
 
-    def _begin(self, group: dict[str, Any], parameter: Tensor) -> tuple[Tensor | None, bool]:
+    def _momentum(self, group: dict[str, Any], parameter: Tensor) -> tuple[Tensor | None, bool]:
         """Returns the momentum, and whether it is still to be written for the first time."""
         if group["momentum"] == 0:
             return None, False
-        state = self.state[parameter]
-        is_first = state.get("momentum_buffer") is None
-        if is_first:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        return state["momentum_buffer"], is_first
+        known = self.state[parameter].get("momentum_buffer")
+        return torch.zeros_like(parameter) if known is None else known, known is None
 
-    def _call_kernel(
-        self,
-        kernels: Kernels,
-        group: dict[str, Any],
-        parameter: Tensor,
-        gradient: tuple[list[Tensor], Tensor | None],
-        most_labels: int | None,
-    ) -> None:
-        momentum, is_first = self._begin(group, parameter)
-        kernels.linear_sgd_(
-            *gradient,
-            local(parameter),
+    def _step_by_kernel(self, group: dict[str, Any], parameter: Tensor, held: HeldCalls) -> None:
+        momentum, is_first = self._momentum(group, parameter)
+        held.kernels.linear_sgd_(
+            *(held.calls, held.dense, local(parameter)),
             None if momentum is None else local(momentum),
-            most_labels,
+            held.most_labels,
             *(float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")),
             *(group["nesterov"], group["maximize"], is_first),
         )
+        if is_first:
+            self.state[parameter]["momentum_buffer"] = momentum
 
     def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
         options = {name: group[name] for name in _SGD_OPTIONS}
-        buffer, is_first = self._begin(group, parameter)
+        buffer, is_first = self._momentum(group, parameter)
+        if is_first:
+            self.state[parameter]["momentum_buffer"] = buffer
         # The first momentum is the gradient, without dampening.
         is_undamped = is_first and group["dampening"] != 0
 
@@ -237,9 +230,9 @@ class FusedAdam(FusedOptimizer, Adam):
             group=group,
         )
 
-    def _begin(self, group: dict[str, Any], parameter: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Counts a step; returns the averages, and how many steps came before it."""
-        state, found_inf = self.state[parameter], getattr(self, "found_inf", None)
+    def _averages(self, group: dict[str, Any], parameter: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Returns the averages, and how many steps there have been, which is one of the state."""
+        state = self.state[parameter]
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 2 + group["amsgrad"]]
         if not state:
             on_device = group["capturable"] or group["fused"]
@@ -247,32 +240,26 @@ class FusedAdam(FusedOptimizer, Adam):
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             for name in names:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        steps = state["step"].clone()
-        state["step"] += 1 if found_inf is None else 1 - found_inf
-        return [state[name] for name in names], steps
+        return [state[name] for name in names], state["step"]
 
-    def _call_kernel(
-        self,
-        kernels: Kernels,
-        group: dict[str, Any],
-        parameter: Tensor,
-        gradient: tuple[list[Tensor], Tensor | None],
-        most_labels: int | None,
-    ) -> None:
-        tensors, steps = self._begin(group, parameter)
-        mean, square, *largest = (local(tensor) for tensor in tensors)
+    def _step_by_kernel(self, group: dict[str, Any], parameter: Tensor, held: HeldCalls) -> None:
+        averages, steps = self._averages(group, parameter)
+        mean, square, *largest = (local(tensor) for tensor in averages)
         numbers = (group["lr"], *group["betas"], group["eps"], group["weight_decay"], steps + 1)
-        kernels.linear_adam_(
-            *gradient,
-            *(local(parameter), mean, square, largest[0] if largest else None),
-            most_labels,
+        held.kernels.linear_adam_(
+            *(held.calls, held.dense, local(parameter)),
+            *(mean, square, largest[0] if largest else None),
+            held.most_labels,
             *(float(number) for number in numbers),
             *(group["maximize"], group["decoupled_weight_decay"]),
         )
+        steps += 1
 
     def _updater(self, group: dict[str, Any], parameter: Tensor) -> Callable[[slice, Tensor], None]:
         options = {name: group[name] for name in _ADAM_OPTIONS}
-        tensors, steps = self._begin(group, parameter)
+        tensors, count = self._averages(group, parameter)
+        steps, found_inf = count.clone(), getattr(self, "found_inf", None)
+        count += 1 if found_inf is None else 1 - found_inf
 
         def update(labels: slice, grad: Tensor) -> None:
             averages = [[local(tensor)[labels]] for tensor in tensors]
@@ -286,7 +273,7 @@ class FusedAdam(FusedOptimizer, Adam):
                 [steps.clone()],  # it counts the step, for each chunk
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
-                found_inf=getattr(self, "found_inf", None),
+                found_inf=found_inf,
                 **options,
             )
 

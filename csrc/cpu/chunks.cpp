@@ -37,8 +37,8 @@ double divisor_of(const Arguments& a, Problem problem) {
   return run_chunks(problem);
 }
 
-double reduced(double sum, const Problem& problem) {
-  return problem.divisor == 0 && problem.numel > 0 ? 0 : sum / problem.divisor;
+double reduced(double sum, double divisor, int64_t numel) {
+  return divisor == 0 && numel > 0 ? 0 : sum / divisor;
 }
 
 }  // namespace weighted_bce

@@ -15,6 +15,6 @@ double divisor_of(const Arguments& a, Problem problem);
 
 /// Returns a sum after the reduction. It is 0 where nothing counts although there are elements,
 /// instead of 0 / 0.
-double reduced(double sum, const Problem& problem);
+double reduced(double sum, double divisor, int64_t numel);
 
 }  // namespace weighted_bce

@@ -57,7 +57,7 @@ struct Cut {
     const int64_t tile = tile_size(std::min(rows, kMostRows), features);
     Cut cut;
     cut.block_rows = rows;
-    cut.tile_labels = std::min({tile, labels, most_labels.value_or(labels)});
+    cut.tile_labels = std::min({tile / 16 * 16, labels, most_labels.value_or(labels)});
     cut.tile_rows = std::min(tile_size(cut.tile_labels, features), rows);
     cut.slab = std::max(cut.tile_labels, divided_up(labels, kSlabs));
     return cut;
@@ -70,7 +70,7 @@ struct Cut {
     Cut cut;
     cut.by_rows = true;
     cut.block_rows = rows;
-    cut.tile_labels = std::min({tile, labels, most_labels.value_or(labels)});
+    cut.tile_labels = std::min({tile / 16 * 16, labels, most_labels.value_or(labels)});
     cut.tile_rows = std::min(tile_size(cut.tile_labels, features), rows);
     cut.slab = std::max(cut.tile_rows, divided_up(rows, kSlabs));
     return cut;
@@ -95,7 +95,7 @@ struct Cut {
  private:
   /// Returns how many of a dimension make a tile, where it has so many of the other one.
   static int64_t tile_size(int64_t of_the_other, int64_t features) {
-    return std::clamp(std::min(kTile / of_the_other, kOther / features) / 16 * 16, kLeast, kMost);
+    return std::clamp(std::min(kTile / of_the_other, kOther / features), kLeast, kMost);
   }
 };
 

@@ -28,10 +28,8 @@ struct StepOperands {
   int64_t n;
   Dtype dtype;
   const void* grad;
-  void* weight;
-  void* first = nullptr;   // the momentum, or the average of gradients
-  void* second = nullptr;  // of their squares
-  void* third = nullptr;   // the largest of those, with amsgrad
+  void *weight, *first;  // first: the momentum, or the average of gradients
+  void *second, *third;  // the average of their squares, and the largest such, with amsgrad
 };
 
 /// An Isa is all that is compiled for one instruction set.

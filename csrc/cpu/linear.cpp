@@ -1,152 +1,109 @@
-// The ops of a linear layer with its loss on the CPU: one parallel region for the whole pass, in
-// which each thread computes one tile of the logits after another, in its own caches.
-#include <torch/csrc/stable/ops.h>
-
-#include <algorithm>
-#include <numeric>
-#include <vector>
-
-#include "cpu/linear_call.h"
+// The pass of a linear layer with its loss on the CPU: the loss of all logits, and the gradients.
+#include "cpu/chunks.h"
+#include "cpu/linear_losses.h"
 #include "cpu/scalar.h"
 
 namespace weighted_bce {
 namespace {
 
-/// These receive the gradients of a slab: a sum over its labels, and sums over its rows.
+/// These receive gradients: a sum over labels, and sums over rows.
 struct Gradients {
   OptionalTensor input;         // (rows, features)
   OptionalTensor weight, bias;  // (labels, features) and (1, labels)
 };
-
-void check_same_dtype(const Tensor& result, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(result.scalar_type() == like.scalar_type(), name,
-                  " must have the dtype of what it is the gradient of");
-}
 
 /// Computes the sum of the losses, and their gradients.
 template <class T>
 class Pass {
  public:
   Pass(const LinearCall& call, Mode mode, const Tensor& weight, const Gradients& all,
-       const Cut& cut)
+       const LinearTiles& tiles)
       : call_(call),
         mode_(mode),
         weight_(weight),
         all_(all),
-        cut_(cut),
-        dtype_(call.x.scalar_type()),
-        features_(call.x.size(1)),
+        tiles_(tiles),
         rows_{0, call.x.size(0)},
         labels_{0, weight.size(0)},
-        ones_(dtype_, cut.tile_rows),
-        blocks_(rows_, cut.block_rows) {
-    std::fill_n(static_cast<T*>(ones_.memory()), cut.tile_rows, T{1});
-    converts_ = weight.scalar_type() != dtype_;
+        ones_(tiles.dtype, tiles.cut.tile_rows) {
+    std::fill_n(static_cast<T*>(ones_.memory()), tiles.cut.tile_rows, T{1});
   }
 
-  /// Computes all gradients, and returns the sum of the losses.
+  /// Writes all gradients, and returns the sum of the losses.
   double run() {
+    if (tiles_.cut.by_rows) return by_rows();
+    const Parts blocks(rows_, tiles_.cut.block_rows);
     double sum = 0;
-    for (int64_t b = 0; b < blocks_.count(); ++b) sum += run_block(blocks_[b], b > 0);
+    for (int64_t b = 0; b < blocks.count(); ++b) sum += by_labels(blocks[b], b > 0);
     return sum;
   }
 
  private:
-  using Slab = typename Slabs<T>::Slab;
+  /// Computes some rows by slabs of labels, which each have a part of the gradient of the input.
+  /// `add` tells whether other rows have written the gradient of the weight.
+  double by_labels(Range rows, bool add) const {
+    const int64_t size = all_.input ? rows.size() * tiles_.features : 0;
+    T* total = nullptr;
+    if (all_.input) {
+      total = static_cast<T*>(all_.input->mutable_data_ptr()) + rows.begin * tiles_.features;
+    }
+    return run_slabs(tiles_, labels_, size, total,
+                     [&](const LinearWorkspaces& own, Range labels, T* part) {
+                       Gradients slab;
+                       if (all_.input) slab.input = in_memory(part, rows.size(), tiles_.features);
+                       if (all_.weight) slab.weight = rows_of(*all_.weight, labels);
+                       if (all_.bias) slab.bias = columns_of(*all_.bias, labels);
+                       return run_slab(own, slab, rows, labels, add);
+                     });
+  }
 
-  /// Computes a block of rows. `add` tells whether earlier ones have written the gradient of the
-  /// weight.
-  double run_block(Range rows, bool add) {
-    const Parts cut(cut_.by_rows ? rows : labels_, cut_.slab);
-    const int64_t size = part_size(rows), part_bytes = size * sizeof(T);
-    const int64_t own_bytes = LinearWorkspaces::bytes(cut_, features_, dtype_, converts_);
-    const int64_t threads = threads_for(cut.count(), own_bytes + part_bytes);
-    const Workspace total(dtype_, size);
+  /// Computes slabs of rows, which each have a part of the gradients of the weight and the bias.
+  double by_rows() const {
+    const int64_t labels = labels_.size(), of_weight = all_.weight ? labels * tiles_.features : 0;
+    const int64_t size = of_weight + (all_.bias ? labels : 0);
+    const auto sums_in = [&](T* memory) {
+      Gradients sums;
+      if (all_.weight) sums.weight = in_memory(memory, labels, tiles_.features);
+      if (all_.bias) sums.bias = in_memory(memory + of_weight, 1, labels);
+      return sums;
+    };
+    const Workspace total(tiles_.dtype, size);
     auto* const memory = static_cast<T*>(total.memory());
-    Slabs<T> slabs(cut.count(), size, most_parts(threads, own_bytes, part_bytes), memory);
-    std::vector<double> sums(cut.count());
-    run_slabs(
-        slabs, threads, [&] { return LinearWorkspaces(cut_, features_, dtype_, converts_); },
-        [&](const LinearWorkspaces& own, const Slab& slab) {
-          const Range some = cut[slab.index];
-          const Range of_rows = cut_.by_rows ? some : rows;
-          const Range of_labels = cut_.by_rows ? labels_ : some;
-          const Gradients gradients = gradients_of(slab.part, of_rows, of_labels);
-          sums[slab.index] = run_slab(own, gradients, of_rows, of_labels, add);
-        });
-    const Gradients of_all = parts_in(memory, rows);
-    const Range all_features{0, features_};
-    if (of_all.input) copy(part(*all_.input, rows, all_features), *of_all.input);
-    if (of_all.weight) copy(*all_.weight, *of_all.weight);
-    if (of_all.bias) copy(part_of_list(*all_.bias, labels_), *of_all.bias);
-    double sum = 0;
-    for (const double part : sums) sum += part;
+    const double sum = run_slabs(tiles_, rows_, size, memory,
+                                 [&](const LinearWorkspaces& own, Range rows, T* part) {
+                                   Gradients slab = sums_in(part);
+                                   if (all_.input) slab.input = rows_of(*all_.input, rows);
+                                   return run_slab(own, slab, rows, labels_, false);
+                                 });
+    const Gradients sums = sums_in(memory);
+    if (all_.weight) copy(*all_.weight, *sums.weight);
+    if (all_.bias) copy(*all_.bias, *sums.bias);
     return sum;
   }
 
-  /// Returns how many elements a slab adds to those of the others.
-  int64_t part_size(Range rows) const {
-    if (cut_.by_rows) {
-      return labels_.size() * ((all_.weight ? features_ : 0) + (all_.bias ? 1 : 0));
-    }
-    return all_.input ? rows.size() * features_ : 0;
-  }
-
-  /// Returns the gradients that are in the memory of a part.
-  Gradients parts_in(T* memory, Range rows) const {
-    Gradients gradients;
-    const auto next = [&](int64_t rows, int64_t columns) {
-      T* const data = memory;
-      memory += rows * columns;
-      return matrix(data, dtype_, {rows, columns}, {columns, 1});
-    };
-    if (cut_.by_rows) {
-      if (all_.weight) gradients.weight = next(labels_.size(), features_);
-      if (all_.bias) gradients.bias = next(1, labels_.size());
-    } else {
-      if (all_.input) gradients.input = next(rows.size(), features_);
-    }
-    return gradients;
-  }
-
-  /// Returns where a slab writes its gradients.
-  Gradients gradients_of(T* memory, Range rows, Range labels) const {
-    Gradients gradients = parts_in(memory, rows);
-    const Range all_features{0, features_};
-    if (cut_.by_rows) {
-      if (all_.input) gradients.input = part(*all_.input, rows, all_features);
-    } else {
-      if (all_.weight) gradients.weight = part(*all_.weight, labels, all_features);
-      if (all_.bias) gradients.bias = part_of_list(*all_.bias, labels);
-    }
-    return gradients;
-  }
-
-  /// Computes a slab, and returns the sum of its losses.
-  double run_slab(const LinearWorkspaces& own, const Gradients& gradients, Range rows, Range labels,
+  /// Computes a slab, tile by tile, and returns the sum of its losses.
+  double run_slab(const LinearWorkspaces& own, const Gradients& slab, Range rows, Range labels,
                   bool add) const {
     double sum = 0;
-    const Parts of_labels(labels, cut_.tile_labels), of_rows(rows, cut_.tile_rows);
-    const Range all_features{0, features_};
+    const Parts of_labels(labels, tiles_.cut.tile_labels), of_rows(rows, tiles_.cut.tile_rows);
     for (int64_t l = 0; l < of_labels.count(); ++l) {
-      const Range tile_labels = of_labels[l], at_labels = tile_labels.within(labels);
-      Tensor weight = part(weight_, tile_labels, all_features);
-      if (converts_) weight = converted(weight, own.weight);
-      Gradients tile = gradients;
-      if (tile.weight) tile.weight = part(*tile.weight, at_labels, all_features);
-      if (tile.bias) tile.bias = part(*tile.bias, {0, 1}, at_labels);
-      Gradients sums = tile;
-      if (tile.weight) sums.weight = summed(*tile.weight, own.products);
-      if (tile.bias) sums.bias = summed(*tile.bias, own.sums);
+      const Range tile_labels = of_labels[l], at = tile_labels.within(labels);
+      const Tensor weight = own.weight_of(weight_, tile_labels);
+      Gradients tile;
+      if (slab.weight) tile.weight = rows_of(*slab.weight, at);
+      if (slab.bias) tile.bias = columns_of(*slab.bias, at);
+      Gradients sums;
+      if (slab.weight) sums.weight = summed(*tile.weight, own.products);
+      if (slab.bias) sums.bias = summed(*tile.bias, own.sums);
       for (int64_t r = 0; r < of_rows.count(); ++r) {
-        const Range tile_rows = of_rows[r], at_rows = tile_rows.within(rows);
-        if (tile.input) sums.input = part(*tile.input, at_rows, all_features);
+        const Range tile_rows = of_rows[r];
+        if (slab.input) sums.input = rows_of(*slab.input, tile_rows.within(rows));
         const Tensor logits = own.logits.matrix(tile_rows.size(), tile_labels.size());
         sum += call_.compute(mode_, logits, weight, tile_rows, tile_labels);
         add_products(sums, logits, weight, tile_rows, l > 0, add || r > 0);
       }
-      if (tile.weight) finish(*tile.weight, *sums.weight);
-      if (tile.bias) finish(*tile.bias, *sums.bias);
+      if (slab.weight) finish(*tile.weight, *sums.weight);
+      if (slab.bias) finish(*tile.bias, *sums.bias);
     }
     return sum;
   }
@@ -155,82 +112,41 @@ class Pass {
   void add_products(const Gradients& sums, const Tensor& logits, const Tensor& weight, Range rows,
                     bool add_to_rows, bool add_to_labels) const {
     if (sums.input) product(*sums.input, logits, weight, add_to_rows);
-    if (sums.weight) product(*sums.weight, transposed(logits), call_.input(rows), add_to_labels);
-    if (sums.bias) product(*sums.bias, ones_.matrix(1, logits.size(0)), logits, add_to_labels);
+    if (sums.weight) {
+      product(*sums.weight, transposed(logits), rows_of(call_.x, rows), add_to_labels);
+    }
+    if (sums.bias) product(*sums.bias, ones_.matrix(1, rows.size()), logits, add_to_labels);
   }
 
-  /// Returns where sums are computed that `finish` then copies to `result`.
+  /// Returns where sums are computed that `finish` then copies to `result`, which may have another
+  /// dtype.
   Tensor summed(const Tensor& result, const Workspace& workspace) const {
-    if (result.scalar_type() == dtype_) return result;
+    if (result.scalar_type() == tiles_.dtype) return result;
     return workspace.matrix(result.size(0), result.size(1));
   }
   void finish(const Tensor& result, const Tensor& sums) const {
-    if (result.scalar_type() != dtype_) copy(result, sums);
+    if (result.scalar_type() != tiles_.dtype) copy(result, sums);
+  }
+
+  Tensor in_memory(T* memory, int64_t rows, int64_t columns) const {
+    return matrix(memory, tiles_.dtype, {rows, columns}, {columns, 1});
   }
 
   const LinearCall& call_;
   const Mode mode_;
   const Tensor& weight_;
   const Gradients& all_;
-  const Cut cut_;
-  const ScalarType dtype_;
-  const int64_t features_;
+  const LinearTiles& tiles_;
   const Range rows_, labels_;
-  bool converts_;  // whether the weight and its gradient have another dtype than arithmetic
   const Workspace ones_;
-  const Parts blocks_;
 };
 
-/// Returns a sum in double precision, of several at a time.
-template <class T>
-double sum_of(const T* values, int64_t n) {
-  constexpr int kAtOnce = 8;
-  double sums[kAtOnce] = {};
-  int64_t i = 0;
-  for (; i + kAtOnce <= n; i += kAtOnce) {
-    for (int k = 0; k < kAtOnce; ++k) sums[k] += values[i + k];
-  }
-  return std::accumulate(sums, sums + kAtOnce, std::accumulate(values + i, values + n, 0.0));
-}
-
-/// Writes the sum of each row's losses to `losses`.
-template <class T>
-void sum_rows(const LinearCall& call, const Tensor& weight, const Cut& cut, T* losses) {
-  const Range rows{0, call.x.size(0)}, labels{0, weight.size(0)};
-  const int64_t features = call.x.size(1);
-  const ScalarType dtype = call.x.scalar_type();
-  const bool converts = weight.scalar_type() != dtype;
-  const Parts cuts(cut.by_rows ? rows : labels, cut.slab);
-  const int64_t size = cut.by_rows ? 0 : rows.size();
-  std::vector<double> total(rows.size());
-  const int64_t own_bytes = LinearWorkspaces::bytes(cut, features, dtype, converts);
-  const int64_t part_bytes = size * static_cast<int64_t>(sizeof(double));
-  const int64_t threads = threads_for(cuts.count(), own_bytes + part_bytes);
-  Slabs<double> slabs(cuts.count(), size, most_parts(threads, own_bytes, part_bytes), total.data());
-  run_slabs(
-      slabs, threads, [&] { return LinearWorkspaces(cut, features, dtype, converts); },
-      [&](const LinearWorkspaces& own, const Slabs<double>::Slab& slab) {
-        const Range of_rows = cut.by_rows ? cuts[slab.index] : rows;
-        double* const sums = cut.by_rows ? total.data() + of_rows.begin : slab.part;
-        std::fill_n(sums, of_rows.size(), 0.0);
-        const Parts label_tiles(cut.by_rows ? labels : cuts[slab.index], cut.tile_labels);
-        const Parts row_tiles(of_rows, cut.tile_rows);
-        for (int64_t l = 0; l < label_tiles.count(); ++l) {
-          Tensor weights = part(weight, label_tiles[l], {0, features});
-          if (converts) weights = converted(weights, own.weight);
-          for (int64_t r = 0; r < row_tiles.count(); ++r) {
-            const Range tile = row_tiles[r];
-            const int64_t n = label_tiles[l].size();
-            const Tensor logits = own.logits.matrix(tile.size(), n);
-            call.compute(Mode::kUnreduced, logits, weights, tile, label_tiles[l]);
-            const T* row = static_cast<const T*>(logits.const_data_ptr());
-            for (int64_t i = tile.begin; i < tile.end; ++i, row += n) {
-              sums[i - of_rows.begin] += sum_of(row, n);
-            }
-          }
-        }
-      });
-  std::copy(total.begin(), total.end(), losses);
+/// Throws unless the tensor can hold a gradient, which is then written by several threads.
+void check_gradient(const OptionalTensor& grad, ScalarType dtype, const char* name) {
+  if (!grad) return;
+  STD_TORCH_CHECK(grad->scalar_type() == dtype, name, " has the wrong dtype");
+  check_writable(*grad, name);
+  grad->mutable_data_ptr();  // it has memory of its own from now on
 }
 
 Tensor linear_pass_(const Arguments& a, const OptionalTensor& grad_output, const Tensor& x,
@@ -239,31 +155,30 @@ Tensor linear_pass_(const Arguments& a, const OptionalTensor& grad_output, const
                     const OptionalTensor& bias_grad, const std::optional<int64_t>& most_labels) {
   const LinearCall call(a, x, bias, grad_output);
   call.check_weight(weight);
-  if (input_grad) check_matrix(*input_grad, x.size(0), x.size(1), "input_grad");
-  if (input_grad) check_same_dtype(*input_grad, x, "input_grad");
-  if (weight_grad) check_matrix(*weight_grad, weight.size(0), weight.size(1), "weight_grad");
-  if (weight_grad) check_same_dtype(*weight_grad, weight, "weight_grad");
-  if (bias_grad) check_list(*bias_grad, weight.size(0), "bias_grad");
   check_most_labels(most_labels);
-  const bool is_double = x.scalar_type() == ScalarType::Double;
+  const int64_t rows = x.size(0), labels = weight.size(0), features = x.size(1);
+  if (input_grad) check_matrix(*input_grad, rows, features, "input_grad");
+  if (weight_grad) check_matrix(*weight_grad, labels, features, "weight_grad");
+  if (bias_grad) check_list(*bias_grad, labels, "bias_grad");
+  STD_TORCH_CHECK(grad_output || (!input_grad && !weight_grad && !bias_grad),
+                  "gradients need a grad_output");
+  STD_TORCH_CHECK(!input_grad || is_contiguous(*input_grad), "input_grad must be contiguous");
+  check_gradient(input_grad, x.scalar_type(), "input_grad");
+  check_gradient(weight_grad, weight.scalar_type(), "weight_grad");
+  if (bias) check_gradient(bias_grad, bias->scalar_type(), "bias_grad");
+
   const bool converts = weight.scalar_type() != x.scalar_type();
-  const Cut cut = Cut::of_pass(x.size(0), weight.size(0), x.size(1), converts, most_labels);
-  if (!grad_output && a.reduction == kNone) {
-    const int64_t size = x.size(0), stride = 1;
-    Tensor losses = new_tensor(x, x.scalar_type(), 1, &size, &stride);
-    if (is_double) {
-      sum_rows(call, weight, cut, static_cast<double*>(losses.mutable_data_ptr()));
-    } else {
-      sum_rows(call, weight, cut, static_cast<float*>(losses.mutable_data_ptr()));
-    }
-    return losses;
-  }
+  const LinearTiles tiles{Cut::of_pass(rows, labels, features, converts, most_labels), features,
+                          x.scalar_type(), converts, converts && weight_grad};
+  if (!grad_output && a.reduction == kNone) return losses_of_rows(call, weight, tiles);
   Mode mode = Mode::kLoss;
   if (grad_output) mode = a.reduction == kNone ? Mode::kGrad : Mode::kLossAndGrad;
-  const Gradients gradients{input_grad, weight_grad, bias_grad};
-  const double sum = is_double ? Pass<double>(call, mode, weight, gradients, cut).run()
-                               : Pass<float>(call, mode, weight, gradients, cut).run();
-  return new_scalar(a, call.divisor == 0 ? 0 : sum / call.divisor);
+  Gradients gradients{input_grad, weight_grad, {}};
+  if (bias_grad) gradients.bias = part_of_list(*bias_grad, {0, labels});
+  const double sum = tiles.dtype == ScalarType::Double
+                         ? Pass<double>(call, mode, weight, gradients, tiles).run()
+                         : Pass<float>(call, mode, weight, gradients, tiles).run();
+  return new_scalar(a, reduced(sum, call.divisor, a.input.numel()));
 }
 
 }  // namespace

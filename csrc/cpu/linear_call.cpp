@@ -51,20 +51,20 @@ void LinearCall::check_weight(const Tensor& weight) const {
 
 double LinearCall::compute(Mode mode, const Tensor& logits, const Tensor& weight, Range rows,
                            Range labels) const {
-  if (bias) copy(logits, repeated(part_of_list(*bias, labels), rows.size()));
-  product(logits, input(rows), transposed(weight), bias.has_value());
+  if (bias) copy(logits, part_of_list(*bias, labels, rows.size()));
+  product(logits, rows_of(x, rows), transposed(weight), bias.has_value());
   Arguments a = arguments;
   a.input = logits;
   if (a.is_sparse()) {
     a.crow_indices = part_of_list(*a.crow_indices, {rows.begin, rows.end + 1});
     a.first_label = a.first_label.value_or(0) + labels.begin;
   } else {
-    a.target = part(a.target, rows, labels);
+    a.target = part_of_factor(a.target, rows, labels);
   }
-  if (a.weight) a.weight = part(*a.weight, rows, labels);
-  if (a.pos_weight) a.pos_weight = part(*a.pos_weight, rows, labels);
+  if (a.weight) a.weight = part_of_factor(*a.weight, rows, labels);
+  if (a.pos_weight) a.pos_weight = part_of_factor(*a.pos_weight, rows, labels);
   OptionalTensor factor;
-  if (grad_output) factor = part(*grad_output, rows, labels);
+  if (grad_output) factor = part_of_factor(*grad_output, rows, labels);
   Problem problem =
       plan(mode, a, factor ? &*factor : nullptr, mode == Mode::kLoss ? nullptr : &logits);
   problem.divisor = divisor;

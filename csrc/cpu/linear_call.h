@@ -1,9 +1,10 @@
-// A call of the loss of a linear layer, and the memory in which a thread computes parts of it.
+// A call of the loss of a linear layer, and the tiles of its logits that threads compute.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
 #include <optional>
+#include <vector>
 
 #include "cpu/matrices.h"
 #include "cpu/slabs.h"
@@ -25,8 +26,6 @@ struct LinearCall {
   /// Throws unless the weight fits the call.
   void check_weight(const Tensor& weight) const;
 
-  Tensor input(Range rows) const { return part(x, rows, {0, x.size(1)}); }
-
   /// Writes the logits of a tile, and then over them what the mode says. Returns the sum of the
   /// losses. `weight` is that of these labels, in the dtype of arithmetic.
   double compute(Mode mode, const Tensor& logits, const Tensor& weight, Range rows,
@@ -40,51 +39,73 @@ void check_list(const Tensor& list, int64_t size, const char* name);
 /// Throws unless it is at least 1, where it is given.
 void check_most_labels(const std::optional<int64_t>& most_labels);
 
-/// Each thread has these matrices.
-struct LinearWorkspaces {
-  Workspace logits;
-  Workspace weight;    // in the dtype of arithmetic, if it has another one
-  Workspace products;  // in the dtype of arithmetic, if the results have another one
-  Workspace sums;      // in the dtype of arithmetic, of a bias
+/// All threads together have no more memory for tiles and for parts of sums.
+constexpr int64_t kLinearBytes = int64_t{12} << 20;
 
-  LinearWorkspaces(const Cut& cut, int64_t features, ScalarType dtype, bool converts)
-      : logits(dtype, cut.tile_rows * cut.tile_labels),
-        weight(dtype, converts ? cut.tile_labels * features : 0),
-        products(dtype, converts ? cut.tile_labels * features : 0),
-        sums(dtype, cut.tile_labels) {}
+/// How tiles are computed, and with which matrices.
+struct LinearTiles {
+  Cut cut;
+  int64_t features;
+  ScalarType dtype;      // of arithmetic
+  bool converts_weight;  // whether the weight has another one
+  bool has_products;     // whether a thread needs a matrix for (tile_labels, features)
 
-  static int64_t bytes(const Cut& cut, int64_t features, ScalarType dtype, bool converts) {
-    const int64_t others = 1 + (converts ? 2 * features : 0);
-    return cut.tile_labels * (cut.tile_rows + others) * size_of(dtype);
+  /// Returns how many elements the matrices of one thread have.
+  int64_t elements() const {
+    const int64_t of_features = (converts_weight ? 1 : 0) + (has_products ? 1 : 0);
+    return cut.tile_labels * (cut.tile_rows + 1 + of_features * features);
   }
 };
 
-/// All threads together have no more memory for parts and workspaces.
-constexpr int64_t kLinearBytes = int64_t{12} << 20;
+/// Each thread has these matrices, of the dtype of arithmetic.
+class LinearWorkspaces {
+  const bool converts_weight_;
+  const Workspace weight_;
 
-/// Returns how many threads have memory and work.
-inline int64_t threads_for(int64_t slabs, int64_t bytes_of_each) {
-  const int64_t most = std::min<int64_t>(torch::stable::get_num_threads(), slabs);
-  return std::clamp<int64_t>(kLinearBytes / bytes_of_each, 1, most);
-}
+ public:
+  const Workspace logits, products, sums;  // the sums are those of a bias
 
-/// Returns for how many parts there is memory, of so many bytes each, besides what threads have.
-inline int64_t most_parts(int64_t threads, int64_t bytes_of_each, int64_t bytes_of_part) {
-  const int64_t rest = kLinearBytes - threads * bytes_of_each;
-  return std::max(threads, rest / std::max<int64_t>(bytes_of_part, 1));
-}
+  explicit LinearWorkspaces(const LinearTiles& t)
+      : converts_weight_(t.converts_weight),
+        weight_(t.dtype, t.converts_weight ? t.cut.tile_labels * t.features : 0),
+        logits(t.dtype, t.cut.tile_rows * t.cut.tile_labels),
+        products(t.dtype, t.has_products ? t.cut.tile_labels * t.features : 0),
+        sums(t.dtype, t.cut.tile_labels) {}
 
-/// Calls work(workspaces, slab) for each slab, in one parallel region of at most so many threads.
-template <class T, class Make, class Work>
-void run_slabs(Slabs<T>& slabs, int64_t threads, const Make& make, const Work& work) {
+  /// Returns rows of the weight in the dtype of arithmetic.
+  Tensor weight_of(const Tensor& weight, Range labels) const {
+    const Tensor rows = rows_of(weight, labels);
+    if (!converts_weight_) return rows;
+    const Tensor converted = weight_.matrix(labels.size(), rows.size(1));
+    copy(converted, rows);
+    return converted;
+  }
+};
+
+/// Cuts a range into slabs and calls compute(workspaces, slab, part) for each, in one parallel
+/// region. `compute` writes the `size` elements of the part; parts are added to `total` in the
+/// order of slabs, and so is what it returns, whose sum this returns.
+template <class T, class Compute>
+double run_slabs(const LinearTiles& tiles, Range range, int64_t size, T* total,
+                 const Compute& compute) {
+  const Parts ranges(range, tiles.cut.slab);
+  const int64_t own_bytes = tiles.elements() * size_of(tiles.dtype);
+  const int64_t part_bytes = size * static_cast<int64_t>(sizeof(T));
+  const int64_t threads = std::clamp<int64_t>(
+      std::min<int64_t>(kLinearBytes / (own_bytes + part_bytes), torch::stable::get_num_threads()),
+      1, ranges.count());
+  const int64_t rest = kLinearBytes - threads * own_bytes;
+  const int64_t parts = std::max(threads, rest / std::max<int64_t>(part_bytes, 1));
+  Slabs<T> slabs(ranges.count(), size, parts, total);
+  std::vector<double> sums(ranges.count());
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     try {
       typename Slabs<T>::Slab slab;
       if (!slabs.take(slab)) return;  // others were faster
       const SerialProducts serial;
-      const auto workspaces = make();
+      const LinearWorkspaces own(tiles);
       do {
-        work(workspaces, slab);
+        sums[slab.index] = compute(own, ranges[slab.index], slab.part);
         slabs.finish(slab);
       } while (slabs.take(slab));
     } catch (...) {
@@ -92,6 +113,9 @@ void run_slabs(Slabs<T>& slabs, int64_t threads, const Make& make, const Work& w
     }
   });
   slabs.check();
+  double sum = 0;
+  for (const double one : sums) sum += one;
+  return sum;
 }
 
 }  // namespace weighted_bce

@@ -1,5 +1,4 @@
-// Matrices that are views of memory, and torch's products of them. Within a parallel region a
-// product runs on the thread that asks for it.
+// Matrices that are views of memory, and torch's products of them.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -23,6 +22,8 @@ class SerialProducts {
 
  public:
   SerialProducts() {
+    torch::stable::get_num_threads();  // torch sets the number once in each thread, now at the
+                                       // latest
     if (MKL_Set_Num_Threads_Local) before_ = MKL_Set_Num_Threads_Local(1);
   }
   ~SerialProducts() {
@@ -41,43 +42,55 @@ inline int64_t size_of(ScalarType dtype) {
   }
 }
 
-inline Tensor matrix(void* data, ScalarType dtype, std::array<int64_t, 2> sizes,
+/// Returns a view of memory, which is written only where the caller may write.
+inline Tensor matrix(const void* data, ScalarType dtype, std::array<int64_t, 2> sizes,
                      std::array<int64_t, 2> strides) {
-  return torch::stable::from_blob(data, {sizes.data(), 2}, {strides.data(), 2},
+  return torch::stable::from_blob(const_cast<void*>(data), {sizes.data(), 2}, {strides.data(), 2},
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
 }
 
+/// Returns a view of a tensor's memory from an element on.
+inline Tensor view(const Tensor& t, int64_t first, std::array<int64_t, 2> sizes,
+                   std::array<int64_t, 2> strides) {
+  const auto* const data = static_cast<const char*>(t.const_data_ptr());
+  return matrix(data + first * static_cast<int64_t>(t.element_size()), t.scalar_type(), sizes,
+                strides);
+}
+
 inline Tensor transposed(const Tensor& m) {
-  return matrix(const_cast<void*>(m.const_data_ptr()), m.scalar_type(), {m.size(1), m.size(0)},
-                {m.stride(1), m.stride(0)});
+  return view(m, 0, {m.size(1), m.size(0)}, {m.stride(1), m.stride(0)});
 }
 
-/// Returns a part of a tensor that broadcasts to (rows, columns); as a matrix, unless it is 0-d.
-inline Tensor part(const Tensor& t, Range rows, Range columns) {
+/// Returns rows of a matrix.
+inline Tensor rows_of(const Tensor& m, Range rows) {
+  return view(m, rows.begin * m.stride(0), {rows.size(), m.size(1)}, {m.stride(0), m.stride(1)});
+}
+
+/// Returns columns of a matrix.
+inline Tensor columns_of(const Tensor& m, Range columns) {
+  return view(m, columns.begin * m.stride(1), {m.size(0), columns.size()},
+              {m.stride(0), m.stride(1)});
+}
+
+/// Returns elements of a list as a matrix with so many equal rows.
+inline Tensor part_of_list(const Tensor& list, Range range, int64_t rows = 1) {
+  return view(list, range.begin * list.stride(0), {rows, range.size()}, {0, list.stride(0)});
+}
+
+/// Returns what a part of the logits has of a tensor that broadcasts to all of them.
+inline Tensor part_of_factor(const Tensor& t, Range rows, Range labels) {
   if (t.dim() == 0) return t;
-  const bool has_rows = t.dim() == 2 && t.size(0) != 1;
-  const bool has_columns = t.size(t.dim() - 1) != 1;
+  const int64_t last = t.dim() - 1;
+  const bool has_rows = t.dim() == 2 && t.size(0) != 1, has_labels = t.size(last) != 1;
   const int64_t row_stride = has_rows ? t.stride(0) : 0;
-  const int64_t column_stride = has_columns ? t.stride(t.dim() - 1) : 0;
-  const int64_t first = rows.begin * row_stride + columns.begin * column_stride;
-  auto* const data = static_cast<char*>(const_cast<void*>(t.const_data_ptr()));
-  return matrix(data + first * static_cast<int64_t>(t.element_size()), t.scalar_type(),
-                {has_rows ? rows.size() : 1, has_columns ? columns.size() : 1},
-                {row_stride, column_stride});
+  const int64_t label_stride = has_labels ? t.stride(last) : 0;
+  return view(t, rows.begin * row_stride + labels.begin * label_stride,
+              {has_rows ? rows.size() : 1, has_labels ? labels.size() : 1},
+              {row_stride, label_stride});
 }
 
-/// Returns elements of a 1-d tensor as a matrix of one row.
-inline Tensor part_of_list(const Tensor& list, Range range) {
-  auto* const data = static_cast<char*>(const_cast<void*>(list.const_data_ptr()));
-  const int64_t stride = list.stride(0);
-  return matrix(data + range.begin * stride * static_cast<int64_t>(list.element_size()),
-                list.scalar_type(), {1, range.size()}, {0, stride});
-}
-
-/// Returns a matrix whose rows are all the same, the only one of `row`.
-inline Tensor repeated(const Tensor& row, int64_t rows) {
-  return matrix(const_cast<void*>(row.const_data_ptr()), row.scalar_type(), {rows, row.size(1)},
-                {0, row.stride(1)});
+inline bool is_contiguous(const Tensor& m) {
+  return (m.size(1) == 1 || m.stride(1) == 1) && (m.size(0) == 1 || m.stride(0) == m.size(1));
 }
 
 /// Writes a b to `out`; with `add` adds it.
@@ -90,10 +103,6 @@ inline void product(const Tensor& out, const Tensor& a, const Tensor& b, bool ad
 /// Copies a matrix, whose dtype may be another one.
 inline void copy(const Tensor& out, const Tensor& from) {
   check_success(aoti_torch_copy_(out.get(), from.get(), 0), "copy a matrix");
-}
-
-inline bool is_contiguous(const Tensor& m) {
-  return (m.size(1) == 1 || m.stride(1) == 1) && (m.size(0) == 1 || m.stride(0) == m.size(1));
 }
 
 /// This is memory for one matrix at a time.
@@ -116,12 +125,5 @@ class Workspace {
     return weighted_bce::matrix(memory_, dtype_, {rows, columns}, {columns, 1});
   }
 };
-
-/// Returns the matrix in the dtype of the workspace, to which it is copied.
-inline Tensor converted(const Tensor& m, const Workspace& workspace) {
-  const Tensor result = workspace.matrix(m.size(0), m.size(1));
-  copy(result, m);
-  return result;
-}
 
 }  // namespace weighted_bce

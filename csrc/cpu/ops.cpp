@@ -18,7 +18,7 @@ double compute(Mode mode, const Arguments& a, const Tensor* grad_output, const T
   if (a.is_sparse()) check_csr(a, problem.csr);
   problem.non_temporal = problem.numel * problem.out.element_size > kNonTemporalBytes;
   problem.divisor = divisor_of(a, problem);
-  return reduced(run_chunks(problem), problem);
+  return reduced(run_chunks(problem), problem.divisor, problem.numel);
 }
 
 struct Cpu {

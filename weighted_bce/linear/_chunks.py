@@ -130,10 +130,14 @@ def chunk_size(calls: Sequence[tuple[Layer, ChunkOptions]], weight: Tensor, leas
 
     It is at least `least`, unless a call gives another number.
     """
-    given = [options.chunk_labels for _, options in calls if options.chunk_labels]
     chosen = _chosen_labels([layer.input for layer, _ in calls], weight)
-    size = min(given) if given else max(least, chosen)
+    size = least_given([options for _, options in calls]) or max(least, chosen)
     return max(1, min(size, weight.shape[0]))
+
+
+def least_given(each: Sequence[ChunkOptions]) -> int | None:
+    """Returns the smallest number of labels in a chunk that calls give, if any does."""
+    return min((c.chunk_labels for c in each if c.chunk_labels is not None), default=None)
 
 
 def _chosen_labels(inputs: Sequence[Tensor], weight: Tensor) -> int:

@@ -12,13 +12,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .. import _dispatch
 from .._dtensor_import import is_dtensor
-from .._kernels import Kernels
 from .._numbers import checked_count, checked_number
 from ..chained_optimizer import ChainedOptimizer
-from . import _tiles
 from ._deferred import deferred_grad
 from ._gradient_sum import GradientSum
 from ._not_compiled import not_compiled
+from ._tiles import HeldCalls, held_calls
 
 
 class Group(Enum):
@@ -155,10 +154,12 @@ class FusedOptimizer(Optimizer):
             for _, p in every:
                 if p.grad is not None:
                     p.grad.div_(scale.to(p.device) if isinstance(scale, Tensor) else scale)
+        held = [self._held_calls(g, p, grad.gradient_sum) for g, p, grad in deferred]
         for _, parameter, _ in deferred:
             parameter.grad = None
-        for (group, parameter, grad), each in zip(deferred, chunks, strict=True):
-            if self._step_by_kernels(group, parameter, grad.gradient_sum):
+        for (group, parameter, _), calls, each in zip(deferred, held, chunks, strict=True):
+            if calls is not None:
+                self._step_by_kernel(group, parameter, calls)
                 continue
             update = self._updater(group, parameter)
             for labels, gradient in each:
@@ -180,35 +181,22 @@ class FusedOptimizer(Optimizer):
             step = step.__wrapped__
         step(self)
 
-    def _step_by_kernels(
+    def _held_calls(
         self, group: dict[str, Any], parameter: Tensor, gradient_sum: GradientSum
-    ) -> bool:
-        """Takes the step of a parameter by the kernels, whose threads each update what they have
-        the gradient of. Returns False if they do not serve it."""
+    ) -> HeldCalls | None:
+        """Returns what a kernel needs for the step of a parameter, in which each thread updates
+        what it has the gradient of; None if no kernel serves it."""
         others = ("foreach", "fused", "capturable", "differentiable")
         is_usual = not any(group.get(name) for name in others) and not hasattr(self, "found_inf")
         if gradient_sum.group is not None or not is_usual or _dispatch.is_observed():
-            return False
-        state = (t for t in self.state[parameter].values() if isinstance(t, Tensor) and t.dim() > 0)
-        if not all(_is_served(tensor, parameter) for tensor in (parameter, *state)):
-            return False
-        held = _tiles.held_calls(gradient_sum.calls)
-        if held is None:
-            return False
-        kernels, calls = held
-        sizes = [call.chunk_options.chunk_labels for call in gradient_sum.calls]
-        most = min((size for size in sizes if size is not None), default=None)
-        self._call_kernel(kernels, group, parameter, (calls, gradient_sum.dense), most)
-        return True
+            return None
+        state = [t for t in self.state.get(parameter, {}).values() if isinstance(t, Tensor)]
+        large = (parameter, *(t for t in state if t.dim() > 0))
+        if not all(_is_served(tensor, parameter) for tensor in large):
+            return None
+        return held_calls(gradient_sum.calls, gradient_sum.dense)
 
-    def _call_kernel(
-        self,
-        kernels: Kernels,
-        group: dict[str, Any],
-        parameter: Tensor,
-        gradient: tuple[list[Tensor], Tensor | None],
-        most_labels: int | None,
-    ) -> None:
+    def _step_by_kernel(self, group: dict[str, Any], parameter: Tensor, held: HeldCalls) -> None:
         """Takes the step of a parameter by a kernel."""
         raise NotImplementedError
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .._kernels import Kernels
 from .._options import NONE, Options, compute_dtype
 from . import _tiles
 from ._chunk_loss import ChunkLoss
 from ._chunks import ChunkOptions, Chunks, Layer, chunk_size, product, slices
 from ._gradients import Gradients
+from ._tiles import HeldCalls
 
 _LARGE_CHUNK = 2**21  # bytes of the gradient of a chunk that threads share
 
@@ -128,12 +128,11 @@ def loss_and_gradients(
         needs: whether the gradients of the input, the weight and the bias are needed.
         input_dtype: the dtype of the input's gradient; None for that of the input.
     """
+    input_dtype = input_dtype or layer.input.dtype
     tiles = _tiles.kernels_of(layer, options)
     if tiles is not None:
         call = layer, options, chunk_options
-        total, made = _tiles.loss_and_gradients(tiles, *call, grad_output, needs)
-        of_input = None if made.input is None else made.input.to(input_dtype or layer.input.dtype)
-        return total, made._replace(input=of_input)
+        return _tiles.loss_and_gradients(tiles, *call, grad_output, needs, input_dtype)
     chunks = Chunks(layer, chunk_options)
     losses = ChunkLoss(chunks, layer, options)
     kernels = losses.kernels
@@ -150,7 +149,7 @@ def loss_and_gradients(
             _append(sums, losses.sum_and_gradient(logits, chunk, factor), number)
         gradients.add(logits, weights, chunk)
     loss = None if options.reduction == NONE else losses.reduced(sums)
-    return loss, gradients.finished(input_dtype or layer.input.dtype)
+    return loss, gradients.finished(input_dtype)
 
 
 class _WeightGradient:
@@ -208,7 +207,7 @@ class WeightGradients:
         dense: Tensor | None,
     ) -> None:
         self._calls, self._weight, self._dense = calls, weight, dense
-        self._held = _tiles.held_calls(calls)
+        self._held = _tiles.held_calls(calls, dense)
         layers = [(layer, chunk_options) for layer, _, chunk_options, _ in calls]
         least = 1 if self._held is None else _LARGE_CHUNK // (weight.shape[1] * weight.itemsize)
         self.size = chunk_size(layers, weight, least)
@@ -220,17 +219,14 @@ class WeightGradients:
         """
         shape = (size, self._weight.shape[1])
         results = [self._weight.new_empty(shape) for _ in range(buffers)]
-        write = self._by_passes(size) if self._held is None else self._by_kernels(*self._held)
+        write = self._by_passes(size) if self._held is None else self._by_kernels(self._held)
         for i, chunk in enumerate(slices(self._weight.shape[0], size)):
             result = results[i % buffers][: chunk.stop - chunk.start]
             write(result, chunk)
             yield chunk, result
 
-    def _by_kernels(self, kernels: Kernels, held: list[Tensor]) -> Callable[[Tensor, slice], None]:
-        def write(result: Tensor, chunk: slice) -> None:
-            kernels.linear_weight_grad_(held, self._dense, self._weight, chunk.start, result, None)
-
-        return write
+    def _by_kernels(self, held: HeldCalls) -> Callable[[Tensor, slice], None]:
+        return lambda result, chunk: held.write(self._weight, chunk.start, result)
 
     def _by_passes(self, size: int) -> Callable[[Tensor, slice], None]:
         weight, dtype = self._weight, compute_dtype(self._weight.dtype)

@@ -5,7 +5,7 @@ another, their loss and gradients, in its own caches.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from .._checks import raise_wrong_index
 from .._kernels import Kernels, kernels_for
 from .._options import KERNEL_TARGET_DTYPES, NONE, Options, compute_dtype
-from ._chunks import ChunkOptions, Layer
+from ._chunks import ChunkOptions, Layer, least_given
 from ._gradients import Gradients
 
 
@@ -39,23 +39,39 @@ def loss_and_gradients(
     chunk_options: ChunkOptions,
     grad_output: Tensor,
     needs: tuple[bool, ...],
-) -> tuple[Tensor, Gradients]:
-    """Returns the loss, unless it is one of rows, and the gradients, of which that of the input has
-    the dtype of the loss."""
+    input_dtype: torch.dtype,
+) -> tuple[Tensor | None, Gradients]:
+    """Returns the loss, unless it is one of rows, and the gradients; that of the input in the given
+    dtype."""
     x, weight, bias = layer
     dtype = compute_dtype(x.dtype)
-    gradients = Gradients(
-        torch.empty(x.shape, dtype=dtype) if needs[0] else None,
-        kernels.empty_grad(weight.detach()) if needs[1] else None,
-        torch.empty_like(bias) if needs[2] and bias is not None else None,
-    )
+    of_input = x.new_empty(x.shape, dtype=dtype) if needs[0] else None
+    of_weight = kernels.empty_grad(weight.detach()) if needs[1] else None
+    of_bias = torch.empty_like(bias) if needs[2] and bias is not None else None
+    gradients = Gradients(of_input, of_weight, of_bias)
     grad_output = _as_factor(grad_output, dtype, options)
-    return _pass(kernels, layer, options, chunk_options, grad_output, gradients), gradients
+    loss = _pass(kernels, layer, options, chunk_options, grad_output, gradients)
+    if of_input is not None:
+        gradients = gradients._replace(input=of_input.to(input_dtype))
+    return None if options.reduction == NONE else loss, gradients
 
 
-def held_calls(calls: Sequence[Any]) -> tuple[Kernels, list[Tensor]] | None:
-    """Returns the kernels that compute the gradient of the weight from calls of the loss, and what
-    they need of each; None if they do not.
+class HeldCalls(NamedTuple):
+    """Calls of the loss from which kernels compute the gradient of the weight."""
+
+    kernels: Kernels
+    calls: list[Tensor]
+    dense: Tensor | None  # another term, with the shape of the weight
+    most_labels: int | None  # that a tile may have
+
+    def write(self, weight: Tensor, first_label: int, out: Tensor) -> None:
+        """Writes the gradient of the labels from `first_label` on."""
+        _, *gradient, most_labels = self
+        self.kernels.linear_weight_grad_(*gradient, weight, first_label, out, most_labels)
+
+
+def held_calls(calls: Sequence[Any], dense: Tensor | None) -> HeldCalls | None:
+    """Returns what the kernels need of calls; None if they do not serve them.
 
     A call begins with a layer, its options, the chunk options and grad_output.
     """
@@ -68,14 +84,16 @@ def held_calls(calls: Sequence[Any]) -> tuple[Kernels, list[Tensor]] | None:
         x, like = _operands(layer)
         grad_output = _as_factor(grad_output, x.dtype, options)
         held.append(kernels.linear_call(grad_output, x, layer.bias, like, *options))
-    return None if kernels is None else (kernels, held)
+    if kernels is None:
+        return None
+    return HeldCalls(kernels, held, dense, least_given([how for _, _, how, *_ in calls]))
 
 
 def _operands(layer: Layer) -> tuple[Tensor, Tensor]:
     """Returns the input in the dtype of arithmetic, and a tensor with the shape of the logits."""
     dtype = compute_dtype(layer.input.dtype)
     x = layer.input.detach().to(dtype).contiguous()
-    return x, torch.empty((), dtype=dtype).expand(layer.shape)
+    return x, x.new_empty(()).expand(layer.shape)
 
 
 def _as_factor(grad_output: Tensor, dtype: torch.dtype, options: Options) -> Tensor:

@@ -89,12 +89,11 @@ class Pass {
     for (int64_t l = 0; l < of_labels.count(); ++l) {
       const Range tile_labels = of_labels[l], at = tile_labels.within(labels);
       const Tensor weight = own.weight_of(weight_, tile_labels);
-      Gradients tile;
-      if (slab.weight) tile.weight = rows_of(*slab.weight, at);
-      if (slab.bias) tile.bias = columns_of(*slab.bias, at);
+      const bool converts = slab.weight && slab.weight->scalar_type() != tiles_.dtype;
       Gradients sums;
-      if (slab.weight) sums.weight = summed(*tile.weight, own.products);
-      if (slab.bias) sums.bias = summed(*tile.bias, own.sums);
+      if (slab.weight) sums.weight = rows_of(*slab.weight, at);
+      if (converts) sums.weight = own.products.matrix(tile_labels.size(), tiles_.features);
+      if (slab.bias) sums.bias = columns_of(*slab.bias, at);
       for (int64_t r = 0; r < of_rows.count(); ++r) {
         const Range tile_rows = of_rows[r];
         if (slab.input) sums.input = rows_of(*slab.input, tile_rows.within(rows));
@@ -102,8 +101,7 @@ class Pass {
         sum += call_.compute(mode_, logits, weight, tile_rows, tile_labels);
         add_products(sums, logits, weight, tile_rows, l > 0, add || r > 0);
       }
-      if (slab.weight) finish(*tile.weight, *sums.weight);
-      if (slab.bias) finish(*tile.bias, *sums.bias);
+      if (converts) copy(rows_of(*slab.weight, at), *sums.weight);
     }
     return sum;
   }
@@ -116,16 +114,6 @@ class Pass {
       product(*sums.weight, transposed(logits), rows_of(call_.x, rows), add_to_labels);
     }
     if (sums.bias) product(*sums.bias, ones_.matrix(1, rows.size()), logits, add_to_labels);
-  }
-
-  /// Returns where sums are computed that `finish` then copies to `result`, which may have another
-  /// dtype.
-  Tensor summed(const Tensor& result, const Workspace& workspace) const {
-    if (result.scalar_type() == tiles_.dtype) return result;
-    return workspace.matrix(result.size(0), result.size(1));
-  }
-  void finish(const Tensor& result, const Tensor& sums) const {
-    if (result.scalar_type() != tiles_.dtype) copy(result, sums);
   }
 
   Tensor in_memory(T* memory, int64_t rows, int64_t columns) const {
@@ -165,7 +153,7 @@ Tensor linear_pass_(const Arguments& a, const OptionalTensor& grad_output, const
   STD_TORCH_CHECK(!input_grad || is_contiguous(*input_grad), "input_grad must be contiguous");
   check_gradient(input_grad, x.scalar_type(), "input_grad");
   check_gradient(weight_grad, weight.scalar_type(), "weight_grad");
-  if (bias) check_gradient(bias_grad, bias->scalar_type(), "bias_grad");
+  check_gradient(bias_grad, x.scalar_type(), "bias_grad");
 
   const bool converts = weight.scalar_type() != x.scalar_type();
   const LinearTiles tiles{Cut::of_pass(rows, labels, features, converts, most_labels), features,

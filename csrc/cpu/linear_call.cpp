@@ -6,17 +6,27 @@
 
 namespace weighted_bce {
 
+namespace {
+
+void check_memory(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU");
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
+                      dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  name, " must be float16, bfloat16, float32 or float64");
+}
+
+}  // namespace
+
 void check_matrix(const Tensor& m, int64_t rows, int64_t columns, const char* name) {
-  STD_TORCH_CHECK(m.is_cpu(), name, " must be on the CPU");
+  check_memory(m, name);
   STD_TORCH_CHECK(m.dim() == 2 && m.size(0) == rows && m.size(1) == columns, name,
                   " must have shape (", rows, ", ", columns, ")");
-  dtype_of(m);  // throws for one that no kernel knows
 }
 
 void check_list(const Tensor& list, int64_t size, const char* name) {
-  STD_TORCH_CHECK(list.is_cpu(), name, " must be on the CPU");
+  check_memory(list, name);
   STD_TORCH_CHECK(list.dim() == 1 && list.size(0) == size, name, " must have shape (", size, ",)");
-  dtype_of(list);
 }
 
 void check_most_labels(const std::optional<int64_t>& most_labels) {

@@ -32,9 +32,9 @@ struct LinearCall {
                  Range labels) const;
 };
 
-/// Throws unless the tensor is on the CPU and a matrix of this size.
+/// Throws unless the tensor is on the CPU, a matrix of this size, and of a dtype that logits may have.
 void check_matrix(const Tensor& m, int64_t rows, int64_t columns, const char* name);
-/// Throws unless it is on the CPU and has so many elements in its one dimension.
+/// Throws unless it is on the CPU, has so many elements in its one dimension, and such a dtype.
 void check_list(const Tensor& list, int64_t size, const char* name);
 /// Throws unless it is at least 1, where it is given.
 void check_most_labels(const std::optional<int64_t>& most_labels);
@@ -53,7 +53,7 @@ struct LinearTiles {
   /// Returns how many elements the matrices of one thread have.
   int64_t elements() const {
     const int64_t of_features = (converts_weight ? 1 : 0) + (has_products ? 1 : 0);
-    return cut.tile_labels * (cut.tile_rows + 1 + of_features * features);
+    return cut.tile_labels * (cut.tile_rows + of_features * features);
   }
 };
 
@@ -63,14 +63,13 @@ class LinearWorkspaces {
   const Workspace weight_;
 
  public:
-  const Workspace logits, products, sums;  // the sums are those of a bias
+  const Workspace logits, products;
 
   explicit LinearWorkspaces(const LinearTiles& t)
       : converts_weight_(t.converts_weight),
         weight_(t.dtype, t.converts_weight ? t.cut.tile_labels * t.features : 0),
         logits(t.dtype, t.cut.tile_rows * t.cut.tile_labels),
-        products(t.dtype, t.has_products ? t.cut.tile_labels * t.features : 0),
-        sums(t.dtype, t.cut.tile_labels) {}
+        products(t.dtype, t.has_products ? t.cut.tile_labels * t.features : 0) {}
 
   /// Returns rows of the weight in the dtype of arithmetic.
   Tensor weight_of(const Tensor& weight, Range labels) const {

@@ -47,12 +47,16 @@ def loss_and_gradients(
     dtype = compute_dtype(x.dtype)
     of_input = x.new_empty(x.shape, dtype=dtype) if needs[0] else None
     of_weight = kernels.empty_grad(weight.detach()) if needs[1] else None
-    of_bias = torch.empty_like(bias) if needs[2] and bias is not None else None
-    gradients = Gradients(of_input, of_weight, of_bias)
+    of_bias = None
+    if needs[2] and bias is not None:  # blocks of rows add to it
+        of_bias = x.new_empty(bias.shape, dtype=dtype)
     grad_output = _as_factor(grad_output, dtype, options)
+    gradients = Gradients(of_input, of_weight, of_bias)
     loss = _pass(kernels, layer, options, chunk_options, grad_output, gradients)
     if of_input is not None:
         gradients = gradients._replace(input=of_input.to(input_dtype))
+    if of_bias is not None and bias is not None:
+        gradients = gradients._replace(bias=of_bias.to(bias.dtype))
     return None if options.reduction == NONE else loss, gradients
 
 

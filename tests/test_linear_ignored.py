@@ -131,8 +131,8 @@ def test_the_count_may_be_large() -> None:
 def test_modules() -> None:
     case = with_ignored(-1, torch.int64)
     for criterion in (
-        LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, ignore_index=-1),
-        LinearMultilabelLoss(FEATURES, LABELS, BCE(), ignore_index=-1),
+        LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, ignore_index=-1, chunk_labels=64),
+        LinearMultilabelLoss(FEATURES, LABELS, BCE(), ignore_index=-1, chunk_labels=64),
     ):
         with torch.no_grad():
             criterion.linear.weight.copy_(case.linear_weight)

@@ -161,10 +161,10 @@ def test_the_gradients_of_rows_reach_a_step() -> None:
 
 def test_modules() -> None:
     case = of_rows(base())
-    criterion = LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, reduction="none")
+    criterion = LinearWeightedBCEWithLogitsLoss(FEATURES, LABELS, reduction="none", chunk_labels=64)
     weight, bias = criterion.parameters()
     assert_near(criterion(case.input, case.target), case(case.input, weight, bias))
     assert "reduction='none'" in repr(criterion)
-    focal = LinearMultilabelLoss(FEATURES, LABELS, Focal(), reduction="none")
+    focal = LinearMultilabelLoss(FEATURES, LABELS, Focal(), reduction="none", chunk_labels=64)
     each = multilabel_loss(focal.logits(case.input), case.target, Focal(), reduction="none")
     assert_near(focal(case.input, case.target), each.sum(1).detach())

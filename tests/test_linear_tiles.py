@@ -100,6 +100,10 @@ def test_a_bias_of_another_dtype_than_the_weight(dtype: torch.dtype) -> None:
     _, wanted = expected(case)
     for leaf, one in zip(leaves, wanted, strict=True):
         assert_near(leaf.grad, one)
+    *before, kind, parameters = case.op_args()
+    needs = [False, False, True]
+    of_op = torch.ops.weighted_bce.linear_grads(loss.detach(), *before, needs, kind, parameters)
+    assert of_op[-1].dtype == dtype  # as the op says, and autograd would convert it
 
 
 def test_the_same_bits_on_threads_that_have_never_computed() -> None:

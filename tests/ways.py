@@ -91,8 +91,10 @@ class Scored(nn.Module):
     def __init__(self, is_linear: bool = False, **options: Any) -> None:
         super().__init__()
         self.model = nn.Sequential(nn.Linear(20, 16), nn.ReLU())
-        if is_linear:
-            self.criterion: nn.Module = LinearWeightedBCEWithLogitsLoss(16, 9, **options)
+        if is_linear:  # in chunks, as in compiled programs; so few logits have none by default
+            self.criterion: nn.Module = LinearWeightedBCEWithLogitsLoss(
+                16, 9, chunk_labels=5, **options
+            )
         else:
             self.model.append(nn.Linear(16, 9))
             self.criterion = WeightedBCEWithLogitsLoss(**options)

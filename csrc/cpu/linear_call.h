@@ -32,7 +32,8 @@ struct LinearCall {
                  Range labels) const;
 };
 
-/// Throws unless the tensor is on the CPU, a matrix of this size, and of a dtype that logits may have.
+/// Throws unless the tensor is on the CPU, a matrix of this size, and of a dtype that logits may
+/// have.
 void check_matrix(const Tensor& m, int64_t rows, int64_t columns, const char* name);
 /// Throws unless it is on the CPU, has so many elements in its one dimension, and such a dtype.
 void check_list(const Tensor& list, int64_t size, const char* name);

@@ -116,11 +116,15 @@ std::optional<double> Arguments::divisor() const {
   return static_cast<double>(input.numel());
 }
 
-void check(const Arguments& a) {
-  const ScalarType dtype = a.input.scalar_type();
+void check_floating(const Tensor& tensor, const char* name) {
+  const ScalarType dtype = tensor.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
                       dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "input must be float16, bfloat16, float32 or float64");
+                  name, " must be float16, bfloat16, float32 or float64");
+}
+
+void check(const Arguments& a) {
+  check_floating(a.input, "input");
   STD_TORCH_CHECK(a.input.dim() <= kMaxDims, "input must have at most ", kMaxDims,
                   " dimensions, got ", a.input.dim());
   if (a.is_sparse()) {

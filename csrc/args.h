@@ -98,6 +98,8 @@ struct Arguments {
 /// Returns ", Tensor target, ...", as a schema has the arguments after input.
 std::string schema_of_arguments();
 
+/// Throws unless the tensor has a dtype that logits may have.
+void check_floating(const Tensor& tensor, const char* name);
 /// Throws where the arguments do not fit each other, before anything is computed.
 void check(const Arguments& a);
 /// Throws where the reduction is none, or not that of input.

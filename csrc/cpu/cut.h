@@ -51,28 +51,18 @@ struct Cut {
   int64_t slab;                    // how many rows or labels a slab has; threads share the slabs
   int64_t tile_rows, tile_labels;  // a thread computes one tile of a slab after another
 
-  /// Cuts labels into slabs. No tile has more than `most_labels`, where that is given.
-  static Cut of_labels(int64_t rows, int64_t labels, int64_t features,
-                       std::optional<int64_t> most_labels) {
-    const int64_t tile = tile_size(std::min(rows, kMostRows), features);
+  /// Cuts labels into slabs, or rows, of which each slab has all labels. No tile has more than
+  /// `most_labels`, where that is given.
+  static Cut of(int64_t rows, int64_t labels, int64_t features, std::optional<int64_t> most_labels,
+                bool by_rows = false) {
+    const int64_t tile = tile_size(by_rows ? kLeast : std::min(rows, kMostRows), features);
     Cut cut;
+    cut.by_rows = by_rows;
     cut.block_rows = rows;
     cut.tile_labels = std::min({tile / 16 * 16, labels, most_labels.value_or(labels)});
     cut.tile_rows = std::min(tile_size(cut.tile_labels, features), rows);
-    cut.slab = std::max(cut.tile_labels, divided_up(labels, kSlabs));
-    return cut;
-  }
-
-  /// Cuts rows into slabs, each of which has all labels.
-  static Cut of_rows(int64_t rows, int64_t labels, int64_t features,
-                     std::optional<int64_t> most_labels) {
-    const int64_t tile = tile_size(kLeast, features);
-    Cut cut;
-    cut.by_rows = true;
-    cut.block_rows = rows;
-    cut.tile_labels = std::min({tile / 16 * 16, labels, most_labels.value_or(labels)});
-    cut.tile_rows = std::min(tile_size(cut.tile_labels, features), rows);
-    cut.slab = std::max(cut.tile_rows, divided_up(rows, kSlabs));
+    cut.slab = by_rows ? std::max(cut.tile_rows, divided_up(rows, kSlabs))
+                       : std::max(cut.tile_labels, divided_up(labels, kSlabs));
     return cut;
   }
 
@@ -81,15 +71,13 @@ struct Cut {
   static Cut of_pass(int64_t rows, int64_t labels, int64_t features, bool is_half,
                      std::optional<int64_t> most_labels) {
     if (labels < rows && labels * features <= kOther) {
-      return of_rows(rows, labels, features, most_labels);
+      return of(rows, labels, features, most_labels, true);
     }
     // Where few slabs would have that memory, the rows are cut first. In half precision the
     // gradient of the weight would then be rounded once a block.
     const bool fits = is_half || rows * features <= kOther;
     const int64_t block_rows = fits ? rows : std::min(rows, std::max(kLeast, kOther / features));
-    Cut cut = of_labels(block_rows, labels, features, most_labels);
-    cut.block_rows = block_rows;
-    return cut;
+    return of(block_rows, labels, features, most_labels);
   }
 
  private:

@@ -5,15 +5,11 @@
 #include "cpu/isa.h"
 
 namespace weighted_bce {
-
 namespace {
 
 void check_memory(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.is_cpu(), name, " must be on the CPU");
-  const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
-                      dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  name, " must be float16, bfloat16, float32 or float64");
+  check_floating(t, name);
 }
 
 }  // namespace

@@ -62,8 +62,8 @@ void each_gradient(const std::vector<Tensor>& handles, const OptionalTensor& den
     calls.push_back(&call);
     most_rows = std::max(most_rows, call.x.size(0));
   }
-  const LinearTiles tiles{Cut::of_labels(most_rows, all_labels.size(), features, most_labels),
-                          features, dtype, weight.scalar_type() != dtype, true};
+  const LinearTiles tiles{Cut::of(most_rows, all_labels.size(), features, most_labels), features,
+                          dtype, weight.scalar_type() != dtype, true};
   run_slabs<float>(
       tiles, all_labels, 0, nullptr, [&](const LinearWorkspaces& own, Range slab, float*) {
         const Parts of_labels(slab, tiles.cut.tile_labels);

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <new>
 #include <mutex>
 #include <vector>
 

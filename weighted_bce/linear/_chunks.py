@@ -130,8 +130,9 @@ def chunk_size(calls: Sequence[tuple[Layer, ChunkOptions]], weight: Tensor, leas
 
     It is at least `least`, unless a call gives another number.
     """
-    chosen = _chosen_labels([layer.input for layer, _ in calls], weight)
-    size = least_given([options for _, options in calls]) or max(least, chosen)
+    size = least_given([options for _, options in calls])
+    if size is None:
+        size = max(least, _chosen_labels([layer.input for layer, _ in calls], weight))
     return max(1, min(size, weight.shape[0]))
 
 

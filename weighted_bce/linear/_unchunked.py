@@ -26,16 +26,18 @@ _WITH_AUTOCAST = frozenset(
 _IS_TRACEABLE = torch.__version__ >= "2.13"  # is_autocast_available; it is not in torch 2.11
 
 
-def autocast_available(device_type: str) -> bool:
-    """Tells whether torch has autocast on devices of this type."""
+def is_autocast_enabled(device_type: str) -> bool:
+    """Tells whether autocast is enabled on devices of this type; torch does not have it on all."""
     if torch.compiler.is_compiling() and not _IS_TRACEABLE:
-        return device_type in _WITH_AUTOCAST
-    return torch.amp.is_autocast_available(device_type)
+        is_available = device_type in _WITH_AUTOCAST
+    else:
+        is_available = torch.amp.is_autocast_available(device_type)
+    return is_available and torch.is_autocast_enabled(device_type)
 
 
 def _no_autocast(like: Tensor) -> Any:
     device_type = like.device.type
-    if autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 

@@ -16,7 +16,7 @@ from . import _dispatch, _rows
 from ._chunks import ChunkOptions, Layer
 from ._not_compiled import not_compiled
 from ._stepped import Step, bound
-from ._unchunked import autocast_available, is_small, loss_of_all_logits
+from ._unchunked import is_autocast_enabled, is_small, loss_of_all_logits
 
 _BCE = BCE()
 
@@ -319,5 +319,4 @@ def _autocast_dtype(input: Tensor) -> torch.dtype | None:
     if not isinstance(input, Tensor) or input.dtype == torch.float64:
         return None
     device = input.device.type
-    enabled = autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if enabled else None
+    return torch.get_autocast_dtype(device) if is_autocast_enabled(device) else None

@@ -79,6 +79,19 @@ void check_sparse(const Arguments& a) {
                   "first_label must be in [0, 2**62), got ", a.first_label.value_or(0));
 }
 
+void check_normalizer(const Arguments& a) {
+  if (!a.normalizer) return;
+  STD_TORCH_CHECK(a.reduction == kMean, "a normalizer needs reduction 1 (mean), got ", a.reduction);
+  STD_TORCH_CHECK(a.normalizer->dim() == 0, "normalizer must be 0-d, got ", a.normalizer->dim(),
+                  " dimensions");
+  if (a.normalizer->is_cpu()) {
+    const double value = only_value(*a.normalizer);
+    STD_TORCH_CHECK(value >= 0, "normalizer must be at least 0, got ", value);
+  } else {
+    check_same_device(*a.normalizer, a.input, "normalizer");
+  }
+}
+
 void check_loss(const Arguments& a) {
   STD_TORCH_CHECK(a.loss >= 0 && a.loss < kLosses, "loss must be in [0, ", kLosses, "), got ",
                   a.loss);
@@ -112,7 +125,8 @@ std::optional<double> Arguments::divisor() const {
     case kBatchMean: return static_cast<double>(input.size(0));
     default: return 1;
   }
-  if (ignores()) return std::nullopt;
+  if (normalizer && normalizer->is_cpu()) return only_value(*normalizer);
+  if (normalizer || ignores()) return std::nullopt;
   return static_cast<double>(input.numel());
 }
 
@@ -141,8 +155,8 @@ void check(const Arguments& a) {
   STD_TORCH_CHECK(a.label_smoothing >= 0 && a.label_smoothing < 1,
                   "label_smoothing must be in [0, 1), got ", a.label_smoothing);
   check_loss(a);
+  check_normalizer(a);
   STD_TORCH_CHECK(!a.values, "values are not supported, must be None");
-  STD_TORCH_CHECK(!a.normalizer, "a normalizer is not supported, must be None");
 }
 
 void check_reduction(const Arguments& a) {

@@ -40,8 +40,9 @@ using OptionalNumbers = std::optional<std::vector<double>>;
 //                    2: the sum; 3: the sum divided by the size of the first dimension
 //   loss             its number in problem.h: 0 is binary cross-entropy, 1 the focal loss
 //   parameters       of the loss, in the order of losses.h; None where it has none
+//   normalizer       0-d, on the CPU or where input is: what the mean divides by, in place of the
+//                    number of targets that count. None: that number
 //   values           of sparse positives, one for each of target. Reserved: must be None
-//   normalizer       0-d, what a sum is divided by. Reserved: must be None
 #define WEIGHTED_BCE_ARGUMENTS(ARGUMENT)            \
   ARGUMENT(Tensor, target, "")                      \
   ARGUMENT(OptionalTensor, crow_indices, "")        \
@@ -54,8 +55,8 @@ using OptionalNumbers = std::optional<std::vector<double>>;
   ARGUMENT(int64_t, reduction, "=0")                \
   ARGUMENT(int64_t, loss, "=0")                     \
   ARGUMENT(OptionalNumbers, parameters, "=None")    \
-  ARGUMENT(OptionalTensor, values, "=None")         \
-  ARGUMENT(OptionalTensor, normalizer, "=None")
+  ARGUMENT(OptionalTensor, normalizer, "=None")     \
+  ARGUMENT(OptionalTensor, values, "=None")
 
 #define WEIGHTED_BCE_ONE(type, name, otherwise) +1
 constexpr int kArguments = 1 WEIGHTED_BCE_ARGUMENTS(WEIGHTED_BCE_ONE);  // with input
@@ -91,7 +92,8 @@ struct Arguments {
   ScalarType compute_type() const {
     return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   }
-  /// Returns what a sum is divided by; nothing where that is the number of targets that count.
+  /// Returns what a sum is divided by; nothing where that is a normalizer on a GPU, or the number
+  /// of targets that count.
   std::optional<double> divisor() const;
 };
 

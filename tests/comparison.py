@@ -1,5 +1,6 @@
 """Compares what a case gives with the truth."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -14,6 +15,8 @@ from .truth import Case, Truth, truth
 
 
 def divisor(case: Case, count: int) -> float:
+    if case.normalizer is not None:
+        return float(case.normalizer) or math.inf  # for 0 the result is 0
     if case.reduction == "mean":
         # Nothing that counts among something gives 0, the mean of nothing at all NaN.
         return max(count, 1) if case.input.numel() else 0

@@ -56,8 +56,8 @@ class LinearCase:
     def of_logits(self) -> Case:
         """Returns the loss of the layer's logits, in float64."""
         input, weight, *bias = (tensor.detach().double() for tensor in self.layer)
-        names = ("weight", "pos_weight", "reduction", "label_smoothing", "ignore_index")
-        options = {name: self.options[name] for name in names if name in self.options}
+        of_layer = ("chunk_labels", "fused_step", "target")
+        options = {name: value for name, value in self.options.items() if name not in of_layer}
         logits = torch.nn.functional.linear(input, weight, *bias)
         return Case(logits, self.target, **options, sparse=self.sparse)
 
@@ -72,9 +72,10 @@ class LinearCase:
     def op_args(self) -> tuple[Any, ...]:
         """Returns the arguments of the op linear_loss."""
         chunk_labels = self.options.get("chunk_labels")
-        *before, loss, parameters = self.of_logits().op_args(self.options.get("reduction"))
+        args = self.of_logits().op_args(self.options.get("reduction"))
+        before, defaulted = args[:9], args[9:]
         layer = (*self.layer, None)[:3]
-        return (*layer, *before, None, chunk_labels, loss, parameters)
+        return (*layer, *before, None, chunk_labels, *defaulted)
 
 
 def expected(
@@ -205,6 +206,8 @@ def cases(device: str, dtype: torch.dtype) -> Iterator[LinearCase]:
             {"reduction": "none", "weight": per_row, "chunk_labels": 1},
             {"ignore_index": 0, "pos_weight": per_label},
             {"ignore_index": 1, "label_smoothing": 0.1},
+            {"normalizer": 40.0},
+            {"normalizer": torch.tensor(3), "reduction": "sum", "ignore_index": 0},
         ):
             yield here.with_options(**options)
     soft = torch.rand(ROWS, LABELS, device=device)

@@ -100,9 +100,8 @@ def test_a_bias_of_another_dtype_than_the_weight(dtype: torch.dtype) -> None:
     _, wanted = expected(case)
     for leaf, one in zip(leaves, wanted, strict=True):
         assert_near(leaf.grad, one)
-    *before, kind, parameters = case.op_args()
-    needs = [False, False, True]
-    of_op = torch.ops.weighted_bce.linear_grads(loss.detach(), *before, needs, kind, parameters)
+    args, needs = case.op_args(), [False, False, True]
+    of_op = torch.ops.weighted_bce.linear_grads(loss.detach(), *args[:14], needs, *args[14:])
     assert of_op[-1].dtype == dtype  # as the op says, and autograd would convert it
 
 

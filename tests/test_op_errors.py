@@ -13,7 +13,7 @@ from weighted_bce import backend, weighted_bce_with_logits
 from weighted_bce._extension import extension
 
 from .sparse_values import GOOD, WRONG_VALUES, sparse_labels
-from .truth import BATCHMEAN, NONE, SUM
+from .truth import BATCHMEAN, MEAN, NONE, SUM
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no extension")
 
@@ -47,7 +47,7 @@ RIGHT: dict[str, Any] = {
     **dict.fromkeys(("ignore_index", "first_label")),
     "reduction": SUM,
     "loss": 0,
-    **dict.fromkeys(("parameters", "values", "normalizer")),
+    **dict.fromkeys(("parameters", "normalizer", "values")),
 }
 OF_SPARSE = {"target": GOOD.col_indices, "crow_indices": GOOD.crow_indices}
 
@@ -73,7 +73,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\)"),
     ({"first_label": 0}, "first_label needs crow_indices"),
     ({"values": torch.ones(3)}, "values are not supported, must be None"),
-    ({"normalizer": torch.tensor(2.0)}, "a normalizer is not supported, must be None"),
+    ({"normalizer": torch.tensor(2.0)}, r"a normalizer needs reduction 1 \(mean\), got "),
+    (
+        {"normalizer": torch.ones(1), "reduction": MEAN},
+        "normalizer must be 0-d, got 1 dim|needs reduction 1",
+    ),
     # Sparse labels.
     ({**OF_SPARSE, "target": COL.float()}, "col_indices must be int32 or int64"),
     ({**OF_SPARSE, "crow_indices": CROW.int()}, "crow_indices must have the dtype of col_indices"),

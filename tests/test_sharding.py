@@ -30,6 +30,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"ignore_index": 1, "pos_weight": 3.0, "label_smoothing": 0.2},
     {"ignore_index": 0, "reduction": "none"},
     {"ignore_index": -1, "reduction": "mean"},
+    {"normalizer": 5, "ignore_index": 0},
 )
 
 

@@ -72,6 +72,7 @@ class Case:
     name: str = ""
     sparse: torch.dtype | None = None  # of the indices, where the target is given by its positives
     loss: Any = PLAIN
+    normalizer: Tensor | float | None = None
 
     @property
     def given(self) -> Tensor | SparseLabels:
@@ -90,6 +91,7 @@ class Case:
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
+            normalizer=self.normalizer,
             **options,
         )
 
@@ -99,11 +101,14 @@ class Case:
         value = self.pos_weight if isinstance(self.pos_weight, float) else 1.0
         options = (value, self.label_smoothing, self.ignore_index)
         number = {"mean": MEAN, "batchmean": BATCHMEAN}.get(reduction or self.reduction, SUM)
+        normalizer = self.normalizer
         if reduction == "none":
-            number = NONE
+            number, normalizer = NONE, None
+        if normalizer is not None:
+            number, normalizer = MEAN, torch.as_tensor(normalizer)
         target, crow = (self.given, None) if self.sparse is None else reversed(self.given)
         loss = self.loss._loss_id, self.loss._parameters
-        return (target, crow, self.weight, tensor, *options, None, number, *loss)
+        return (target, crow, self.weight, tensor, *options, None, number, *loss, normalizer)
 
 
 @dataclass
@@ -265,6 +270,12 @@ def sample_inputs(device: str, dtypes: tuple[torch.dtype, ...] = INPUT_DTYPES) -
         yield Case(x, hard, w, 3.0, "batchmean", 0.1, name="sparse, smooth", sparse=torch.int64)
         yield Case(x[:3], hard[:3], None, None, "mean", 0.0, 0, "sparse, 0", torch.int32)
         yield Case(x[0, 0], hard[0, 0], name="0-d")
+        items = torch.tensor(12, device=device)
+        yield Case(x, hard, None, 7.0, normalizer=items, name="normalizer")
+        yield Case(x, soft, w, w[0], "sum", 0.1, normalizer=2.5, name="normalizer, soft")
+        items = items.half()
+        yield Case(x, with_ignored, None, 3.0, ignore_index=-1, normalizer=items, name="n, -1")
+        yield Case(x, hard, sparse=torch.int64, ignore_index=0, normalizer=7.0, name="n, sparse")
         yield Case(x, hard, loss=Focal(), name="focal")
         yield Case(x, soft, w[:, :1], 3.0, "sum", 0.1, loss=Focal(1.5, 0.25), name="focal, soft")
         yield Case(x, hard, w, w[0], name="focal, sparse", sparse=torch.int64, loss=Focal(0.5))

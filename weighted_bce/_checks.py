@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._csr_checks import check_form, check_indices, is_readable, short
 from ._numbers import checked_at_least_0, checked_number
-from ._options import BATCHMEAN, NONE, REDUCTIONS, Options
+from ._options import BATCHMEAN, MEAN, NONE, REDUCTIONS, SUM, Options
 from .losses import Loss
 from .sparse import SparseLabels
 
@@ -27,6 +27,8 @@ def checked_options(
     ignore_index: float | None,
     reduction: int,
     loss: Loss,
+    normalizer: float | Tensor | None = None,
+    *,
     logits_name: str = "input",
     rows: Tensor | None = None,
 ) -> Options:
@@ -34,7 +36,8 @@ def checked_options(
 
     Args:
         input: the logits. They and the following arguments are as the user passed them.
-        reduction: the number of the reduction, which was checked before, as was `loss`.
+        reduction: the number of the reduction, which was checked before, as was `loss`. With a
+            normalizer, a sum becomes a mean over it.
         logits_name: the name of the logits in messages.
         rows: the logits as the matrix whose rows sparse labels are for. Default: `input`.
 
@@ -65,6 +68,9 @@ def checked_options(
         label_smoothing = _checked_smoothing(label_smoothing)
     if ignore_index is not None:
         ignore_index = checked_number("ignore_index", ignore_index, " or None")
+    if normalizer is not None:
+        normalizer = _checked_normalizer(normalizer, input, reduction)
+        reduction = MEAN
     return Options(
         target,
         crow_indices,
@@ -77,6 +83,7 @@ def checked_options(
         reduction,
         loss._loss_id,
         loss._parameters,
+        normalizer,
     )
 
 
@@ -187,6 +194,30 @@ def _check_factor(name: str, factor: Tensor, input: Tensor, logits_name: str) ->
     movable = factor.dim() == 0 and factor.device.type == "cpu"  # as for torch's own operators
     if factor.device != input.device and not movable:
         raise ValueError(f"{name} must be on {input.device} like input, got {factor.device}")
+
+
+def _checked_normalizer(normalizer: float | Tensor, input: Tensor, reduction: int) -> Tensor:
+    """Returns the normalizer as a 0-d tensor; a number on the CPU, whatever the default device."""
+    if reduction not in (MEAN, SUM):
+        got = "'batchmean'" if reduction == BATCHMEAN else "'none' or a callable"
+        raise ValueError(f"a normalizer needs reduction 'mean' or 'sum', got {got}")
+    if not isinstance(normalizer, Tensor):
+        number = checked_number("normalizer", normalizer, ", a 0-d torch.Tensor or None")
+        number = checked_at_least_0("normalizer", number)
+        # For the compiler, this is a number that may change.
+        return torch.ones((), dtype=torch.float64, device="cpu") * number
+    if normalizer.dtype.is_complex or normalizer.dtype == torch.bool:
+        got = short(normalizer.dtype)
+        raise TypeError(f"normalizer must have an integer or floating dtype, got {got}")
+    if normalizer.dim() != 0:
+        raise ValueError(f"normalizer must be 0-d, got shape {tuple(normalizer.shape)}")
+    if not normalizer.is_cpu and normalizer.device != input.device:
+        raise ValueError(
+            f"normalizer must be on {input.device} like input or on cpu, got {normalizer.device}"
+        )
+    if normalizer.is_cpu and is_readable(normalizer) and not normalizer.item() >= 0:
+        raise ValueError(f"normalizer must be >= 0, got {normalizer.item()}")
+    return normalizer
 
 
 def _checked_smoothing(label_smoothing: object) -> float:

@@ -23,7 +23,7 @@ from ._options import NONE, SUM, Options, compute_dtype
 def differentiable_grad(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:
     """Returns the gradient with respect to `input`, which may itself be differentiated."""
     if options.reduction == NONE:  # the sum has the same gradient
-        options = options._replace(reduction=SUM)
+        options = options.undivided(SUM)
     if torch.compiler.is_compiling():  # it does not trace what follows
         return _ops.grad(grad_output, input, options)
     if any(map(_transforms.is_legacy_batched, (grad_output, input))):
@@ -44,8 +44,8 @@ def refuse_others(needs_input_grad: Sequence[bool], function: str) -> None:
     """
     if any(needs_input_grad):
         raise NotImplementedError(
-            "torch.ops.weighted_bce has no gradient with respect to target, weight or pos_weight; "
-            f"use weighted_bce.{function}, which has one"
+            "torch.ops.weighted_bce has no gradient with respect to target, weight, pos_weight or "
+            f"normalizer; use weighted_bce.{function}, which has one"
         )
 
 
@@ -92,23 +92,17 @@ def _grad_jvp(ctx: Any, tangent_output: Tensor, tangent_input: Tensor, *_: Any) 
 class _NonTensors:
     """Hides the options that are not tensors from torch.func, which counts the items of a tuple."""
 
-    def __init__(self, values: tuple[Any, ...]) -> None:
+    def __init__(self, values: Sequence[Any]) -> None:
         self.values = values
 
 
 def _packed(options: Options) -> tuple[Any, ...]:
-    target, crow_indices, weight, pos_weight, *numbers = options
-    return target, crow_indices, weight, pos_weight, _NonTensors(tuple(numbers))
+    return *options.tensors, _NonTensors(options.non_tensors)
 
 
-def _unpacked(
-    target: Tensor,
-    crow_indices: Tensor | None,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    numbers: _NonTensors,
-) -> Options:
-    return Options(target, crow_indices, weight, pos_weight, *numbers.values)
+def _unpacked(packed: Sequence[Any]) -> Options:
+    *tensors, others = packed
+    return Options.of_parts(tensors, others.values)
 
 
 class _Loss(Function):
@@ -120,12 +114,12 @@ class _Loss(Function):
 
     @staticmethod
     def forward(input: Tensor, *options: Any) -> Tensor:
-        return _ops.loss(input, _unpacked(*options))
+        return _ops.loss(input, _unpacked(options))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         input, *options = inputs
-        _unpacked(*options).save(ctx, input, with_jvp=True)
+        _unpacked(options).save(ctx, input, with_jvp=True)
 
 
 class _Grad(Function):
@@ -137,12 +131,12 @@ class _Grad(Function):
 
     @staticmethod
     def forward(grad_output: Tensor, input: Tensor, *options: Any) -> Tensor:
-        return _ops.grad(grad_output, input, _unpacked(*options))
+        return _ops.grad(grad_output, input, _unpacked(options))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         grad_output, input, *options = inputs
-        _unpacked(*options).save(ctx, grad_output, input, with_jvp=True)
+        _unpacked(options).save(ctx, grad_output, input, with_jvp=True)
 
 
 def loss_under_transforms(input: Tensor, options: Options) -> Tensor:

@@ -35,7 +35,7 @@ def loss(input: Tensor, options: Options, inplace_backward: bool = False) -> Ten
 def _is_eager(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
     """Kernels take these logits, nothing but autograd needs to see the call, and only the logits
     are differentiated."""
-    target, crow_indices, weight, pos_weight, *_ = options
+    target, crow_indices, weight, pos_weight, *_, normalizer = options
     return (
         kernels is not None
         and not is_observed()
@@ -45,6 +45,7 @@ def _is_eager(input: Tensor, options: Options, kernels: Kernels | None) -> bool:
         and (crow_indices is None or _is_constant(crow_indices))
         and (weight is None or _is_constant(weight))
         and (pos_weight is None or _is_constant(pos_weight))
+        and (normalizer is None or _is_constant(normalizer))
     )
 
 
@@ -120,7 +121,7 @@ def _by_shards(input: Tensor, options: Options, *_: object) -> Tensor:
     if options.reduction == NONE:
         return _by_ops(input, options)
     # One exchange between processes counts the elements.
-    total = _by_ops(input, options._replace(reduction=SUM))
+    total = _by_ops(input, options.undivided(SUM))
     return _reference.divided(total, input, options)
 
 

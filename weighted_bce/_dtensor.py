@@ -160,7 +160,7 @@ def _as_logits(shard: Tensor, input: DTensor) -> DTensor:
 def _loss(op: Any, input: Tensor, *rest: Any) -> Tensor:
     options = Options.of(rest)
     x, all_logits, local = _local(input, options)
-    total = op(x.to_local(), *local._replace(reduction=SUM))
+    total = op(x.to_local(), *local.undivided(SUM))
     return _reference.divided(as_sum(total, all_logits), x, options)
 
 
@@ -177,7 +177,7 @@ def _grad(op: Any, grad_output: Tensor, input: Tensor, *rest: Any) -> Tensor:
         grad_output = grad_output.to(compute_dtype(x.dtype))
         grad_output = _reference.divided(grad_output, x, options)
     own = all_logits.local("grad_output", grad_output, placements)
-    return _as_logits(op(own, x.to_local(), *local._replace(reduction=SUM)), x)
+    return _as_logits(op(own, x.to_local(), *local.undivided(SUM)), x)
 
 
 def _apply(rule: Callable[..., Any], _: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:

@@ -123,7 +123,7 @@ def _write_over(grad_output: Tensor, input: Tensor, options: Options) -> Tensor:
     if _overlaps(logits):  # elements that share their memory cannot each hold a gradient
         return differentiable_grad(grad_output, logits, options)
     if options.reduction == NONE:
-        options = options._replace(reduction=SUM)
+        options = options.undivided(SUM)
     ops.grad_.default(grad_output, logits, *options)
     increment_version(input)
     return logits

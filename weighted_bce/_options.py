@@ -24,8 +24,8 @@ KERNEL_TARGET_DTYPES = frozenset(
 class Options(NamedTuple):
     """The arguments that every op takes after the logits, in their order.
 
-    csrc/args.h describes them. It has two more at the end, which are reserved. A new option comes
-    before these there, and is the last one here. With crow_indices the labels are sparse, and the
+    csrc/args.h describes them. It has one more at the end, which is reserved. A new option comes
+    before it there, and is the last one here. With crow_indices the labels are sparse, and the
     target is their col_indices. first_label is the label of the first column if the logits are a
     part of a matrix, and None if they are all of it.
     """
@@ -41,6 +41,7 @@ class Options(NamedTuple):
     reduction: int
     loss: int = 0
     parameters: Sequence[float] | None = None
+    normalizer: Tensor | None = None
 
     @classmethod
     def of(cls, arguments: Iterable[Any]) -> "Options":
@@ -53,7 +54,19 @@ class Options(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.target, self.crow_indices, self.weight, self.pos_weight
+        return self.target, self.crow_indices, self.weight, self.pos_weight, self.normalizer
+
+    @property
+    def non_tensors(self) -> Sequence[Any]:
+        _, _, _, _, *others, _ = self
+        return others
+
+    @classmethod
+    def of_parts(cls, tensors: Iterable[Tensor | None], non_tensors: Sequence[Any]) -> "Options":
+        """Makes options from `tensors` and `non_tensors` of others."""
+        target, crow_indices, weight, pos_weight, normalizer = tensors
+        fields: Any = (target, crow_indices, weight, pos_weight, *non_tensors, normalizer)
+        return cls(*fields)
 
     @property
     def is_sparse(self) -> bool:
@@ -72,8 +85,11 @@ class Options(NamedTuple):
 
     def with_tensors(self, *tensors: Tensor | None) -> "Options":
         """Replaces `tensors`."""
-        _, _, _, _, *others = self
-        return Options(*tensors, *others)  # type: ignore[arg-type]
+        return Options.of_parts(tensors, self.non_tensors)
+
+    def undivided(self, reduction: int) -> "Options":
+        """Replaces the reduction by NONE or SUM, which divide by nothing."""
+        return self._replace(reduction=reduction, normalizer=None)
 
     def with_constant_target(self, value: float, dtype: torch.dtype) -> "Options":
         """Gives all elements the same target, in place of sparse labels."""
@@ -104,8 +120,8 @@ class Options(NamedTuple):
             others: the tensors that `saved` returns in addition to the options.
             with_jvp: whether they are also kept for the jvp of the function.
         """
-        target, crow_indices, weight, pos_weight, *ctx.non_tensors = self
-        tensors = (*others, target, crow_indices, weight, pos_weight)
+        ctx.non_tensors = self.non_tensors
+        tensors = (*others, *self.tensors)
         ctx.save_for_backward(*tensors)
         if with_jvp:
             ctx.save_for_forward(*tensors)
@@ -113,8 +129,9 @@ class Options(NamedTuple):
     @classmethod
     def saved(cls, ctx: Any) -> tuple["Options", list[Any]]:
         """Returns the options and the other tensors that `save` has kept."""
-        *others, target, crow_indices, weight, pos_weight = ctx.saved_tensors
-        return cls(target, crow_indices, weight, pos_weight, *ctx.non_tensors), others
+        *others, target, crow_indices, weight, pos_weight, normalizer = ctx.saved_tensors
+        tensors = target, crow_indices, weight, pos_weight, normalizer
+        return cls.of_parts(tensors, ctx.non_tensors), others
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

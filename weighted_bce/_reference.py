@@ -131,9 +131,12 @@ def _positives(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
 def divisor(input: Tensor, options: Options, batch_dims: int = 0) -> float | Tensor:
     """Returns what a sum is divided by; for each sample, if the first `batch_dims` dimensions
     number samples."""
-    shape = input.shape[batch_dims:]
     if options.reduction in (NONE, SUM):
         return 1
+    if options.normalizer is not None:  # 0, where nothing counts, makes the result 0
+        given = options.normalizer.to(compute_dtype(input.dtype))
+        return torch.where(given == 0, torch.inf, given)
+    shape = input.shape[batch_dims:]
     if options.reduction == BATCHMEAN:
         return shape[0]
     size = math.prod(shape)

@@ -35,11 +35,10 @@ def _batch(size: int, in_dims: _Dims, input: Tensor, options: Options) -> tuple[
     """
     input_dim, *dims = in_dims
     x, dims_of = _stacked(input, input_dim, size), Options.of(dims)
-    options = options.with_tensors(
-        _stacked(options.target, cast(Any, dims_of.target), size),
-        options.crow_indices,
-        _stacked_factor(options.weight, cast(Any, dims_of.weight), x.dim() - 1),
-        _stacked_factor(options.pos_weight, cast(Any, dims_of.pos_weight), x.dim() - 1),
+    options = options._replace(
+        target=_stacked(options.target, cast(Any, dims_of.target), size),
+        weight=_stacked_factor(options.weight, cast(Any, dims_of.weight), x.dim() - 1),
+        pos_weight=_stacked_factor(options.pos_weight, cast(Any, dims_of.pos_weight), x.dim() - 1),
     )
     if options.crow_indices is None:
         return x, options
@@ -61,11 +60,11 @@ def _joined(x: Tensor, options: Options) -> Options:
     is_complete = (crow[:, 0] == 0) & (crow[:, -1] == num_positives)
     crow = crow[:, :-1] + num_positives * torch.arange(samples, device=crow.device)[:, None]
     crow = crow.where(is_complete[:, None], -1)
-    return options.with_tensors(
-        col.flatten(),
-        torch.nn.functional.pad(crow.flatten(), (0, 1), value=samples * num_positives),
-        _joined_factor(options.weight, x),
-        _joined_factor(options.pos_weight, x),
+    return options._replace(
+        target=col.flatten(),
+        crow_indices=torch.nn.functional.pad(crow.flatten(), (0, 1), value=samples * num_positives),
+        weight=_joined_factor(options.weight, x),
+        pos_weight=_joined_factor(options.pos_weight, x),
     )
 
 
@@ -98,7 +97,7 @@ def _unreduced(info: Any, in_dims: _Dims, input: Tensor, *rest: Any) -> tuple[Te
 def _loss(info: Any, in_dims: _Dims, input: Tensor, *rest: Any) -> tuple[Tensor, int]:
     x, options = _batch(info.batch_size, in_dims, input, Options.of(rest))
     # In the compute dtype elements are not rounded before they are added.
-    losses = _ops.loss(x.to(compute_dtype(x.dtype)), options._replace(reduction=NONE))
+    losses = _ops.loss(x.to(compute_dtype(x.dtype)), options.undivided(NONE))
     losses = _samples(losses, info, options)
     totals = losses.sum(tuple(range(1, losses.dim()))) if losses.dim() > 1 else losses
     return totals / _divisor(losses, info, options), 0
@@ -118,12 +117,12 @@ def _grad(
         grad_output = grad_output.reshape(one_a_sample)
     if options.reduction != SUM:
         divisor = _divisor(stacked, info, options)
-        if isinstance(divisor, Tensor):
+        if isinstance(divisor, Tensor) and divisor.dim() > 0:
             divisor = divisor.reshape(one_a_sample)
         grad_output = grad_output.to(compute_dtype(x.dtype)) / divisor
     if options.is_sparse:
         grad_output = cast(Tensor, _joined_factor(grad_output, stacked))
-    grad = _ops.grad(grad_output.expand(x.shape), x, options._replace(reduction=SUM))
+    grad = _ops.grad(grad_output.expand(x.shape), x, options.undivided(SUM))
     return _samples(grad, info, options), 0
 
 

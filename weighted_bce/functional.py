@@ -31,6 +31,7 @@ def weighted_bce_with_logits(
     label_smoothing: float = 0.0,
     ignore_index: float | None = None,
     inplace_backward: bool = False,
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     r"""Computes the binary cross-entropy of logits, with more weight on positives, in one pass.
 
@@ -71,6 +72,11 @@ def weighted_bce_with_logits(
             of the gradient. If autograd needs the logits afterwards, it raises an error. The option
             has no effect under torch.compile and torch.func, on DTensors, and where hooks see saved
             tensors, as in a checkpoint. Default: False.
+        normalizer: the number that the sum of the losses is divided by, in place of the number of
+            elements that "mean" counts; a finite number >= 0 or a 0-d tensor, such as the number of
+            items of all the micro-batches that one optimizer step accumulates. The reduction must
+            be "mean" or "sum". With a normalizer of 0 the loss and its gradient are 0. Default:
+            None.
 
     Returns:
         The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is 0-d,
@@ -97,16 +103,20 @@ def weighted_bce_with_logits(
         >>> print(f"{loss.item():.4f}")
         2.0794
     """
-    overridable = input, target, weight, pos_weight
+    overridable = input, target, weight, pos_weight, normalizer
     if has_torch_function_variadic(*overridable):
         return handle_torch_function(
             weighted_bce_with_logits,
             overridable,
-            *overridable,
+            input,
+            target,
+            weight,
+            pos_weight,
             reduction,
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
             inplace_backward=inplace_backward,
+            normalizer=normalizer,
         )
     return _loss(
         input,
@@ -118,6 +128,7 @@ def weighted_bce_with_logits(
         label_smoothing,
         ignore_index,
         inplace_backward,
+        normalizer,
     )
 
 
@@ -132,6 +143,7 @@ def multilabel_loss_with_logits(
     label_smoothing: float = 0.0,
     ignore_index: float | None = None,
     inplace_backward: bool = False,
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     r"""Computes a loss of your choice from logits with many labels per sample, in one pass.
 
@@ -158,6 +170,8 @@ def multilabel_loss_with_logits(
         ignore_index: elements whose target equals it do not count. Default: None.
         inplace_backward: whether backward writes the gradient over `input`, as for
             `weighted_bce_with_logits`. Default: False.
+        normalizer: what the sum of the losses is divided by, in place of the number of elements,
+            as for `weighted_bce_with_logits`. Default: None.
 
     Returns:
         The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is 0-d,
@@ -182,7 +196,7 @@ def multilabel_loss_with_logits(
         >>> print(f"{loss.item():.4f}")
         0.5199
     """
-    overridable = input, target, weight, pos_weight
+    overridable = input, target, weight, pos_weight, normalizer
     if has_torch_function_variadic(*overridable):
         return handle_torch_function(
             multilabel_loss_with_logits,
@@ -196,6 +210,7 @@ def multilabel_loss_with_logits(
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
             inplace_backward=inplace_backward,
+            normalizer=normalizer,
         )
     check_loss(loss)
     return _loss(
@@ -208,6 +223,7 @@ def multilabel_loss_with_logits(
         label_smoothing,
         ignore_index,
         inplace_backward,
+        normalizer,
     )
 
 
@@ -221,10 +237,19 @@ def _loss(
     label_smoothing: float,
     ignore_index: float | None,
     inplace_backward: bool,
+    normalizer: float | Tensor | None,
 ) -> Tensor:
     reduction_code = MEAN if reduction == "mean" else checked_reduction(reduction)
     options = checked_options(
-        input, target, weight, pos_weight, label_smoothing, ignore_index, reduction_code, loss
+        input,
+        target,
+        weight,
+        pos_weight,
+        label_smoothing,
+        ignore_index,
+        reduction_code,
+        loss,
+        normalizer,
     )
     try:
         result = _dispatch.loss(input, options, inplace_backward)
@@ -243,6 +268,7 @@ def weighted_bce(
     *,
     label_smoothing: float = 0.0,
     ignore_index: float | None = None,
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     """Computes the binary cross-entropy of probabilities, with more weight on positives.
 
@@ -263,6 +289,8 @@ def weighted_bce(
             `weighted_bce_with_logits`. Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
         ignore_index: elements whose target equals it do not count. Default: None.
+        normalizer: what the sum of the losses is divided by, in place of the number of elements,
+            as for `weighted_bce_with_logits`. Default: None.
 
     Returns:
         The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is 0-d,
@@ -282,7 +310,15 @@ def weighted_bce(
     """
     reduction_code = checked_reduction(reduction)
     options = checked_options(
-        input, target, weight, pos_weight, label_smoothing, ignore_index, reduction_code, _BCE
+        input,
+        target,
+        weight,
+        pos_weight,
+        label_smoothing,
+        ignore_index,
+        reduction_code,
+        _BCE,
+        normalizer,
     )
     import_rules_for_dtensors()
     check_csr_indices(input.shape, options)

@@ -41,6 +41,9 @@ Tensor readable(const Tensor& factor, const Arguments& a) {
 Arguments readable(Arguments a) {
   if (a.weight) a.weight = readable(*a.weight, a);
   if (a.pos_weight) a.pos_weight = readable(*a.pos_weight, a);
+  if (a.normalizer && !a.normalizer->is_cpu()) {
+    a.normalizer = torch::stable::to(*a.normalizer, ScalarType::Double);
+  }
   return a;
 }
 
@@ -68,13 +71,15 @@ class Call {
     const int device = a_.input.get_device_index();
     void* const stream = current_stream(device);
     const std::optional<double> divisor = a_.divisor();
-    if (problem_.numel > kOneBlock && (sums(problem_.mode) || !divisor)) {
+    if (problem_.numel > kOneBlock && (sums(problem_.mode) || (!divisor && !a_.normalizer))) {
       const int64_t size = kMaxBlocks, stride = 1;
       sums_ = new_tensor(a_.input, ScalarType::Double, 1, &size, &stride);
       workspace.sums = static_cast<double*>(sums_->mutable_data_ptr());
     }
     if (divisor) {
       problem_.divisor = *divisor;
+    } else if (a_.normalizer) {
+      workspace.count = static_cast<const double*>(a_.normalizer->const_data_ptr());
     } else {
       count(device, stream);
     }

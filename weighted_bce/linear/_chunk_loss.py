@@ -20,7 +20,7 @@ class ChunkLoss:
             check_csr_indices(layer.shape, options)
         tensors = (None if t is None else t.detach().resolve_neg() for t in options.tensors)
         self._all_options = options.with_tensors(*tensors)
-        self._options = self._all_options._replace(reduction=SUM)
+        self._options = self._all_options.undivided(SUM)
         self._is_of_rows, self._dtype = options.reduction == NONE, chunks.dtype
         self._scales_products = chunks.scales_products
         self._logits_like, self._num_labels = layer.logits_like(), chunks.num_labels
@@ -34,7 +34,8 @@ class ChunkLoss:
         """
         options = self._all_options
         ignores = options.ignore_index is not None and not options.is_sparse
-        if options.reduction != MEAN or not ignores or self._logits_like.numel() == 0:
+        is_given = options.normalizer is not None
+        if options.reduction != MEAN or is_given or not ignores or self._logits_like.numel() == 0:
             return None
         masks = (cast(Tensor, _reference.ignored(self._of_chunk(chunk))) for chunk in chunks)
         return torch.stack([(~mask).sum() for mask in masks]).sum().clamp(min=1)

@@ -79,7 +79,7 @@ def _by_shards(
     from . import _dtensor
 
     shard = _dtensor.shard_of(layer, options, step is not None)
-    own = shard.options._replace(reduction=NONE if options.reduction == NONE else SUM)
+    own = shard.options.undivided(NONE if options.reduction == NONE else SUM)
     return shard.reduced(loss(shard.layer, own, chunk_options, step), options)
 
 

@@ -34,12 +34,12 @@ _SCHEMA_TYPES: dict[Any, str] = {
 # Options with a default came after version 0.6. They and the reserved ones come last, so that
 # programs that were exported before still load; see csrc/args.h.
 _REQUIRED = tuple(name for name in Options._fields if name not in Options._field_defaults)
-_DEFAULTED = (*Options._field_defaults, "values", "normalizer")
+_DEFAULTED = (*Options._field_defaults, "values")
 _LAYER_SCHEMA = "Tensor input, Tensor linear_weight, Tensor? linear_bias"
 _REQUIRED_SCHEMA = ", ".join(f"{_SCHEMA_TYPES[Options.__annotations__[n]]} {n}" for n in _REQUIRED)
 _CHUNK_SCHEMA = "ScalarType? product_dtype, int? chunk_labels"
 _DEFAULTED_SCHEMA = (
-    "int loss=0, float[]? parameters=None, Tensor? values=None, Tensor? normalizer=None"
+    "int loss=0, float[]? parameters=None, Tensor? normalizer=None, Tensor? values=None"
 )
 
 ops = torch.ops.weighted_bce
@@ -48,9 +48,10 @@ ops = torch.ops.weighted_bce
 def loss(layer: Layer, options: Options, chunk_options: ChunkOptions) -> Tensor:
     """Returns the loss after the reduction; that of each row without one."""
     tell_counters()
-    *required, loss, parameters = pos_weight_as_tensor(options)
+    options = pos_weight_as_tensor(options)
+    required, defaulted = options[: len(_REQUIRED)], options[len(_REQUIRED) :]
     op = ops.linear_loss.default
-    return cast(Tensor, op(*layer, *required, *chunk_options, loss, parameters))
+    return cast(Tensor, op(*layer, *required, *chunk_options, *defaulted))
 
 
 def gradients(
@@ -65,9 +66,9 @@ def gradients(
         return differentiable_gradients(grad_output, layer, options, needs)
     tell_counters()
     needs = tuple(n and t is not None for n, t in zip(needs, layer, strict=True))
-    *required, loss, parameters = options
+    required, defaulted = options[: len(_REQUIRED)], options[len(_REQUIRED) :]
     op = ops.linear_grads.default
-    each = iter(op(grad_output, *layer, *required, *chunk_options, needs, loss, parameters))
+    each = iter(op(grad_output, *layer, *required, *chunk_options, needs, *defaulted))
     return Gradients(*(next(each) if needed else None for needed in needs))
 
 
@@ -85,9 +86,8 @@ def _unpacked(names: tuple[str, ...], arguments: Sequence[Any]) -> tuple[Layer, 
     """
     input, weight, bias, *rest = arguments
     given = dict(zip((*_REQUIRED, *names, *_DEFAULTED), rest, strict=False))
-    for name in ("values", "normalizer"):
-        if given.pop(name, None) is not None:
-            raise NotImplementedError(f"{name} must be None: it is reserved and not supported yet")
+    if given.pop("values", None) is not None:
+        raise NotImplementedError("values must be None: they are reserved and not supported yet")
     between = [given.pop(name) for name in names]
     return Layer(input, weight, bias), Options(**given), between
 

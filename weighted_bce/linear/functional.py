@@ -34,6 +34,7 @@ def linear_weighted_bce_with_logits(
     ignore_index: float | None = None,
     chunk_labels: int | None = None,
     fused_step: Step | None = None,
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     """Computes a linear layer's weighted BCE without holding all logits.
 
@@ -85,6 +86,8 @@ def linear_weighted_bce_with_logits(
             only, and the function may change these rows of the weight and the bias. If
             torch.distributed runs several processes, a function needs the attribute ``group``,
             which is like the argument of `FusedSGD`. Default: None.
+        normalizer: what the sum of the losses is divided by, in place of rows * labels; a finite
+            number >= 0 or a 0-d tensor, as for `weighted_bce_with_logits`. Default: None.
 
     Returns:
         The loss; float64 for float64 input and float32 for all others. It is 0-d, or with reduction
@@ -162,6 +165,7 @@ def linear_weighted_bce_with_logits(
         ignore_index=ignore_index,
         chunk_labels=chunk_labels,
         fused_step=fused_step,
+        normalizer=normalizer,
     )
 
 
@@ -179,6 +183,7 @@ def linear_multilabel_loss_with_logits(
     ignore_index: float | None = None,
     chunk_labels: int | None = None,
     fused_step: Step | None = None,
+    normalizer: float | Tensor | None = None,
 ) -> Tensor:
     """Computes a loss of your choice for a linear layer without holding all logits.
 
@@ -208,6 +213,8 @@ def linear_multilabel_loss_with_logits(
         chunk_labels: the number of labels in a chunk. By default it is chosen.
         fused_step: `FusedSGD`, `FusedAdam` or a function of your own, as for
             `linear_weighted_bce_with_logits`. Default: None.
+        normalizer: what the sum of the losses is divided by, in place of rows * labels. Default:
+            None.
 
     Returns:
         The loss, as `linear_weighted_bce_with_logits` does.
@@ -242,6 +249,7 @@ def linear_multilabel_loss_with_logits(
         ignore_index=ignore_index,
         chunk_labels=chunk_labels,
         fused_step=fused_step,
+        normalizer=normalizer,
     )
 
 
@@ -250,8 +258,8 @@ def _overridable_loss(
 ) -> Tensor:
     """Returns the loss, or the result of a subclass of Tensor that overrides `function`."""
     input, linear_weight, target, *_ = arguments
-    factors = options["linear_bias"], options["weight"], options["pos_weight"]
-    tensors = input, linear_weight, target, *factors
+    others = (options[name] for name in ("linear_bias", "weight", "pos_weight", "normalizer"))
+    tensors = input, linear_weight, target, *others
     if has_torch_function_variadic(*tensors):
         result: Tensor = handle_torch_function(function, tensors, *arguments, **options)
         return result
@@ -274,6 +282,7 @@ def _loss(
     ignore_index: float | None,
     chunk_labels: int | None,
     fused_step: Step | None,
+    normalizer: float | Tensor | None,
 ) -> Tensor:
     reduction_code = checked_named_reduction(reduction)
     chunk_options = chunk_options_of(input, chunk_labels)
@@ -292,6 +301,7 @@ def _loss(
         ignore_index,
         reduction_code,
         loss,
+        normalizer,
         logits_name="input and linear_weight",
         rows=None if layer is given else layer.logits_like(),
     )

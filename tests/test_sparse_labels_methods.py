@@ -3,7 +3,9 @@
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,6 +137,60 @@ def test_a_tuple_for_torch_and_python() -> None:
     crow, col = labels
     assert crow is labels.crow_indices
     assert col is labels.col_indices
+
+
+def test_one_iterable_of_both_fields() -> None:
+    """Trainers rebuild a batch in one of these ways."""
+
+    def rebuilt(labels: SparseLabels) -> list[SparseLabels]:
+        kind = type(labels)
+        return [
+            kind(t + 0 for t in labels),
+            kind([t + 0 for t in labels]),
+            kind(labels),
+            kind(*(t + 0 for t in labels)),
+            kind(col_indices=labels.col_indices, crow_indices=labels.crow_indices),
+            kind._make(t + 0 for t in labels),
+            labels._replace(col_indices=labels.col_indices + 0),
+            pytree.tree_map(lambda t: t + 0, labels),
+        ]
+
+    labels = SparseLabels.from_lists(ROWS)
+    for made in rebuilt(labels):
+        assert_labels(made, ROWS)
+    if (
+        torch.__version__ >= "2.13"
+    ):  # torch.compile of 2.11 does not call the constructor of a named tuple
+        for made in torch.compile(rebuilt, fullgraph=True, backend="eager")(labels):
+            assert_labels(made, ROWS)
+    twice = SparseLabels(torch.stack([t, t]) for t in labels)  # type: ignore[call-arg, arg-type]
+    for made in torch.vmap(rebuilt)(twice):
+        assert_labels(SparseLabels(*(t[1] for t in made)), ROWS)
+    arrays = SparseLabels(t.numpy() for t in labels)  # type: ignore[call-arg, arg-type]
+    assert type(arrays.col_indices) is np.ndarray
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ([[1], [2]], r"2 of list, list; lists of labels go to SparseLabels.from_lists"),
+        ([[1], [2, 3], [4]], r"3 of list, list, list; lists of labels go to "),
+        ([], r"none; "),
+        (range(2), r"2 of int, int; "),
+        ((torch.tensor([i]) for i in range(3)), r"3 of Tensor, Tensor, Tensor; "),
+        (torch.zeros(2, 3), r"one Tensor$"),
+        (7, r"one int$"),
+        (None, r"one NoneType$"),
+    ],
+    ids=str,
+)
+def test_one_argument_that_is_not_both_fields(given: Any, got: str) -> None:
+    words = r"^SparseLabels must be given crow_indices and col_indices, or one .* of both, got "
+    with pytest.raises(TypeError, match=words + got):
+        SparseLabels(given)
+    for wrong in ((), (1, 2, 3)):
+        with pytest.raises(TypeError, match=r"^SparseLabels\.__new__\(\) "):
+            SparseLabels(*wrong)
 
 
 EXPORTED = """

@@ -23,10 +23,14 @@ class SparseLabels(NamedTuple):
             (rows + 1,), int32 or int64.
         col_indices: the labels; shape (positives,), same dtype and device as `crow_indices`.
 
+    Raises:
+        TypeError: if there is one argument, and it is not an iterable of two tensors or arrays.
+
     Note:
         SparseLabels are a named tuple of two tensors, so they work in torch.compile, pytrees, data
         loaders and pickles. The constructor ``SparseLabels(crow_indices, col_indices)`` checks
-        nothing. Sort the labels of each row before you use it.
+        nothing. Sort the labels of each row before you use it. It also takes one iterable of
+        both, ``type(labels)(t.to(device) for t in labels)``, as some trainers move a batch.
 
     Example:
         >>> from weighted_bce import SparseLabels
@@ -260,6 +264,29 @@ class SparseLabels(NamedTuple):
         kind = f"dtype={short(col.dtype)}, device={col.device}"
         return f"SparseLabels(rows={self.num_rows}, positives={col.numel()}, {kind})"
 
+
+def _new(cls: type[SparseLabels], crow_indices: Any, col_indices: Any = ...) -> SparseLabels:
+    """Takes the two fields, which may be anything in a pytree, or one iterable of both."""
+    if col_indices is ...:
+        crow_indices, col_indices = _two_fields(crow_indices)
+    return tuple.__new__(cls, (crow_indices, col_indices))
+
+
+def _two_fields(fields: Any) -> tuple[Any, ...]:
+    must = "SparseLabels must be given crow_indices and col_indices, or one iterable of both"
+    if not isinstance(fields, Iterable) or hasattr(fields, "shape"):  # a matrix of two rows
+        raise TypeError(f"{must}, got one {type(fields).__name__}")
+    both = tuple(fields)
+    if len(both) != 2 or not all(hasattr(field, "shape") for field in both):
+        kinds = ", ".join(type(field).__name__ for field in both[:3])
+        got = f"{len(both)} of {kinds}" if both else "none"
+        raise TypeError(f"{must}, got {got}; lists of labels go to SparseLabels.from_lists")
+    return both
+
+
+# A named tuple takes no __new__ in its class, and torch.compile no subclass that has one.
+_new.__qualname__ = "SparseLabels.__new__"  # for errors about the number of arguments
+SparseLabels.__new__ = _new  # type: ignore[assignment, method-assign]
 
 # torch.export can then save programs with such inputs, and torch.load, which by default accepts few
 # classes, accepts them in data sets and example inputs.

@@ -14,7 +14,6 @@ from weighted_bce import (
     Focal,
     MultilabelLoss,
     SparseLabels,
-    WeightBCEWithLogitsLoss,
     WeightedBCELoss,
     WeightedBCEWithLogitsLoss,
     backend,
@@ -58,8 +57,8 @@ WRONG: dict[type[Exception], list[Row]] = {
             torch.eye(3, 5).to_sparse_csr().requires_grad_(),
             "not require a gradient",
         ),
-        ("weight", 2.0, "be a torch.Tensor, got float"),
-        ("weight", np.ones(5), "be a torch.Tensor, got ndarray"),
+        ("weight", 2.0, "be a torch.Tensor or None, got float"),
+        ("weight", np.ones(5), "be a torch.Tensor or None, got ndarray"),
         ("weight", torch.ones(5) + 1j, "have an integer or floating dtype, got complex64"),
         ("pos_weight", Y, "have an integer or floating dtype, got bool"),
         ("pos_weight", True, "be a number or a torch.Tensor, got bool"),
@@ -184,14 +183,11 @@ def test_modules_raise_the_same() -> None:
         WeightedBCEWithLogitsLoss(torch.ones(4)),
         WeightedBCELoss(torch.ones(4)),
         MultilabelLoss(Focal(), torch.ones(4)),
-        WeightBCEWithLogitsLoss(-1.0),
     ):
-        with pytest.raises(ValueError, match=r"weight must b"):
+        with pytest.raises(ValueError, match=r"weight must broadcast"):
             loss(X, Y)
         with pytest.raises(ValueError, match=r"target must have shape \(3, 5\)"):
             loss(X, Y[1:])
-    with pytest.raises(TypeError, match=r"weight must be a torch.Tensor or None, got float"):
-        WeightedBCEWithLogitsLoss(weight=2.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, nan])

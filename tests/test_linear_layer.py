@@ -160,7 +160,8 @@ def test_any_number_of_dimensions(sparse: bool, reduction: str, leading: tuple[i
 def test_wrong_reductions() -> None:
     x, y = batch()
     for reduction, error in ((torch.sum, TypeError), ("avg", ValueError)):
-        criterion = new(reduction=reduction)
+        criterion = new()
+        criterion.reduction = reduction
         criterion.linear = pre_hook(criterion.linear)
         with pytest.raises(error, match="reduction must be "):
             criterion(x, y)

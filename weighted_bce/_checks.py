@@ -1,4 +1,4 @@
-"""Checks the arguments that users pass; _numbers.py has the checks of numbers."""
+"""Checks the arguments that users pass; _numbers.py has the checks of numbers and bools."""
 
 import math
 from collections.abc import Sequence
@@ -58,16 +58,15 @@ def checked_options(
         else:
             value, pos_weight = pos_weight, None
             if not (type(value) is float and 0 <= value < math.inf):
-                value = checked_number("pos_weight", value, " or a torch.Tensor")
-                value = checked_at_least_0("pos_weight", value)
+                value = checked_pos_weight(value)
     if weight is not None:
         _check_factor("weight", weight, input, logits_name)
     if reduction == BATCHMEAN and input.dim() == 0:
         raise ValueError("reduction 'batchmean' needs an input with a first dimension, got 0-d")
     if type(label_smoothing) is not float or label_smoothing != 0.0:
-        label_smoothing = _checked_smoothing(label_smoothing)
+        label_smoothing = checked_smoothing(label_smoothing)
     if ignore_index is not None:
-        ignore_index = checked_number("ignore_index", ignore_index, " or None")
+        ignore_index = checked_ignore_index(ignore_index)
     if normalizer is not None:
         normalizer = _checked_normalizer(normalizer, input, reduction)
         reduction = MEAN
@@ -177,11 +176,16 @@ def raise_wrong_index(shape: Sequence[int], options: Options) -> None:
         raise wrong_index from None
 
 
-def _check_factor(name: str, factor: Tensor, input: Tensor, logits_name: str) -> None:
+def check_factor_dtype(name: str, factor: Tensor) -> None:
+    """Raises TypeError unless `factor`, a weight, is a tensor of numbers."""
     if not isinstance(factor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(factor).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor or None, got {type(factor).__name__}")
     if factor.dtype.is_complex or factor.dtype == torch.bool:
         raise TypeError(f"{name} must have an integer or floating dtype, got {short(factor.dtype)}")
+
+
+def _check_factor(name: str, factor: Tensor, input: Tensor, logits_name: str) -> None:
+    check_factor_dtype(name, factor)
     shape, missing = factor.shape, input.dim() - factor.dim()
     fits = missing >= 0 and all(
         n in (1, m) for n, m in zip(shape, input.shape[missing:], strict=True)
@@ -220,7 +224,18 @@ def _checked_normalizer(normalizer: float | Tensor, input: Tensor, reduction: in
     return normalizer
 
 
-def _checked_smoothing(label_smoothing: object) -> float:
+def checked_pos_weight(pos_weight: object, name: str = "pos_weight") -> float:
+    """Returns a pos_weight that is not a tensor as a float."""
+    return checked_at_least_0(name, checked_number(name, pos_weight, " or a torch.Tensor"))
+
+
+def checked_ignore_index(ignore_index: object) -> float:
+    """Returns the number as a float."""
+    return checked_number("ignore_index", ignore_index, " or None")
+
+
+def checked_smoothing(label_smoothing: object) -> float:
+    """Returns the number as a float; raises ValueError unless it is in [0, 1)."""
     value = checked_number("label_smoothing", label_smoothing)
     if not 0 <= value < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {value}")

@@ -1,4 +1,4 @@
-"""Checks arguments that are numbers."""
+"""Checks arguments that are numbers or bools."""
 
 import math
 from numbers import Integral, Real
@@ -41,6 +41,12 @@ def checked_at_least_0(name: str, value: object) -> float:
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be a finite number >= 0, got {value}")
     return number
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raises TypeError unless the value is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
 def checked_count(name: str, value: object) -> int:

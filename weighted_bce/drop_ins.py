@@ -101,14 +101,14 @@ class AsymmetricLoss(MultilabelLoss):
             AsymmetricLoss is True.
         reduction: "none", "mean", "sum", "batchmean" or a callable. Default: "sum", which is the
             authors' reduction.
-        weight: multiplies each element's loss; a tensor that broadcasts to the input. It becomes a
-            buffer. Default: None, which means 1.
-        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
-            to the input and becomes a buffer. Default: None, which means 1.
+        weight: multiplies each element's loss; a tensor of finite numbers >= 0 that broadcasts to
+            the input. It becomes a buffer. Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor of such numbers
+            that broadcasts to the input and becomes a buffer. Default: None, which means 1.
 
     Raises:
-        TypeError, ValueError: if a parameter of the loss or `weight` is wrong. Other
-            arguments are checked in each call, as by `multilabel_loss_with_logits`.
+        TypeError, ValueError: if an argument has the wrong type, dtype or value. Shapes and devices
+            are checked in each call.
 
     Example:
         >>> import torch
@@ -135,5 +135,22 @@ class AsymmetricLoss(MultilabelLoss):
         )
         super().__init__(loss, weight, pos_weight, reduction)
 
-    def forward(self, x: Tensor, y: Target) -> Tensor:
-        return super().forward(x, y)
+    def forward(self, x: Tensor, y: Target, weight: Tensor | None = None) -> Tensor:
+        """Computes the loss of a batch.
+
+        Args:
+            x: the logits, of any shape; float16, bfloat16, float32 or float64.
+            y: the labels, with values in [0, 1]. A dense tensor has the shape of `x` and any real
+                dtype. If `x` has shape (rows, labels), the labels may also be sparse.
+            weight: multiplies each element's loss, as for `MultilabelLoss`. Default: None.
+
+        Returns:
+            The loss. With reduction "none" it has the shape and dtype of `x`. Otherwise it is 0-d,
+            float64 for float64 logits and float32 for all others. A callable's result is returned
+            as it is.
+
+        Raises:
+            TypeError, ValueError: as `multilabel_loss_with_logits` does.
+            ValueError: if the module has a weight, too.
+        """
+        return super().forward(x, y, weight)

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from ._numbers import checked_at_least_0, checked_finite, checked_number
+from ._numbers import check_bool, checked_at_least_0, checked_finite, checked_number
 
 
 class Loss:
@@ -258,8 +258,7 @@ class Asymmetric(Loss):
         checked_at_least_0("gamma_pos", self.gamma_pos)
         if not 0 <= checked_number("clip", self.clip) < 1:
             raise ValueError(f"clip must be in [0, 1), got {self.clip}")
-        if not isinstance(self.detach_focus, bool):
-            raise TypeError(f"detach_focus must be a bool, got {type(self.detach_focus).__name__}")
+        check_bool("detach_focus", self.detach_focus)
 
     @property
     def _parameters(self) -> Sequence[float]:  # type: ignore[override]

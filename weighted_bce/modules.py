@@ -1,12 +1,10 @@
 """The losses as modules."""
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._checks import Target
+from ._numbers import check_bool
+from ._weighted_loss import WeightedLoss
 from .functional import (
     Reduction,
     multilabel_loss_with_logits,
@@ -14,66 +12,26 @@ from .functional import (
     weighted_bce_with_logits,
 )
 from .losses import Loss, check_loss
+from .weight_bce import WeightBCEWithLogitsLoss
+
+__all__ = [
+    "MultilabelLoss",
+    "WeightBCEWithLogitsLoss",
+    "WeightedBCELoss",
+    "WeightedBCEWithLogitsLoss",
+]
 
 
-class _WeightedLoss(nn.Module):
-    """What the modules share: a weight that is a tensor is a buffer, a number stays a number."""
-
-    weight: Tensor | None
-    pos_weight: Tensor | float | None
-
-    def __init__(
-        self,
-        weight: Tensor | None,
-        pos_weight: float | Tensor | None,
-        reduction: Reduction,
-        label_smoothing: float,
-        ignore_index: float | None,
-    ) -> None:
-        super().__init__()
-        if not (weight is None or isinstance(weight, Tensor)):
-            raise TypeError(f"weight must be a torch.Tensor or None, got {type(weight).__name__}")
-        self.register_buffer("weight", weight)
-        self.register_buffer("pos_weight", pos_weight if isinstance(pos_weight, Tensor) else None)
-        if not isinstance(pos_weight, Tensor):
-            self.pos_weight = pos_weight
-        self.reduction = reduction
-        self.label_smoothing = label_smoothing
-        self.ignore_index = ignore_index
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "pos_weight":  # may become a tensor or a number, whichever it was before
-            if not (value is None or isinstance(value, Tensor)):
-                self._buffers.pop(name, None)
-                self._parameters.pop(name, None)
-            elif name in self.__dict__:
-                del self.__dict__[name]
-                self.register_buffer(name, None)
-        super().__setattr__(name, value)
-
-    def extra_repr(self) -> str:
-        shown = f"reduction={self.reduction!r}"
-        if self.pos_weight is not None:
-            value = self.pos_weight
-            text = f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else str(value)
-            shown = f"pos_weight={text}, {shown}"
-        if self.label_smoothing:
-            shown += f", label_smoothing={self.label_smoothing}"
-        if self.ignore_index is not None:
-            shown += f", ignore_index={self.ignore_index}"
-        return shown
-
-
-class WeightedBCEWithLogitsLoss(_WeightedLoss):
+class WeightedBCEWithLogitsLoss(WeightedLoss):
     """Computes `weighted_bce_with_logits` as a module; a drop-in for torch.nn.BCEWithLogitsLoss.
 
-    It is called as ``criterion(input, target)``.
+    It is called as ``criterion(input, target)`` or ``criterion(input, target, weight)``.
 
     Args:
-        weight: multiplies each element's loss; a tensor that broadcasts to the input. It becomes a
-            buffer. Default: None, which means 1.
-        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
-            to the input and becomes a buffer. Default: None, which means 1.
+        weight: multiplies each element's loss; a tensor of finite numbers >= 0 that broadcasts to
+            the input. It becomes a buffer. Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor of such numbers
+            that broadcasts to the input and becomes a buffer. Default: None, which means 1.
         reduction: "none", "mean", "sum", "batchmean" or a callable, as for
             `weighted_bce_with_logits`. Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
@@ -82,8 +40,8 @@ class WeightedBCEWithLogitsLoss(_WeightedLoss):
             `weighted_bce_with_logits`. Default: False.
 
     Raises:
-        TypeError: if `weight` is not a tensor or None. Other arguments are checked in each call.
-        TypeError, ValueError: in a call, as `weighted_bce_with_logits` does.
+        TypeError, ValueError: if an argument has the wrong type, dtype or value. Shapes and devices
+            are checked in each call.
 
     Example:
         >>> import torch
@@ -105,13 +63,33 @@ class WeightedBCEWithLogitsLoss(_WeightedLoss):
         inplace_backward: bool = False,
     ) -> None:
         super().__init__(weight, pos_weight, reduction, label_smoothing, ignore_index)
+        check_bool("inplace_backward", inplace_backward)
         self.inplace_backward = inplace_backward
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def forward(self, input: Tensor, target: Target, weight: Tensor | None = None) -> Tensor:
+        """Computes the loss of a batch.
+
+        Args:
+            input: the logits, of any shape; float16, bfloat16, float32 or float64.
+            target: the labels, with values in [0, 1]. A dense target has the shape of `input` and
+                any real dtype. If `input` has shape (rows, labels), it may also be sparse.
+            weight: multiplies each element's loss; a tensor that broadcasts to `input`, such as one
+                of shape (rows, 1) with a weight for each row. Only if the module has no weight of
+                its own. Default: None.
+
+        Returns:
+            The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is
+            0-d, float64 for float64 logits and float32 for all others. A callable's result is
+            returned as it is.
+
+        Raises:
+            TypeError, ValueError: as `weighted_bce_with_logits` does.
+            ValueError: if the module has a weight, too.
+        """
         return weighted_bce_with_logits(
             input,
             target,
-            self.weight,
+            self.weight if weight is None else self._weight_of_call(weight),
             self.pos_weight,
             self.reduction,
             label_smoothing=self.label_smoothing,
@@ -120,18 +98,18 @@ class WeightedBCEWithLogitsLoss(_WeightedLoss):
         )
 
 
-class MultilabelLoss(_WeightedLoss):
+class MultilabelLoss(WeightedLoss):
     """Computes `multilabel_loss_with_logits` as a module.
 
-    It is called as ``criterion(input, target)``.
+    It is called as ``criterion(input, target)`` or ``criterion(input, target, weight)``.
 
     Args:
         loss: `BCE()`, `Focal()`, `Asymmetric()`, `Hill()`, `Poly1()` or `SquaredHinge()`, with
             their parameters.
-        weight: multiplies each element's loss; a tensor that broadcasts to the input. It becomes a
-            buffer. Default: None, which means 1.
-        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
-            to the input and becomes a buffer. Default: None, which means 1.
+        weight: multiplies each element's loss; a tensor of finite numbers >= 0 that broadcasts to
+            the input. It becomes a buffer. Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor of such numbers
+            that broadcasts to the input and becomes a buffer. Default: None, which means 1.
         reduction: "none", "mean", "sum", "batchmean" or a callable, as for
             `weighted_bce_with_logits`. Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
@@ -140,9 +118,8 @@ class MultilabelLoss(_WeightedLoss):
             `weighted_bce_with_logits`. Default: False.
 
     Raises:
-        TypeError: if `loss` is not one of the losses above, or `weight` is not a tensor or None.
-            Other arguments are checked in each call.
-        TypeError, ValueError: in a call, as `multilabel_loss_with_logits` does.
+        TypeError, ValueError: if an argument has the wrong type, dtype or value. Shapes and devices
+            are checked in each call.
 
     Example:
         >>> import torch
@@ -167,17 +144,37 @@ class MultilabelLoss(_WeightedLoss):
         check_loss(loss)
         super().__init__(weight, pos_weight, reduction, label_smoothing, ignore_index)
         self.loss = loss
+        check_bool("inplace_backward", inplace_backward)
         self.inplace_backward = inplace_backward
 
     def extra_repr(self) -> str:
         return f"{self.loss}, {super().extra_repr()}"
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def forward(self, input: Tensor, target: Target, weight: Tensor | None = None) -> Tensor:
+        """Computes the loss of a batch.
+
+        Args:
+            input: the logits, of any shape; float16, bfloat16, float32 or float64.
+            target: the labels, with values in [0, 1]. A dense target has the shape of `input` and
+                any real dtype. If `input` has shape (rows, labels), it may also be sparse.
+            weight: multiplies each element's loss; a tensor that broadcasts to `input`, such as one
+                of shape (rows, 1) with a weight for each row. Only if the module has no weight of
+                its own. Default: None.
+
+        Returns:
+            The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is
+            0-d, float64 for float64 logits and float32 for all others. A callable's result is
+            returned as it is.
+
+        Raises:
+            TypeError, ValueError: as `multilabel_loss_with_logits` does.
+            ValueError: if the module has a weight, too.
+        """
         return multilabel_loss_with_logits(
             input,
             target,
             self.loss,
-            self.weight,
+            self.weight if weight is None else self._weight_of_call(weight),
             self.pos_weight,
             self.reduction,
             label_smoothing=self.label_smoothing,
@@ -186,25 +183,26 @@ class MultilabelLoss(_WeightedLoss):
         )
 
 
-class WeightedBCELoss(_WeightedLoss):
+class WeightedBCELoss(WeightedLoss):
     """Computes `weighted_bce` as a module; a drop-in for torch.nn.BCELoss.
 
-    It is called as ``criterion(input, target)`` with probabilities as the input. Prefer
-    `WeightedBCEWithLogitsLoss`, which is more accurate and runs fused kernels.
+    It is called as ``criterion(input, target)`` or ``criterion(input, target, weight)``, with
+    probabilities as the input. Prefer `WeightedBCEWithLogitsLoss`, which is more accurate and runs
+    fused kernels.
 
     Args:
-        weight: multiplies each element's loss; a tensor that broadcasts to the input. It becomes a
-            buffer. Default: None, which means 1.
-        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
-            to the input and becomes a buffer. Default: None, which means 1.
+        weight: multiplies each element's loss; a tensor of finite numbers >= 0 that broadcasts to
+            the input. It becomes a buffer. Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor of such numbers
+            that broadcasts to the input and becomes a buffer. Default: None, which means 1.
         reduction: "none", "mean", "sum", "batchmean" or a callable, as for
             `weighted_bce_with_logits`. Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
         ignore_index: elements whose target equals it do not count. Default: None.
 
     Raises:
-        TypeError: if `weight` is not a tensor or None. Other arguments are checked in each call.
-        TypeError, ValueError: in a call, as `weighted_bce` does.
+        TypeError, ValueError: if an argument has the wrong type, dtype or value. Shapes and devices
+            are checked in each call.
 
     Example:
         >>> import torch
@@ -224,61 +222,33 @@ class WeightedBCELoss(_WeightedLoss):
     ) -> None:
         super().__init__(weight, pos_weight, reduction, label_smoothing, ignore_index)
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def forward(self, input: Tensor, target: Target, weight: Tensor | None = None) -> Tensor:
+        """Computes the loss of a batch.
+
+        Args:
+            input: the probabilities, in [0, 1] and of any shape; float16, bfloat16, float32 or
+                float64.
+            target: the labels, with values in [0, 1]. A dense target has the shape of `input` and
+                any real dtype. If `input` has shape (rows, labels), it may also be sparse.
+            weight: multiplies each element's loss; a tensor that broadcasts to `input`, such as one
+                of shape (rows, 1) with a weight for each row. Only if the module has no weight of
+                its own. Default: None.
+
+        Returns:
+            The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is
+            0-d, float64 for float64 input and float32 for all others. A callable's result is
+            returned as it is.
+
+        Raises:
+            TypeError, ValueError: as `weighted_bce` does.
+            ValueError: if the module has a weight, too.
+        """
         return weighted_bce(
             input,
             target,
-            self.weight,
+            self.weight if weight is None else self._weight_of_call(weight),
             self.pos_weight,
             self.reduction,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
         )
-
-
-class WeightBCEWithLogitsLoss(nn.Module):
-    """Multiplies the losses of the positives by a number, then reduces.
-
-    For targets of 0 and 1, of any real dtype, it is equivalent to::
-
-        loss = F.binary_cross_entropy_with_logits(
-            input, target.to(input.dtype), reduction="none")
-        loss[target.bool()] *= weight
-        loss = reduction(loss)
-
-    It has only the two arguments of that code. `WeightedBCEWithLogitsLoss` has all options.
-
-    Args:
-        weight: the factor of the positives; a finite number >= 0.
-        reduction: a callable that receives the unreduced loss, or "none", "mean", "sum" or
-            "batchmean". Default: None, which means "mean". The callables torch.mean and torch.sum
-            are computed as "mean" and "sum".
-
-    Raises:
-        TypeError, ValueError: in a call, as `weighted_bce_with_logits` does.
-
-    Example:
-        >>> import torch
-        >>> from weighted_bce import WeightBCEWithLogitsLoss
-        >>> criterion = WeightBCEWithLogitsLoss(7.0, torch.sum)
-        >>> print(f"{criterion(torch.zeros(2), torch.tensor([True, False])).item():.4f}")
-        5.5452
-    """
-
-    def __init__(
-        self, weight: float, reduction: str | Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        super().__init__()
-        self.weight = weight
-        self.reduction = reduction
-
-    def extra_repr(self) -> str:
-        return f"weight={self.weight}, reduction={self.reduction!r}"
-
-    def forward(self, input: Tensor, target: Target) -> Tensor:
-        reduction = self.reduction
-        if reduction is None or reduction is torch.mean:
-            reduction = "mean"
-        elif reduction is torch.sum:
-            reduction = "sum"
-        return weighted_bce_with_logits(input, target, pos_weight=self.weight, reduction=reduction)

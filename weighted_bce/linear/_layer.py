@@ -19,7 +19,7 @@ from ._stepped import Step
 from ._unchunked import loss_of_all_logits
 
 if TYPE_CHECKING:
-    from .modules import _LinearLoss
+    from ._linear_loss import LinearLoss
 
 _FORWARD = nn.Linear.forward  # that of torch: a program may replace it later
 
@@ -87,7 +87,9 @@ def own_logits(layer: nn.Module, input: Tensor, step: Step | None = None) -> Ten
     return logits
 
 
-def own_loss(criterion: "_LinearLoss", input: Tensor, target: Target, loss: Loss) -> Tensor:
+def own_loss(
+    criterion: "LinearLoss", input: Tensor, target: Target, weight: Tensor | None, loss: Loss
+) -> Tensor:
     """Returns the loss of the logits that the layer's own forward computes.
 
     Raises:
@@ -101,7 +103,7 @@ def own_loss(criterion: "_LinearLoss", input: Tensor, target: Target, loss: Loss
     options = checked_options(
         logits,
         target,
-        criterion.weight,
+        weight,
         criterion.pos_weight,
         criterion.label_smoothing,
         criterion.ignore_index,

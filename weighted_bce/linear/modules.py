@@ -1,134 +1,32 @@
 """Modules that hold a linear classifier and compute its loss."""
 
-from typing import Any, NamedTuple, cast
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._checks import Target, check_layer
-from .._numbers import checked_count
-from .._options import compute_dtype
+from .._checks import Target
 from ..losses import BCE, Loss, check_loss
-from ..modules import _WeightedLoss
-from . import _ops, _rows
-from ._chunks import Layer
-from ._layer import is_plain, own_logits, own_loss
-from ._stepped import Step
-from .functional import (
-    chunk_options_of,
-    linear_multilabel_loss_with_logits,
-    linear_weighted_bce_with_logits,
-)
+from ._layer import is_plain, own_loss
+from ._linear_loss import LinearLoss, TopK
+from .functional import linear_multilabel_loss_with_logits, linear_weighted_bce_with_logits
+
+__all__ = ["LinearMultilabelLoss", "LinearWeightedBCEWithLogitsLoss", "TopK"]
 
 
-class TopK(NamedTuple):
-    """The largest logits of each row and their labels, both of shape (..., k), largest first."""
-
-    values: Tensor
-    indices: Tensor
-
-
-class _LinearLoss(_WeightedLoss):
-    """What the modules share: the layer, its logits, and the largest of them."""
-
-    def __init__(
-        self,
-        in_features: int,
-        num_labels: int,
-        bias: bool,
-        weight: Tensor | None,
-        pos_weight: float | Tensor | None,
-        reduction: str,
-        label_smoothing: float,
-        ignore_index: float | None,
-        chunk_labels: int | None,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__(weight, pos_weight, reduction, label_smoothing, ignore_index)
-        self.linear = nn.Linear(in_features, num_labels, bias, device, dtype)
-        self.chunk_labels = chunk_labels
-        self.fused_step: Step | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves the fused step out of copies, as a module does not copy its optimizer."""
-        return {**self.__dict__, "fused_step": None}
-
-    def _options(self) -> dict[str, Any]:
-        return dict(
-            linear_bias=self.linear.bias,
-            weight=self.weight,
-            pos_weight=self.pos_weight,
-            reduction=cast(str, self.reduction),
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            chunk_labels=self.chunk_labels,
-            fused_step=self.fused_step,
-        )
-
-    def logits(self, input: Tensor) -> Tensor:
-        """Computes all logits.
-
-        Args:
-            input: shape (..., features).
-
-        Returns:
-            ``self.linear(input)``, a tensor of shape (..., labels).
-        """
-        logits: Tensor = self.linear(input)
-        return logits
-
-    def topk(self, input: Tensor, k: int) -> TopK:
-        """Finds the k largest logits of each row and their labels, without holding all logits.
-
-        Args:
-            input: the features, shape (..., features), as for the loss.
-            k: how many to find; at least 1 and at most the number of labels.
-
-        Returns:
-            A named tuple (values, indices) of tensors of shape (..., k), largest first, as
-            torch.topk returns. The values have the dtype of the loss and no gradient. The order of
-            equal logits is not defined.
-
-        Raises:
-            TypeError, ValueError: if an argument has the wrong type, shape or value.
-        """
-        if not is_plain(self.linear):
-            with torch.no_grad():
-                logits = own_logits(self.linear, input)
-                k = _checked_k(k, logits.shape[-1])
-                values, indices = logits.topk(k)
-            return TopK(values.to(compute_dtype(values.dtype)), indices)
-        chunk_options = chunk_options_of(input, self.chunk_labels)
-        weight, bias = self.linear.weight, self.linear.bias
-        check_layer(input, weight, bias, chunk_options.product_dtype is not None)
-        layer = Layer(input.detach(), weight.detach(), None if bias is None else bias.detach())
-        k = _checked_k(k, weight.shape[0])
-        largest = _ops.largest(_rows.of_layer(layer), k, chunk_options)
-        return TopK(*(tensor.reshape(*input.shape[:-1], k) for tensor in largest))
-
-
-def _checked_k(k: int, num_labels: int) -> int:
-    k = checked_count("k", k)
-    if k > num_labels:
-        raise ValueError(f"k must be at most {num_labels}, the number of labels, got {k}")
-    return k
-
-
-class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
+class LinearWeightedBCEWithLogitsLoss(LinearLoss):
     """Holds a linear classifier and computes `linear_weighted_bce_with_logits` with it.
 
-    It is called as ``criterion(input, target)`` with an input of shape (..., features). The
-    classifier is ``criterion.linear``, as in torch.nn.LinearCrossEntropyLoss.
+    It is called as ``criterion(input, target)`` or ``criterion(input, target, weight)``, with an
+    input of shape (..., features). The classifier is ``criterion.linear``, as in
+    torch.nn.LinearCrossEntropyLoss.
 
     Args:
         in_features: the number of features of a row.
         num_labels: the number of labels.
         bias: whether the classifier has a bias. Default: True.
-        weight: multiplies each element's loss; a tensor that broadcasts to (..., labels). It
-            becomes a buffer. Default: None, which means 1.
-        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
-            to (..., labels) and becomes a buffer. Default: None, which means 1.
+        weight: multiplies each element's loss; a tensor of finite numbers >= 0 that broadcasts to
+            (..., labels). It becomes a buffer. Default: None, which means 1.
+        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor of such numbers
+            that broadcasts to (..., labels) and becomes a buffer. Default: None, which means 1.
         reduction: "none", "mean", "sum" or "batchmean", as for `linear_weighted_bce_with_logits`.
             Default: "mean".
         label_smoothing: in [0, 1). Default: 0.
@@ -146,8 +44,8 @@ class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
             called.
 
     Raises:
-        TypeError: if `weight` is not a tensor or None. Other arguments are checked in each call.
-        TypeError, ValueError: in a call, as `linear_weighted_bce_with_logits` does.
+        TypeError, ValueError: if an argument has the wrong type, dtype or value. Shapes and devices
+            are checked in each call.
 
     Example:
         >>> import torch
@@ -188,18 +86,39 @@ class LinearWeightedBCEWithLogitsLoss(_LinearLoss):
             dtype,
         )
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def forward(self, input: Tensor, target: Target, weight: Tensor | None = None) -> Tensor:
+        """Computes the loss of a batch.
+
+        Args:
+            input: the features, shape (..., in_features); float16, bfloat16, float32 or float64.
+            target: the labels, with values in [0, 1]. A dense target has shape (..., num_labels)
+                and any real dtype. A sparse one has one row for each row of `input`, in order.
+            weight: multiplies each element's loss; a tensor that broadcasts to (..., num_labels),
+                such as one of shape (rows, 1) with a weight for each row. Only if the module has no
+                weight of its own. Default: None.
+
+        Returns:
+            The loss; float64 for float64 input and float32 for all others. It is 0-d, or with
+            reduction "none" of shape (...), that of `input` without features.
+
+        Raises:
+            TypeError, ValueError, NotImplementedError, RuntimeError: as
+                `linear_weighted_bce_with_logits` does.
+            ValueError: if the module has a weight, too.
+        """
+        weight = self.weight if weight is None else self._weight_of_call(weight)
         if not is_plain(self.linear):
-            return own_loss(self, input, target, BCE())
-        weight = self.linear.weight
-        return linear_weighted_bce_with_logits(input, weight, target, **self._options())
+            return own_loss(self, input, target, weight, BCE())
+        return linear_weighted_bce_with_logits(
+            input, self.linear.weight, target, **self._options(weight)
+        )
 
 
-class LinearMultilabelLoss(_LinearLoss):
+class LinearMultilabelLoss(LinearLoss):
     """Holds a linear classifier and computes `linear_multilabel_loss_with_logits` with it.
 
-    It is called as ``criterion(input, target)`` with an input of shape (..., features). The
-    classifier is ``criterion.linear``.
+    It is called as ``criterion(input, target)`` or ``criterion(input, target, weight)``, with an
+    input of shape (..., features). The classifier is ``criterion.linear``.
 
     Args:
         in_features: the number of features of a row.
@@ -214,9 +133,7 @@ class LinearMultilabelLoss(_LinearLoss):
         linear, fused_step: as for `LinearWeightedBCEWithLogitsLoss`.
 
     Raises:
-        TypeError: if `loss` is not one of the losses above, or `weight` is not a tensor or None.
-            Other arguments are checked in each call.
-        TypeError, ValueError: in a call, as `linear_multilabel_loss_with_logits` does.
+        TypeError, ValueError: as for `LinearWeightedBCEWithLogitsLoss`.
 
     Example:
         >>> import torch
@@ -263,10 +180,29 @@ class LinearMultilabelLoss(_LinearLoss):
     def extra_repr(self) -> str:
         return f"{self.loss}, {super().extra_repr()}"
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def forward(self, input: Tensor, target: Target, weight: Tensor | None = None) -> Tensor:
+        """Computes the loss of a batch.
+
+        Args:
+            input: the features, shape (..., in_features); float16, bfloat16, float32 or float64.
+            target: the labels, with values in [0, 1]. A dense target has shape (..., num_labels)
+                and any real dtype. A sparse one has one row for each row of `input`, in order.
+            weight: multiplies each element's loss; a tensor that broadcasts to (..., num_labels),
+                such as one of shape (rows, 1) with a weight for each row. Only if the module has no
+                weight of its own. Default: None.
+
+        Returns:
+            The loss; float64 for float64 input and float32 for all others. It is 0-d, or with
+            reduction "none" of shape (...), that of `input` without features.
+
+        Raises:
+            TypeError, ValueError, NotImplementedError, RuntimeError: as
+                `linear_multilabel_loss_with_logits` does.
+            ValueError: if the module has a weight, too.
+        """
+        weight = self.weight if weight is None else self._weight_of_call(weight)
         if not is_plain(self.linear):
-            return own_loss(self, input, target, self.loss)
-        weight = self.linear.weight
+            return own_loss(self, input, target, weight, self.loss)
         return linear_multilabel_loss_with_logits(
-            input, weight, target, self.loss, **self._options()
+            input, self.linear.weight, target, self.loss, **self._options(weight)
         )

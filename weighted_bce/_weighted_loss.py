@@ -1,0 +1,105 @@
+"""What the modules share: their arguments and the state of their weights."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import (
+    check_factor_dtype,
+    checked_ignore_index,
+    checked_pos_weight,
+    checked_reduction,
+    checked_smoothing,
+)
+from ._csr_checks import is_readable
+from .functional import Reduction
+
+
+class WeightedLoss(nn.Module):
+    """The base class of the modules: a weight that is a tensor is a buffer, a number stays one."""
+
+    weight: Tensor | None
+    pos_weight: Tensor | float | None
+
+    def __init__(
+        self,
+        weight: Tensor | None,
+        pos_weight: float | Tensor | None,
+        reduction: Reduction,
+        label_smoothing: float,
+        ignore_index: float | None,
+    ) -> None:
+        super().__init__()
+        if weight is not None:
+            check_weight("weight", weight)
+        if pos_weight is not None:
+            check_pos_weight("pos_weight", pos_weight)
+        checked_reduction(reduction)
+        checked_smoothing(label_smoothing)
+        if ignore_index is not None:
+            checked_ignore_index(ignore_index)
+        self.register_buffer("weight", weight)
+        self.register_buffer("pos_weight", pos_weight if isinstance(pos_weight, Tensor) else None)
+        if not isinstance(pos_weight, Tensor):
+            self.pos_weight = pos_weight
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "pos_weight":  # may become a tensor or a number, whichever it was before
+            if not (value is None or isinstance(value, Tensor)):
+                self._buffers.pop(name, None)
+                self._parameters.pop(name, None)
+            elif name in self.__dict__:
+                del self.__dict__[name]
+                self.register_buffer(name, None)
+        super().__setattr__(name, value)
+
+    def _weights(self) -> dict[str, Tensor | float | None]:
+        return {"weight": self.weight, "pos_weight": self.pos_weight}
+
+    def _weight_of_call(self, weight: Tensor) -> Tensor:
+        """Returns the weight given in a call; raises ValueError if the module has one, too."""
+        if self.weight is not None:
+            raise ValueError("weight must be given to the module or in the call, got both")
+        return weight
+
+    def extra_repr(self) -> str:
+        shown = [f"{n}={_text(w)}" for n, w in self._weights().items() if w is not None]
+        shown.append(f"reduction={self.reduction!r}")
+        if self.label_smoothing:
+            shown.append(f"label_smoothing={self.label_smoothing}")
+        if self.ignore_index is not None:
+            shown.append(f"ignore_index={self.ignore_index}")
+        return ", ".join(shown)
+
+
+def check_weight(name: str, weight: Tensor) -> None:
+    """Raises TypeError or ValueError unless the tensor holds finite numbers >= 0.
+
+    The numbers are not looked at where they cannot be read, as those of a meta tensor.
+    """
+    check_factor_dtype(name, weight)
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        return
+    values = weight.detach()  # a plain tensor, also of a parameter
+    if is_readable(values) and values.layout is torch.strided and values.numel():
+        low, high = (values if values.dtype == torch.float64 else values.float()).aminmax()
+        if not (low >= 0 and high < math.inf):
+            got = high if low >= 0 else low  # both are NaN if a number is
+            raise ValueError(f"{name} must hold finite numbers >= 0, got {got.item()}")
+
+
+def check_pos_weight(name: str, pos_weight: float | Tensor) -> None:
+    """Raises TypeError or ValueError unless all numbers are finite and >= 0."""
+    if isinstance(pos_weight, Tensor):
+        check_weight(name, pos_weight)
+    else:
+        checked_pos_weight(pos_weight, name)
+
+
+def _text(weight: Tensor | float | None) -> str:
+    return f"tensor{tuple(weight.shape)}" if isinstance(weight, Tensor) else str(weight)

@@ -1,6 +1,7 @@
 """What the modules share: their arguments and the state of their weights."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,6 +67,23 @@ class WeightedLoss(nn.Module):
         if self.weight is not None:
             raise ValueError("weight must be given to the module or in the call, got both")
         return weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves the weights as `fn` does, but keeps their dtype, since half precision rounds 257 to
+        256 and has no 70,000."""
+        if recurse:
+            for child in self.children():
+                child._apply(fn)  # type: ignore[no-untyped-call]
+        kept = [w for w in self._weights().values() if isinstance(w, Tensor)]
+        kept += [w.grad for w in kept if isinstance(w, nn.Parameter) and w.grad is not None]
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype != tensor.dtype and any(tensor is w for w in kept):
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(move, recurse=False)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         shown = [f"{n}={_text(w)}" for n, w in self._weights().items() if w is not None]

@@ -43,6 +43,10 @@ class WeightedBCEWithLogitsLoss(WeightedLoss):
         TypeError, ValueError: if an argument has the wrong type, dtype or value. Shapes and devices
             are checked in each call.
 
+    Note:
+        A conversion of the module, such as ``.half()`` or ``.to(torch.bfloat16)``, leaves the dtype
+        of `weight` and `pos_weight` as it is, because half precision would round them.
+
     Example:
         >>> import torch
         >>> from weighted_bce import WeightedBCEWithLogitsLoss

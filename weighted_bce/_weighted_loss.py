@@ -1,7 +1,7 @@
 """What the modules share: their arguments and the state of their weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -85,6 +85,37 @@ class WeightedLoss(nn.Module):
 
         return super()._apply(move, recurse=False)  # type: ignore[no-untyped-call]
 
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Loads as torch does, and lets the errors of strict loading say what to do."""
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        for name, weight in self._weights().items():
+            key = prefix + name
+            if key in missing_keys:
+                note = f"which only a module whose {name} is a tensor saves: assign what {name} "
+                note += "was there before loading, or load with strict=False to keep the tensor"
+                missing_keys[missing_keys.index(key)] = _Key.of(key, note)
+            elif key in unexpected_keys:
+                note = f"{name} of the module is {_text(weight)}: assign a tensor of the saved "
+                note += f"shape before loading, or remove the key to keep {_text(weight)}"
+                unexpected_keys[unexpected_keys.index(key)] = _Key.of(key, note)
+
     def extra_repr(self) -> str:
         shown = [f"{n}={_text(w)}" for n, w in self._weights().items() if w is not None]
         shown.append(f"reduction={self.reduction!r}")
@@ -121,3 +152,22 @@ def check_pos_weight(name: str, pos_weight: float | Tensor) -> None:
 
 def _text(weight: Tensor | float | None) -> str:
     return f"tensor{tuple(weight.shape)}" if isinstance(weight, Tensor) else str(weight)
+
+
+class _Key(str):
+    """A key of a state_dict with a note, which torch's error shows since it formats the key."""
+
+    note = ""
+
+    @classmethod
+    def of(cls, key: str, note: str) -> "_Key":
+        self = cls(key)
+        self.note = note
+        return self
+
+    def __format__(self, format_spec: str) -> str:
+        return f"{self!s} ({self.note})"
+
+    def __reduce__(self) -> Any:
+        """Makes copies plain strings."""
+        return str, (str(self),)

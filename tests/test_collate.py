@@ -1,10 +1,16 @@
 """Batches of a DataLoader with sparse labels, made in its workers too."""
 
+from collections import OrderedDict, UserDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -14,23 +20,67 @@ from weighted_bce import SparseLabels, collate
 from .sparse_values import assert_labels
 
 ROWS = [[i % 7, (3 * i + 1) % 11, i % 7] if i % 4 else [] for i in range(37)]
+
+
+def scipy_row(row: list[int], kind: Callable[..., Any]) -> Any:
+    dense = np.zeros((1, 12))
+    dense[0, row] = 1
+    return kind(dense)
+
+
 KINDS: dict[str, Callable[[list[int]], Any]] = {
     "list": list,
     "tensor": lambda row: torch.tensor(row, dtype=torch.int32),
     "array": np.array,
     "set": set,
+    "scipy matrix": partial(scipy_row, kind=scipy.sparse.csr_matrix),
+    "scipy array": partial(scipy_row, kind=scipy.sparse.csr_array),
+    "scipy vector": lambda row: scipy_row(row, lambda dense: scipy.sparse.coo_array(dense[0])),
+    "SparseLabels": lambda row: SparseLabels.from_lists([row]),
 }
 
 
 class Sample(NamedTuple):
     name: str
     x: Tensor
-    positives: Any
+    y: Any
+
+
+class First(NamedTuple):
+    """The field "labels" holds the positives wherever it is."""
+
+    labels: Any
+    x: Tensor
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Record:
+    x: Tensor
+    labels: Any
+    number: int = 0
+    rows: int = field(init=False, default=0)
+
+
+FORMS: dict[str, Callable[[int, Any], Any]] = {
+    "alone": lambda i, y: y,
+    "tuple": lambda i, y: (x_of(i), {"i": i}, y),
+    "list": lambda i, y: [x_of(i), {"i": i}, y],
+    "named": lambda i, y: Sample(str(i), x_of(i), y),
+    "first": lambda i, y: First(y, x_of(i), [i, i]),
+    "dict": lambda i, y: {"labels": y, "x": x_of(i), "i": i},
+    "mapping": lambda i, y: MappingProxyType({"x": x_of(i), "labels": y}),
+    "user dict": lambda i, y: UserDict(x=x_of(i), labels=y),
+    "dataclass": lambda i, y: Record(x_of(i), y, number=i),
+    "tags": lambda i, y: OrderedDict(labels=i, tags=y),
+}
+
+
+def x_of(i: int) -> Tensor:
+    return torch.full((3,), float(i))
 
 
 class Samples(Dataset[Any]):
-    """Row i has features full of i."""
-
     def __init__(self, kind: str, form: str) -> None:
         self.kind, self.form = kind, form
 
@@ -38,33 +88,65 @@ class Samples(Dataset[Any]):
         return len(ROWS)
 
     def __getitem__(self, i: int) -> Any:
-        positives = KINDS[self.kind](ROWS[i])
-        if self.form == "alone":
-            return positives
-        if self.form == "named":
-            return Sample(str(i), torch.full((3,), float(i)), positives)
-        return torch.full((3,), float(i)), {"i": i}, positives
+        return FORMS[self.form](i, KINDS[self.kind](ROWS[i]))
+
+
+def expected(form: str, numbers: list[int], labels: Any) -> Any:
+    """The batch of some samples, without the values of the labels."""
+    x = torch.tensor([[float(i)] * 3 for i in numbers])
+    n = torch.tensor(numbers)
+    return {
+        "alone": labels,
+        "tuple": (x, {"i": n}, labels),
+        "list": [x, {"i": n}, labels],
+        "named": Sample([str(i) for i in numbers], x, labels),  # type: ignore[arg-type]
+        "first": First(labels, x, [n, n]),  # type: ignore[list-item]
+        "dict": {"labels": labels, "x": x, "i": n},
+        "mapping": MappingProxyType({"x": x, "labels": labels}),
+        "user dict": UserDict(x=x, labels=labels),
+        "dataclass": Record(x, labels, number=n),  # type: ignore[arg-type]
+        "tags": OrderedDict(labels=n, tags=labels),
+    }[form]
+
+
+def labels_of(form: str, batch: Any) -> Any:
+    if form in ("tuple", "list", "named"):
+        return batch[-1]
+    if form in ("dataclass", "first"):
+        return batch.labels
+    return batch if form == "alone" else batch["tags" if form == "tags" else "labels"]
 
 
 def read(form: str, kind: str, **options: Any) -> None:
     """Reads all samples, twice, by a loader with these options."""
-    loader = DataLoader(Samples(kind, form), batch_size=10, collate_fn=collate, **options)
+    function = partial(collate, labels="tags") if form == "tags" else collate
+    loader = DataLoader(Samples(kind, form), batch_size=10, collate_fn=function, **options)
     for _ in range(2):
         for first, batch in zip(range(0, 40, 10), loader, strict=True):
             rows = ROWS[first : first + 10]
-            numbers = list(range(first, first + len(rows)))
-            assert_labels(batch if form == "alone" else batch[-1], rows)
-            if form == "tuple":
-                assert type(batch) is tuple
-                assert batch[0].tolist() == [[i] * 3 for i in numbers]
-                assert batch[1]["i"].tolist() == numbers
-            if form == "named":
-                assert type(batch) is Sample
-                assert list(batch.name) == list(map(str, numbers))
-                assert batch.x.tolist() == [[i] * 3 for i in numbers]
+            labels = labels_of(form, batch)
+            assert_labels(labels, rows)
+            assert_same(batch, expected(form, list(range(first, first + len(rows))), labels))
 
 
-@pytest.mark.parametrize("form", ["tuple", "named", "alone"])
+def assert_same(actual: Any, wanted: Any) -> None:
+    """Compares types, the order of keys and values."""
+    assert type(actual) is type(wanted)
+    if isinstance(wanted, Tensor):
+        assert torch.equal(actual, wanted)
+    elif isinstance(wanted, Record):
+        assert_same(vars(actual), vars(wanted))
+    elif hasattr(wanted, "keys"):
+        assert list(actual) == list(wanted)
+        assert_same(list(actual.values()), list(wanted.values()))
+    elif isinstance(wanted, (tuple, list)) and not isinstance(wanted, SparseLabels):
+        for a, w in zip(actual, wanted, strict=True):
+            assert_same(a, w)
+    else:
+        assert actual is wanted or actual == wanted
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_workers(kind: str, form: str) -> None:
     read(form, kind)
@@ -75,14 +157,39 @@ def test_without_workers(kind: str, form: str) -> None:
     [
         ("fork", True, "list", "tuple"),
         ("fork", False, "tensor", "named"),
+        ("fork", False, "SparseLabels", "dataclass"),
         ("spawn", True, "array", "alone"),
+        ("spawn", False, "scipy array", "tags"),
         pytest.param("forkserver", False, "list", "named", marks=pytest.mark.exhaustive),
+        pytest.param("forkserver", False, "list", "dict", marks=pytest.mark.exhaustive),
     ],
 )
 def test_workers(start: str, persistent: bool, kind: str, form: str) -> None:
     processes: Any = dict(num_workers=2, persistent_workers=persistent)
     pinned = torch.cuda.is_available()
     read(form, kind, **processes, multiprocessing_context=start, pin_memory=pinned)
+
+
+def set_default_device(worker: int = 0) -> None:
+    torch.set_default_device("meta")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_default_device(kind: str) -> None:
+    """Labels and all other elements are made on the CPU."""
+    samples = [{"x": np.full(2, i), "i": i, "labels": KINDS[kind](ROWS[i])} for i in range(4)]
+    with torch.device("meta"):
+        batch = collate(samples)
+    assert_labels(batch["labels"], ROWS[:4])
+    assert batch["x"].tolist() == [[i, i] for i in range(4)]
+    assert batch["i"].tolist() == [*range(4)]
+    assert torch.empty(0).is_cpu
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_another_default_device_in_workers(start: str) -> None:
+    options: Any = dict(worker_init_fn=set_default_device, multiprocessing_context=start)
+    read("tags", "list", num_workers=1, **options)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -98,19 +205,92 @@ def test_alone_in_a_tuple() -> None:
     assert_labels(labels, [[1, 2], []])
 
 
+def test_a_list_is_a_sample_if_it_ends_with_a_list() -> None:
+    x, labels = collate([[0.5, [3, 1]], [1.5, []]])
+    assert x.tolist() == [0.5, 1.5]
+    assert_labels(labels, [[3, 1], []])
+    assert_labels(collate([[], [torch.tensor(3), np.int64(1)], [2]]), [[], [1, 3], [2]])
+
+
+@pytest.mark.parametrize("form", [None, "torch", "numpy"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_hugging_face_datasets(form: str | None, workers: int) -> None:
+    datasets = pytest.importorskip("datasets")
+    columns = {"labels": ROWS, "number": range(len(ROWS)), "text": [str(row) for row in ROWS]}
+    data = datasets.Dataset.from_dict(columns).with_format(form)
+    loader = DataLoader(data, batch_size=10, collate_fn=collate, num_workers=workers)
+    for first, batch in zip(range(0, 40, 10), loader, strict=True):
+        rows = ROWS[first : first + 10]
+        assert type(batch) is dict
+        assert_labels(batch["labels"], rows)
+        assert batch["number"].tolist() == [*range(first, first + len(rows))]
+        assert batch["text"] == [str(row) for row in rows]
+    assert_labels(collate([data[i] for i in range(3)])["labels"], ROWS[:3])
+    assert_labels(collate(data["labels"]), ROWS)
+    assert_labels(collate(list(data.to_iterable_dataset()))["labels"], ROWS)
+
+
+def test_transformers(tmp_path: Path) -> None:
+    """It is the data_collator of a Trainer, for samples as dicts and as what tokenizers give."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    samples = [{"x": x_of(i), "labels": row} for i, row in enumerate(ROWS)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), remove_unused_columns=False, use_cpu=True, report_to="none"
+    )
+    trainer = transformers.Trainer(
+        torch.nn.Linear(3, 11), arguments, data_collator=collate, train_dataset=samples
+    )
+    batches = list(trainer.get_eval_dataloader(samples))
+    assert all(type(batch) is dict for batch in batches)
+    assert_labels(SparseLabels(*batches[-1]["labels"]), ROWS[32:])
+    batch = collate([transformers.BatchEncoding(sample) for sample in samples])
+    assert type(batch) is transformers.BatchEncoding
+    assert_labels(batch["labels"], ROWS)
+    assert batch["x"].shape == (37, 3)
+
+
 X = torch.zeros(2)
+TWO = SparseLabels.from_lists([[1], [2]])
+COUNTS = scipy.sparse.csr_array([[0, 2, 1]])
+Record_ = Record(X, [1])
+NAME = r"; name another one by functools.partial\(collate, labels=...\)"
 NO_BATCHES: list[tuple[Any, type[Exception], str]] = [
-    ([SparseLabels.from_lists([[1]])], TypeError, "hold lists of labels, got SparseLabels .* 0"),
     ([], ValueError, "not be empty, got none"),
-    ([()], ValueError, "be tuples of 1 .*, got 0 in sample 0"),
-    ([(X, [1]), (X, X, [1])], ValueError, "be tuples of 2 .*, got 3 in sample 1"),
-    ([(X, [1]), [1]], TypeError, "all be tuples like .*, got list in sample 1"),
-    ([(X, 1), (X, 2)], TypeError, "hold one iterable of .*, got int in row 0"),
+    ([TWO], ValueError, "hold one row each, got 2 in sample 0"),
+    ([(X, [1]), (X, TWO)], ValueError, "hold one row each, got 2 in sample 1"),
+    (
+        [(X, scipy.sparse.eye_array(2))],
+        ValueError,
+        r"hold one row each, got .*\(2, 2\) in sample 0",
+    ),
+    ([[1], COUNTS], ValueError, "hold 0 and 1 only, got 2 in sample 1"),
+    ([()], ValueError, f"have an element 'labels', got none in sample 0{NAME}"),
+    ([{}], ValueError, f"have an element 'labels', got none in sample 0{NAME}"),
+    (
+        [{"x": X, "tags": [1]}],
+        ValueError,
+        f"have an element 'labels', got the elements x, tags in sample 0{NAME}",
+    ),
+    ([(X, [1]), (X, X, [1])], ValueError, "all have 2 elements .* first, got 3 .* in sample 1"),
+    ([[X, [1]], []], ValueError, "all have 2 elements like the first, got none in sample 1"),
+    (
+        [{"x": X, "labels": [1]}, {"labels": [1]}],
+        ValueError,
+        "all have the elements x, labels like the first, got the elements labels in sample 1",
+    ),
+    ([(X, [1]), [1]], TypeError, "all be of type tuple like .*, got list in sample 1"),
+    ([Record_, {"x": X, "labels": [1]}], TypeError, "all be of type Record .*, got dict in .* 1"),
+    ([(X, 1), (X, 2)], TypeError, "hold a list of labels each, got int in sample 0"),
+    ([(1, 2), (3,)], ValueError, "all have 2 elements like the first, got 1 elements in .* 1"),
+    ([{"labels": 3}], TypeError, "hold a list of labels each, got int in sample 0"),
+    ([{"labels": torch.tensor(3)}], TypeError, "hold a list of .*, got Tensor in sample 0"),
+    ([(X, "ab")], TypeError, "hold a list of labels each, got str in sample 0"),
+    ([5], TypeError, "hold a list of labels each, got int in sample 0"),
     ([(X, [1]), (X, [1.5])], TypeError, "hold integers, got float in row 1"),
     ([(X, torch.ones(3))], TypeError, "hold integers, got float32 in row 0"),
     ([(X, [1]), (X, [-1])], ValueError, "hold labels >= 0, got -1 in row 1"),
     ([[1], (X, [1])], TypeError, "hold integers, got .*Tensor in row 1"),
-    ([{"x": X, "labels": [1]}], TypeError, "hold integers, got str in row 0"),
 ]
 
 
@@ -118,3 +298,9 @@ NO_BATCHES: list[tuple[Any, type[Exception], str]] = [
 def test_what_is_no_batch(samples: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=f"^samples must {words}$"):
         collate(samples)
+
+
+@pytest.mark.parametrize("samples", [[[1]], [(X, [1])], [Sample("", X, [1])], [Record_], [{}]])
+def test_a_missing_name(samples: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"^samples must have an element 'tags', got .* sample 0"):
+        collate(samples, labels="tags")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from weighted_bce import (
@@ -20,42 +21,19 @@ from weighted_bce import (
 )
 from weighted_bce import propensity_from_labels as propensity
 
+from .label_kinds import KINDS, ON_CPU, batches, skewed
 from .truth import TARGET_DTYPES
+from .without_float64 import DEVICE, WithoutFloat64
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # "in beta state"
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse:UserWarning"),  # "in beta state"
+    pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning"),
+]
 
 
 def pos_weight(labels: Any, *args: Any, **options: Any) -> Any:
     """Returns a tensor or, without per_class, a number."""
     return pos_weight_from_labels(labels, *args, **options)
-
-
-def skewed(device: str = "cpu", rows: int = 300) -> Tensor:
-    """Label 0 is in nearly every row, 29 in none."""
-    y = torch.rand(rows, 30) < torch.linspace(0.98, 0, 30).square()
-    y[:, 29] = False
-    return y.to(device)
-
-
-def batches(y: Tensor, size: int = 70, dtype: torch.dtype = torch.int64) -> Iterator[SparseLabels]:
-    for part in y.split(size):
-        yield SparseLabels.from_dense(part).to(dtype)
-
-
-NO_ROW = SparseLabels.from_lists([])
-KINDS: dict[str, Callable[[Tensor], Any]] = {
-    "bool": lambda y: y,
-    "float": lambda y: y.float(),
-    "csr": lambda y: y.float().to_sparse_csr(),
-    "coo": lambda y: y.to_sparse_coo(),
-    "int64": SparseLabels.from_dense,
-    "int32": lambda y: SparseLabels.from_dense(y).to(torch.int32),
-    "generator": batches,
-    "list of int32": lambda y: list(batches(y, 11, torch.int32)),
-    "rows one by one": lambda y: batches(y, 1),
-    "with an empty batch": lambda y: [NO_ROW.to(y.device), *batches(y, 299), NO_ROW.to(y.device)],
-    "loader": lambda y: DataLoader(list(batches(y)), batch_size=None),
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,14 +45,76 @@ def test_every_kind_of_labels(device: str, kind: str) -> None:
     actual = pos_weight(KINDS[kind](y), np.int64(30))
     assert isinstance(actual, Tensor)
     assert actual.dtype == torch.float32
-    assert actual.device == y.device
+    assert actual.device == (torch.device("cpu") if kind in ON_CPU else y.device)
+    actual = actual.to(device)
     assert torch.equal(actual, weights.float())
     limited = pos_weight(KINDS[kind](y), 30, max_weight=4.0)
-    assert torch.equal(limited, weights.clamp(max=4).float())
+    assert torch.equal(limited.to(device), weights.clamp(max=4).float())
     total = (300 * 30 - counts.sum().item()) / counts.sum().item()
     assert pos_weight(KINDS[kind](y), 30, per_class=False) == total
     for function in (propensity, prior_logits):
-        assert torch.equal(function(KINDS[kind](y), 30), function(y))
+        assert torch.equal(function(KINDS[kind](y), 30).to(device), function(y))
+
+
+@pytest.mark.parametrize(
+    "kind", ["coo", "triples of tensors", "dataclasses of coo", "scipy array", "array batches"]
+)
+def test_the_number_of_labels_is_that_of_columns(kind: str) -> None:
+    y = skewed()
+    assert torch.equal(prior_logits(KINDS[kind](y)), prior_logits(y, 30))
+    with pytest.raises(ValueError, match=r"^num_labels must be 30 to match labels, got 31$"):
+        prior_logits(KINDS[kind](y), 31)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_default_device_and_dtype(kind: str) -> None:
+    y = skewed()
+    labels, wanted = KINDS[kind](y), pos_weight(y)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        if isinstance(labels, DataLoader):  # torch's own loader fails within it
+            labels = list(labels)
+        with torch.device("meta"):
+            actual = pos_weight(labels, 30)
+    finally:
+        torch.set_default_dtype(before)
+    assert (actual.device, actual.dtype) == (torch.device("cpu"), torch.float32)
+    assert torch.equal(actual, wanted)
+
+
+SOFT: dict[str, Callable[[Tensor], Any]] = {
+    "soft": lambda y: y * torch.rand(y.shape),
+    "soft half": lambda y: y.half() / 3,
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ON_CPU] + [*SOFT])
+def test_a_device_without_float64(kind: str) -> None:
+    if kind in ("csr", "coo", "dataclasses of coo"):
+        pytest.skip("the device has no sparse tensors")
+    labels = {**KINDS, **SOFT}[kind](skewed())
+    if not isinstance(labels, (Tensor, SparseLabels)):
+        labels = list(labels)
+    with WithoutFloat64():
+        moved = tree_map_only(Tensor, lambda t: t.to(DEVICE), labels)
+        with pytest.raises(TypeError, match="float64"):
+            torch.ones(1).to(DEVICE).double()
+        for function in (pos_weight, propensity, prior_logits):
+            weights = function(moved, 30)
+            assert (weights.device, weights.dtype) == (DEVICE, torch.float32)
+            assert torch.equal(weights.cpu(), function(labels, 30))
+        total = pos_weight(labels, 30, per_class=False)
+        assert pos_weight(moved, 30, per_class=False) == total
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.float16, torch.float32])
+def test_counts_beyond_what_float32_holds(device: str, dtype: torch.dtype) -> None:
+    rows = 2**24 + 11
+    y = torch.zeros(rows, 1, dtype=dtype, device=device)
+    y[: rows - 5] = 1
+    assert pos_weight(y, per_class=False) == 5 / (2**24 + 6)
+    assert pos_weight(y).item() == np.float32(5 / (2**24 + 6))
 
 
 def test_a_stream_is_not_kept(device: str) -> None:
@@ -185,70 +225,3 @@ def test_pos_weight_of_every_dtype(device: str, dtype: torch.dtype) -> None:
     with backend("reference"):
         loss = weighted_bce_with_logits(torch.zeros(4, 3, device=device), y, None, weights)
     assert loss.isfinite()
-
-
-Y = torch.eye(4, 5)
-CSR = SparseLabels.from_dense(Y)
-UNORDERED = SparseLabels(torch.tensor([0, 2]), torch.tensor([3, 1]))
-FLOATS = SparseLabels(torch.zeros(1), torch.zeros(0))
-COO, CSC = Y.to_sparse(), Y.to_sparse_csc()
-FIVE = {"num_labels": 5}
-NO_ROWS = "labels must have at least one row, got none"
-KIND = "labels must be a torch.Tensor, SparseLabels or an iterable of SparseLabels, got"
-Wrong = tuple[Any, dict[str, Any], type[Exception], str]
-
-WRONG_LABELS: list[Wrong] = [
-    ([[1]], {}, TypeError, f"{KIND} an iterable of list"),
-    (torch.tensor([[1, -100]]), {}, ValueError, r"labels must be in \[0, 1\], got values from"),
-    (Y * 2, {}, ValueError, r"labels must be in \[0, 1\], got values from 0 to 2"),
-    (Y + 1j, {}, TypeError, "labels must be bool, integer or floating point"),
-    (Y[0], {}, ValueError, r"labels must have shape \(rows, labels\)"),
-    (Y[:0], {}, ValueError, "labels must have shape .* at least one row"),
-    (Y, {"num_labels": 4}, ValueError, "num_labels must be 5 to match labels, got 4"),
-    (3, {}, TypeError, f"{KIND} int"),
-    (CSR, {}, ValueError, "num_labels must be given for SparseLabels, got None"),
-    ([CSR], {}, ValueError, "num_labels must be given for SparseLabels, got None"),
-    (CSR, {"num_labels": 5.0}, TypeError, "num_labels must be an integer, got float"),
-    (CSR, {"num_labels": 0}, ValueError, "num_labels must be above 0, got 0"),
-    (CSR, {"num_labels": 3}, ValueError, "labels.col_indices must be below 3, .*, got 3"),
-    ([CSR, Y], FIVE, TypeError, ".* got an iterable of Tensor"),
-    ([(Y, CSR)], FIVE, TypeError, ".* got an iterable of tuple"),
-    ([], FIVE, ValueError, NO_ROWS),
-    (NO_ROW, FIVE, ValueError, NO_ROWS),
-    (Y[:0].to_sparse(), {}, ValueError, NO_ROWS),
-    (UNORDERED, FIVE, ValueError, "labels.col_indices must ascend"),
-    (FLOATS, FIVE, TypeError, "labels.crow_indices must be int32 or int64"),
-    (COO, {"num_labels": 4}, ValueError, "num_labels must be 5 to match labels, got 4"),
-    (COO * 2, {}, ValueError, "labels must hold 0 and 1 only, got 2 in row 0"),
-    (CSC, {}, TypeError, "labels must be torch.sparse_csr or"),
-]
-WRONG_OPTIONS: list[Wrong] = [
-    (pos_weight, {"max_weight": 0}, ValueError, "above 0, got 0"),
-    (pos_weight, {"max_weight": math.nan}, ValueError, "above 0, got nan"),
-    (pos_weight, {"smoothing": -1}, ValueError, "a finite number >= 0, got -1"),
-    (pos_weight, {"smoothing": math.nan}, ValueError, "a finite number >= 0, got nan"),
-    (pos_weight, {"smoothing": math.inf}, ValueError, "a finite number >= 0, got inf"),
-    (pos_weight, {"smoothing": "1"}, TypeError, "a number, got str"),
-    (pos_weight, {"smoothing": True}, TypeError, "a number, got bool"),
-    (propensity, {"A": -1}, ValueError, "a finite number >= 0, got -1"),
-    (propensity, {"B": None}, TypeError, "a number, got NoneType"),
-    (propensity, {"B": 0}, ValueError, "above 0, got 0"),
-    (propensity, {"B": -0.5}, ValueError, "a finite number >= 0, got -0.5"),
-]
-
-
-@pytest.mark.parametrize(
-    ("function", "labels", "options", "error", "words"),
-    [
-        *((f, *row) for row in WRONG_LABELS for f in (pos_weight, propensity, prior_logits)),
-        *(
-            (f, Y, given, error, f"{next(iter(given))} must be {words}$")
-            for f, given, error, words in WRONG_OPTIONS
-        ),
-    ],
-)
-def test_what_gives_no_weights(
-    function: Any, labels: Any, options: dict[str, Any], error: type[Exception], words: str
-) -> None:
-    with pytest.raises(error, match=f"^{words}"):
-        function(labels, **options)

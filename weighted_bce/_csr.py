@@ -162,21 +162,21 @@ def of_dense(dense: Tensor) -> Csr:
     return sorted_rows(rows, labels, len(dense))
 
 
-def of_scipy(matrix: Any) -> Csr:
+def of_scipy(matrix: Any, name: str = "matrix") -> Csr:
     """Makes CSR from a matrix or array of scipy.sparse."""
     if not hasattr(matrix, "tocoo"):
         got = type(matrix).__name__
-        raise TypeError(f"matrix must be a matrix or array of scipy.sparse, got {got}")
+        raise TypeError(f"{name} must be a matrix or array of scipy.sparse, got {got}")
     if len(matrix.shape) != 2:
-        raise ValueError(f"matrix must have shape (rows, labels), got {tuple(matrix.shape)}")
+        raise ValueError(f"{name} must have shape (rows, labels), got {tuple(matrix.shape)}")
     coo = matrix.tocoo()  # tocsr() would add up the duplicates in a COO matrix
     if coo.data.dtype.kind not in "biuf":
-        raise TypeError(f"matrix must be bool, integer or floating point, got {coo.data.dtype}")
+        raise TypeError(f"{name} must be bool, integer or floating point, got {coo.data.dtype}")
     ones = coo.data == 1
     wrong = ~(ones | (coo.data == 0))
     if wrong.any():
         at = wrong.argmax()
-        raise ValueError(_zeros_and_ones("matrix", coo.data[at].item(), coo.row[at]))
+        raise ValueError(_zeros_and_ones(name, coo.data[at].item(), coo.row[at]))
     # The mask copies, so later changes of the matrix do not change the labels.
     rows, labels = torch.from_numpy(coo.row[ones]), torch.from_numpy(coo.col[ones])
     return sorted_rows(rows, labels, matrix.shape[0])

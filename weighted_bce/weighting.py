@@ -1,19 +1,46 @@
 """Weights, propensities and initial biases that are counted from the labels."""
 
 import math
-from collections.abc import Iterable
-from numbers import Integral
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from ._csr import of_tensor
-from ._csr_checks import check_form, check_indices
+from ._counting import Labels, counted
 from ._numbers import checked_at_least_0
-from .sparse import SparseLabels
 
-Labels = Tensor | SparseLabels | Iterable[SparseLabels]
-_KINDS = "labels must be a torch.Tensor, SparseLabels or an iterable of SparseLabels"
+
+@overload
+def pos_weight_from_labels(
+    labels: Labels,
+    num_labels: int | None = None,
+    *,
+    per_class: Literal[True] = True,
+    max_weight: float | None = None,
+    smoothing: float = 0.0,
+) -> Tensor: ...
+
+
+@overload
+def pos_weight_from_labels(
+    labels: Labels,
+    num_labels: int | None = None,
+    *,
+    per_class: Literal[False],
+    max_weight: float | None = None,
+    smoothing: float = 0.0,
+) -> float: ...
+
+
+@overload
+def pos_weight_from_labels(
+    labels: Labels,
+    num_labels: int | None = None,
+    *,
+    per_class: bool,
+    max_weight: float | None = None,
+    smoothing: float = 0.0,
+) -> Tensor | float: ...
 
 
 def pos_weight_from_labels(
@@ -34,12 +61,14 @@ def pos_weight_from_labels(
     which is the number of its negatives over that of its positives.
 
     Args:
-        labels: the labels of the training set. A dense tensor has shape (rows, labels) and is bool
-            or of any integer or floating dtype, with values in [0, 1]; soft labels are summed.
-            Sparse labels are SparseLabels, or a torch.sparse_csr or torch.sparse_coo tensor of
-            zeros and ones. An iterable of SparseLabels is also accepted. It is counted one batch at
-            a time, so that only one is in memory.
-        num_labels: the number of labels. It is required for SparseLabels. For tensors it is
+        labels: the labels of the training set. A dense tensor or NumPy array has shape (rows,
+            labels) and is bool or of any integer or floating dtype, with values in [0, 1]; soft
+            labels are summed. Sparse labels are SparseLabels, or of torch.sparse_csr,
+            torch.sparse_coo or scipy.sparse with zeros and ones. An iterable of batches is also
+            accepted, such as a DataLoader. A batch is one of these, a tuple or list that ends with
+            it, or a dict, dataclass or named tuple with the element "labels", as `collate` makes
+            it. Only one batch at a time is in memory.
+        num_labels: the number of labels. It is required for SparseLabels. For all others it is
             optional and checked against the shape.
         per_class: whether each label gets its own weight. Otherwise all labels together get one.
             Default: True.
@@ -48,14 +77,19 @@ def pos_weight_from_labels(
             With ``per_class=False`` it is added to the counts over all labels. Default: 0.
 
     Returns:
-        A float32 tensor of shape (labels,), or a float with ``per_class=False``. Without smoothing,
-        a label without positives gets the largest weight among the others. If no label has
-        positives, weights are `max_weight`, or 1 without it.
+        A float32 tensor of shape (labels,) on the device of the labels, or a float with
+        ``per_class=False``. Without smoothing, a label without positives gets the largest weight
+        among the others. If no label has positives, weights are `max_weight`, or 1 without it.
 
     Raises:
-        TypeError: if `labels` is not a real tensor, SparseLabels or an iterable of SparseLabels.
-        ValueError: if there are no rows, a shape or a value is wrong, `num_labels` is missing for
-            SparseLabels, or `max_weight` or `smoothing` is out of its range.
+        TypeError: if `labels` are of no such kind, or batches are of different kinds.
+        ValueError: if there are no rows, a shape or a value is wrong, a batch has no element
+            "labels", `num_labels` is missing for SparseLabels, or `max_weight` or `smoothing` is
+            out of its range.
+
+    Note:
+        Zeros and ones are counted exactly. Soft labels are summed in float64 on the CPU, also if
+        their device does not have that dtype.
 
     Example:
         >>> import torch
@@ -65,8 +99,14 @@ def pos_weight_from_labels(
         >>> batches = (SparseLabels.from_lists(rows) for rows in ([[0], []], [[0], [1]]))
         >>> pos_weight_from_labels(batches, num_labels=3, smoothing=1.0)
         tensor([1., 2., 5.])
+        >>> from torch.utils.data import DataLoader
+        >>> from weighted_bce import collate
+        >>> samples = [{"x": 0.5, "labels": [0]}, {"x": 0.1, "labels": []}]
+        >>> loader = DataLoader(samples, batch_size=2, collate_fn=collate)
+        >>> pos_weight_from_labels(loader, num_labels=2, smoothing=1.0)
+        tensor([1., 3.])
     """
-    counts, rows = _counted(labels, num_labels)
+    counts, rows, device = counted(labels, num_labels)
     if max_weight is not None and not max_weight > 0:
         raise ValueError(f"max_weight must be above 0, got {max_weight}")
     s = checked_at_least_0("smoothing", smoothing)
@@ -78,9 +118,13 @@ def pos_weight_from_labels(
         return weight if max_weight is None else min(weight, float(max_weight))
     weights = (rows - counts + s) / (counts + s)
     seen = counts + s > 0
-    missing = weights[seen].max() if bool(seen.any()) else weights.new_tensor(max_weight or 1.0)
-    weights = torch.where(seen, weights, missing)
-    return weights.clamp(max=max_weight).float() if max_weight is not None else weights.float()
+    if seen.any():
+        weights = torch.where(seen, weights, torch.where(seen, weights, -1.0).max())
+    else:
+        weights = torch.full_like(weights, 1.0 if max_weight is None else max_weight)
+    if max_weight is not None:
+        weights = weights.clamp(max=max_weight)
+    return weights.float().to(device)
 
 
 def propensity_from_labels(
@@ -100,7 +144,7 @@ def propensity_from_labels(
 
     Args:
         labels: the labels of the whole training set, as for `pos_weight_from_labels`.
-        num_labels: the number of labels. It is required for SparseLabels. For tensors it is
+        num_labels: the number of labels. It is required for SparseLabels. For all others it is
             optional and checked against the shape.
         A: a finite number >= 0. Default: 0.55.
         B: a finite number above 0. Default: 1.5. The benchmarks of extreme classification use A 0.5
@@ -110,8 +154,8 @@ def propensity_from_labels(
         A float32 tensor of shape (labels,), with values above 0 and at most 1.
 
     Raises:
-        TypeError: if `labels` is not a real tensor, SparseLabels or an iterable of SparseLabels, or
-            if A or B is not a number.
+        TypeError: if `labels` are of no kind that `pos_weight_from_labels` takes, or if A or B is
+            not a number.
         ValueError: if there are no rows, a shape or a value is wrong, `num_labels` is missing for
             SparseLabels, or A or B is out of its range.
 
@@ -130,10 +174,10 @@ def propensity_from_labels(
     A, B = checked_at_least_0("A", A), checked_at_least_0("B", B)
     if B == 0:
         raise ValueError("B must be above 0, got 0")
-    counts, rows = _counted(labels, num_labels)
+    counts, rows, device = counted(labels, num_labels)
     C = max(math.log(rows) - 1, 0.0) * (B + 1) ** A
     inverse: Tensor = 1 + C * (counts + B).pow(-A)
-    return inverse.reciprocal().float()
+    return inverse.reciprocal().float().to(device)
 
 
 def prior_logits(labels: Labels, num_labels: int | None = None) -> Tensor:
@@ -150,7 +194,7 @@ def prior_logits(labels: Labels, num_labels: int | None = None) -> Tensor:
 
     Args:
         labels: the labels of the whole training set, as for `pos_weight_from_labels`.
-        num_labels: the number of labels. It is required for SparseLabels. For tensors it is
+        num_labels: the number of labels. It is required for SparseLabels. For all others it is
             optional and checked against the shape.
 
     Returns:
@@ -159,7 +203,7 @@ def prior_logits(labels: Labels, num_labels: int | None = None) -> Tensor:
         always true as half a negative.
 
     Raises:
-        TypeError: if `labels` is not a real tensor, SparseLabels or an iterable of SparseLabels.
+        TypeError: if `labels` are of no kind that `pos_weight_from_labels` takes.
         ValueError: if there are no rows, a shape or a value is wrong, or `num_labels` is missing
             for SparseLabels.
 
@@ -177,76 +221,6 @@ def prior_logits(labels: Labels, num_labels: int | None = None) -> Tensor:
         Parameter containing:
         tensor([-1.0986, -1.9459,  1.9459], requires_grad=True)
     """
-    counts, rows = _counted(labels, num_labels)
+    counts, rows, device = counted(labels, num_labels)
     counts = counts.clamp(0.5, rows - 0.5)
-    return (counts / (rows - counts)).log().float()
-
-
-def _counted(labels: Labels, num_labels: int | None) -> tuple[Tensor, int]:
-    """Returns the number of positives of each label, float64, and the number of rows."""
-    if isinstance(labels, Tensor):
-        if labels.layout == torch.strided:
-            return _counted_dense(labels, num_labels)
-        sparse = SparseLabels(*of_tensor(labels, "labels"))
-        _check_num_labels(num_labels, labels.shape[1])
-        return _counted_batches([sparse], labels.shape[1])
-    if isinstance(labels, SparseLabels):
-        return _counted_batches([labels], num_labels)
-    if not isinstance(labels, Iterable):
-        raise TypeError(f"{_KINDS}, got {_name(labels)}")
-    return _counted_batches(labels, num_labels)
-
-
-def _counted_dense(labels: Tensor, num_labels: int | None) -> tuple[Tensor, int]:
-    if labels.dtype.is_complex:
-        raise TypeError(f"labels must be bool, integer or floating point, got {labels.dtype}")
-    if labels.dim() != 2 or labels.shape[0] == 0:
-        raise ValueError(
-            f"labels must have shape (rows, labels) with at least one row, "
-            f"got {tuple(labels.shape)}"
-        )
-    if labels.dtype != torch.bool and labels.numel() > 0:
-        low, high = (bound.item() for bound in torch.aminmax(labels.float()))
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"labels must be in [0, 1], got values from {low:g} to {high:g}")
-    _check_num_labels(num_labels, labels.shape[1])
-    return labels.sum(0, dtype=torch.float64), labels.shape[0]
-
-
-def _counted_batches(batches: Iterable[SparseLabels], num_labels: int | None) -> tuple[Tensor, int]:
-    counts, rows = None, 0
-    for batch in batches:
-        if not isinstance(batch, SparseLabels):
-            got = f"an iterable of {_name(batch)}"
-            raise TypeError(f"{_KINDS}, got {got}")
-        num_labels = _checked_num_labels(num_labels)
-        check_form(batch, "labels")
-        check_indices(batch, num_labels, "labels")
-        col = batch.col_indices
-        if counts is None:
-            counts = torch.zeros(num_labels, dtype=torch.int64, device=col.device)
-        # bincount would write as many numbers as there are labels for every batch.
-        counts.index_add_(0, col.to(counts.device), counts.new_ones(len(col)))
-        rows += batch.num_rows
-    if counts is None or rows == 0:
-        raise ValueError("labels must have at least one row, got none")
-    return counts.double(), rows
-
-
-def _check_num_labels(num_labels: int | None, expected: int) -> None:
-    if num_labels is not None and num_labels != expected:
-        raise ValueError(f"num_labels must be {expected} to match labels, got {num_labels}")
-
-
-def _checked_num_labels(num_labels: int | None) -> int:
-    if num_labels is None:
-        raise ValueError("num_labels must be given for SparseLabels, got None")
-    if isinstance(num_labels, bool) or not isinstance(num_labels, Integral):
-        raise TypeError(f"num_labels must be an integer, got {_name(num_labels)}")
-    if num_labels < 1:
-        raise ValueError(f"num_labels must be above 0, got {num_labels}")
-    return int(num_labels)
-
-
-def _name(value: object) -> str:
-    return type(value).__name__
+    return (counts / (rows - counts)).log().float().to(device)

@@ -4,14 +4,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import torch
 
 from . import _installation
 from ._extension import extension, remedy, why_missing
+from ._types import BackendName
 from ._version import __version__
 
-BACKENDS = ("auto", "fused", "reference")
+BACKENDS = get_args(BackendName)
 
 
 def _checked(name: object, source: str) -> str:
@@ -27,7 +29,7 @@ current_backend = _checked(
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: BackendName) -> Iterator[None]:
     """Chooses the implementation within a `with` block, for the whole process.
 
     The environment variable ``WEIGHTED_BCE_BACKEND`` sets the choice at the start. Its default is

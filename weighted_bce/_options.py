@@ -1,13 +1,15 @@
 """The options of a loss: all of its arguments except the logits."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from ._types import ReductionName
+
 # The numbers of the reductions in the ops: those of torch, and one more.
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3}
+REDUCTIONS = {name: number for number, name in enumerate(get_args(ReductionName))}
 NONE, MEAN, SUM, BATCHMEAN = REDUCTIONS.values()
 
 # These are the dtypes of targets that the kernels read.

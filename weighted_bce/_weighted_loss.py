@@ -15,7 +15,7 @@ from ._checks import (
     checked_smoothing,
 )
 from ._csr_checks import is_readable
-from .functional import Reduction
+from ._types import Reduction
 
 
 class WeightedLoss(nn.Module):

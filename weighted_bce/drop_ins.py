@@ -4,7 +4,8 @@ from torch import Tensor
 
 from ._checks import Target
 from ._numbers import checked_number
-from .functional import Reduction, multilabel_loss_with_logits
+from ._types import Reduction
+from .functional import multilabel_loss_with_logits
 from .losses import Asymmetric, Focal
 from .modules import MultilabelLoss
 

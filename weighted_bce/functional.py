@@ -1,7 +1,5 @@
 """The losses as functions."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -15,9 +13,9 @@ from ._checks import (
 )
 from ._dtensor_import import import_rules_for_dtensors
 from ._options import MEAN
+from ._types import Reduction
 from .losses import BCE, Loss, check_loss
 
-Reduction = str | Callable[[Tensor], Tensor]
 _BCE = BCE()
 
 

@@ -4,9 +4,9 @@ from torch import Tensor
 
 from ._checks import Target
 from ._numbers import check_bool
+from ._types import Reduction
 from ._weighted_loss import WeightedLoss
 from .functional import (
-    Reduction,
     multilabel_loss_with_logits,
     weighted_bce,
     weighted_bce_with_logits,

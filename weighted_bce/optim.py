@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam
 from torch.optim.adam import adam
+from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from .linear._fused_optimizer import FusedOptimizer, Group, local
@@ -80,7 +81,7 @@ class FusedSGD(FusedOptimizer, SGD):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         momentum: float = 0,
         dampening: float = 0,
@@ -199,7 +200,7 @@ class FusedAdam(FusedOptimizer, Adam):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,

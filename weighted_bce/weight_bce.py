@@ -1,11 +1,10 @@
 """The loss of the code that this package replaces, with the two arguments of that code."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from ._checks import Target, checked_reduction
+from ._types import Reduction
 from ._weighted_loss import check_pos_weight
 from .functional import weighted_bce_with_logits
 
@@ -39,9 +38,7 @@ class WeightBCEWithLogitsLoss(nn.Module):
         5.5452
     """
 
-    def __init__(
-        self, weight: float, reduction: str | Callable[[Tensor], Tensor] | None = None
-    ) -> None:
+    def __init__(self, weight: float, reduction: Reduction | None = None) -> None:
         super().__init__()
         check_pos_weight("weight", weight)
         if reduction is not None:

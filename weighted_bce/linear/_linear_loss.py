@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .._checks import check_layer, checked_named_reduction
 from .._numbers import check_bool, checked_count
 from .._options import compute_dtype
+from .._types import ReductionName
 from .._weighted_loss import WeightedLoss
 from . import _ops, _rows
 from ._chunks import Layer
@@ -33,7 +34,7 @@ class LinearLoss(WeightedLoss):
         bias: bool,
         weight: Tensor | None,
         pos_weight: float | Tensor | None,
-        reduction: str,
+        reduction: ReductionName,
         label_smoothing: float,
         ignore_index: float | None,
         chunk_labels: int | None,
@@ -60,7 +61,7 @@ class LinearLoss(WeightedLoss):
             linear_bias=self.linear.bias,
             weight=weight,
             pos_weight=self.pos_weight,
-            reduction=cast(str, self.reduction),
+            reduction=cast(ReductionName, self.reduction),
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             chunk_labels=self.chunk_labels,

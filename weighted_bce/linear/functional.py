@@ -11,6 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from .._checks import Target, check_layer, checked_named_reduction, checked_options
 from .._dispatch import is_observed
 from .._numbers import checked_count
+from .._types import ReductionName
 from ..losses import BCE, Loss, check_loss
 from . import _dispatch, _rows
 from ._chunks import ChunkOptions, Layer
@@ -29,7 +30,7 @@ def linear_weighted_bce_with_logits(
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
     pos_weight: float | Tensor | None = None,
-    reduction: str = "mean",
+    reduction: ReductionName = "mean",
     label_smoothing: float = 0.0,
     ignore_index: float | None = None,
     chunk_labels: int | None = None,
@@ -178,7 +179,7 @@ def linear_multilabel_loss_with_logits(
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
     pos_weight: float | Tensor | None = None,
-    reduction: str = "mean",
+    reduction: ReductionName = "mean",
     label_smoothing: float = 0.0,
     ignore_index: float | None = None,
     chunk_labels: int | None = None,
@@ -277,7 +278,7 @@ def _loss(
     linear_bias: Tensor | None,
     weight: Tensor | None,
     pos_weight: float | Tensor | None,
-    reduction: str,
+    reduction: ReductionName,
     label_smoothing: float,
     ignore_index: float | None,
     chunk_labels: int | None,

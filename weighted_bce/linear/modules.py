@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .._checks import Target
+from .._types import ReductionName
 from ..losses import BCE, Loss, check_loss
 from ._layer import is_plain, own_loss
 from ._linear_loss import LinearLoss, TopK
@@ -65,7 +66,7 @@ class LinearWeightedBCEWithLogitsLoss(LinearLoss):
         *,
         weight: Tensor | None = None,
         pos_weight: float | Tensor | None = None,
-        reduction: str = "mean",
+        reduction: ReductionName = "mean",
         label_smoothing: float = 0.0,
         ignore_index: float | None = None,
         chunk_labels: int | None = None,
@@ -154,7 +155,7 @@ class LinearMultilabelLoss(LinearLoss):
         *,
         weight: Tensor | None = None,
         pos_weight: float | Tensor | None = None,
-        reduction: str = "mean",
+        reduction: ReductionName = "mean",
         label_smoothing: float = 0.0,
         ignore_index: float | None = None,
         chunk_labels: int | None = None,

@@ -6,12 +6,13 @@ Run as: python -m bench --help
 import argparse
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tools.command import add_reference, checked, obstacle, positive
+from tools.files import check_folder
+from tools.program import Parser, insist, run
 
 from .names import AGAINST, BCE, DTYPES, LABELS, LARGEST, LOSSES, PASSES, TARGETS, in_rows
 
@@ -19,15 +20,11 @@ QUICK_ROUNDS, ROUNDS = 10, 20
 QUICK_SECONDS, SECONDS = 1.5, 10.0
 BUSY_ROUNDS = 200  # enough for a 95th percentile
 BUSY_QUICK_SECONDS, BUSY_SECONDS = 60.0, 400.0
-MOST_BUSY = 1024
+MOST = 1024  # threads, or processes that keep cores busy
 TOLERANCE = 0.25
+MOST_WEIGHT = 1e9  # float32 has larger ones, but not all sums of them
+PROGRAM = "python -m bench"
 PACKAGES = ("torch", "rich", "psutil")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Prints one sentence, without the long usage text."""
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 DESCRIPTION = """\
@@ -64,8 +61,8 @@ def add(
 
 
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
-        prog="python -m bench",
+    made = Parser(
+        prog=PROGRAM,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -92,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         "A,...",
         f"{text}; default: all, fewer with --quick",
     )
-    add(what, "--threads", _list(positive), "N,...", "number of threads; default: torch's choice")
+    add(what, "--threads", _list(_threads), "N,...", "number of threads; default: torch's choice")
     add(what, "--pos-weight", _weight, "P", f"weight of positives; {DEFAULT}", default=7.0)
     add(what, "--seed", _seed, "N", f"seed of the random inputs; {DEFAULT}", default=0)
     how = made.add_argument_group("how it is measured")
@@ -117,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
         f"end a group after S seconds, but not before 5 rounds; {text}",
     )
     text = "write results.json, results.csv and pictures to DIR, also if the run is interrupted"
-    add(how, "--out", _folder, "DIR", text)
+    add(how, "--out", Path, "DIR", text)
     text = "compare ratios, memory and errors with the results.json of an earlier run"
     add(how, "--check", _results, "FILE", text)
     text = f"change of ratios and memory that --check accepts; {DEFAULT}; errors may double"
@@ -139,28 +136,23 @@ def _sizes(text: str) -> tuple[int, ...]:
     if text == LARGEST:
         return 0, LABELS
     words = text.split("x")
-    sizes = tuple(2 ** int(w[2:]) if w.startswith("2^") else int(w) for w in words)
+    sizes = tuple(_power(w[2:]) if w.startswith("2^") else int(w) for w in words)
     if len(sizes) > 3 or not all(1 <= size < 2**63 for size in sizes):
         raise ValueError
     return sizes if len(sizes) > 1 else in_rows(*sizes)
 
 
+def _power(text: str) -> int:
+    return 2 ** min(63, int(text))  # a larger one would take all memory
+
+
 _seed = checked(int, lambda n: 0 <= n < 2**63, "a whole number of at least 0")
-_busy = checked(int, lambda n: 0 <= n <= MOST_BUSY, f"a whole number from 0 to {MOST_BUSY}")
+_busy = checked(int, lambda n: 0 <= n <= MOST, f"a whole number from 0 to {MOST}")
+_threads = checked(int, lambda n: 1 <= n <= MOST, f"a whole number from 1 to {MOST}")
 _density = checked(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
-_weight = checked(float, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
+_weight = checked(float, lambda x: 0 <= x <= MOST_WEIGHT, f"a number from 0 to {MOST_WEIGHT:g}")
 _above_zero = checked(float, lambda x: 0 < x < math.inf, "a finite number above 0")
 _shape = checked(_sizes, bool, "like 1024x16384, 256x256x131072 or a number of elements as 2^20")
-
-
-def _folder(text: str) -> Path:
-    path = Path(text)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot write to {text!r}: {error.strerror}") from None
-    return path
 
 
 def _results(text: str) -> Path:
@@ -171,27 +163,26 @@ def _results(text: str) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = sys.argv[1:] if arguments is None else arguments
+    return run(PROGRAM, lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(given: Sequence[str]) -> None:
     options = parser().parse_args(given)
     options.arguments = given
     rounds, seconds = _limits(options.quick, options.busy > 0)
     options.rounds, options.seconds = options.rounds or rounds, options.seconds or seconds
     packages = (*PACKAGES, "matplotlib") if options.out else PACKAGES
     on_cpu = options.device == "cpu"
-    if options.reference and not on_cpu:
-        return _fail("--reference is for --device cpu: a GPU is measured with its kernels", 2)
-    why_not = obstacle(packages, options.reference or not on_cpu)  # .device asks of a GPU
-    if why_not:
-        return _fail(why_not, 2)
+    what = "--reference is for --device cpu: a GPU is measured with its kernels"
+    insist(on_cpu or not options.reference, what)
+    if options.out:
+        check_folder("--out", options.out)
+    why_not = obstacle(packages, options.reference or not on_cpu, extra="bench")
+    insist(not why_not, why_not)
     # Imported late, so that --help and wrong arguments do not wait for torch.
-    from .device import Refusal
-    from .run import run
+    from .run import run as measure_all  # .device asks of a GPU
 
-    try:
-        run(options)
-    except Refusal as error:
-        return _fail(*error.args)
-    return 0
+    measure_all(options)
 
 
 def _limits(quick: bool, busy: bool) -> tuple[int, float]:
@@ -201,13 +192,5 @@ def _limits(quick: bool, busy: bool) -> tuple[int, float]:
     return (QUICK_ROUNDS, QUICK_SECONDS) if quick else (ROUNDS, SECONDS)
 
 
-def _fail(message: object, code: int) -> int:
-    print(f"python -m bench: {message}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
+    sys.exit(main())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from subprocess import DEVNULL, PIPE, Popen
 
-from .device import Refusal
+from tools.program import Refusal
 
 # It looks for its parent several thousand times a second, and ends when that is gone. Only Python
 # itself is imported, so that it starts quickly.

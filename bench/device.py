@@ -1,7 +1,6 @@
 """The devices, with the ways to time work and to measure memory on them."""
 
 import gc
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,14 +11,11 @@ import psutil
 import torch
 
 from tools.command import why_no_kernels
+from tools.program import Refusal, shortened
 from weighted_bce._extension import extension
 
 WARM_UPS = 2
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-
-
-class Refusal(Exception):
-    """Says why there are no numbers to rely on, and holds the exit code."""
 
 
 class Device:
@@ -129,18 +125,12 @@ def find(name: str) -> Device:
     if torch.cuda.is_available():
         why_not = why_no_kernels(name)
     if why_not:
-        raise Refusal(f"--device {name}: {why_not}", 2)
+        raise Refusal(f"--device {name}: {why_not}")
     return Cuda()
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Tells whether memory ran out. weighted_bce words that differently than torch (tensors.h)."""
-    words = re.search("out of memory|failed to allocate a tensor", str(error), re.IGNORECASE)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or words is not None
 
 
 def reason(error: Exception) -> str:
     """Returns the one line of a message, which can be very long, that says the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = next((line for line in lines if not line.endswith(":")), type(error).__name__)
-    return text if len(text) <= 150 else text[:147] + "..."
+    return shortened(text, 150)

@@ -1,20 +1,24 @@
 """Writes the figures of bench/results into README.md and docs/benchmarks.md.
 
-Run as: python -m bench.documentation
+Run as: python -m bench.documentation --help
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tools.files import write_whole
 from tools.gpu.tables import markdown
+from tools.program import Parser, Refusal, insist, run
 
 from .baselines import BY_KEY
 from .names import ASYMMETRIC, BCE, OURS, SPARSE, STEP
 from .records import Records, Row, load
 from .report import FASTER, number, overview, ratio, short_name, shown_facts, table
 
+PROGRAM = "python -m bench.documentation"
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 OVERVIEW = ("copy", "masked", "bce", "bce-float", "compile", "scatter")
@@ -65,8 +69,7 @@ def written(page: Path, text: str) -> str:
     begin, end = "<!-- figures: begin -->", "<!-- figures: end -->"
     before, _, rest = text.partition(begin)
     _, found, after = rest.partition(end)
-    if not found:
-        raise ValueError(f"{page.name} must have {begin} and then {end}")
+    insist(found, f"{page.name} must have {begin} and then {end}")
     parts = PAGES[page.name](page.parent)
     return "\n\n".join([before + begin, *parts, end]) + after
 
@@ -200,6 +203,21 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    description = "Writes the figures of bench/results into README.md and docs/benchmarks.md."
+    parser = Parser(prog=PROGRAM, description=description)
+
+    def work() -> None:
+        parser.parse_args(arguments)
+        try:  # all or none is written
+            texts = {path: written(path, path.read_text(encoding="utf-8")) for path in pages()}
+        except (ValueError, TypeError, LookupError) as error:
+            raise Refusal(f"the results or the pages cannot be read: {error!r}", 1) from None
+        for path, text in texts.items():
+            write_whole(path, text)
+
+    return run(PROGRAM, work)
+
+
 if __name__ == "__main__":
-    for path in pages():
-        path.write_text(written(path, path.read_text()))
+    sys.exit(main())

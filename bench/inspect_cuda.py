@@ -3,20 +3,23 @@
 Run as: python -m bench.inspect_cuda --help
 """
 
-import argparse
 import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tools.files import write_whole
+from tools.program import Parser, Refusal, run
 from weighted_bce._extension import extension, why_missing
 
 from . import hot_path
 
+PROGRAM = "python -m bench.inspect_cuda"
 MODES = ("loss", "loss and gradient", "gradient", "unreduced loss")  # csrc/problem.h
 # csrc/cuda/targets.h, with the bytes of a target: several where the kernel finds out.
 TARGETS = {"sparse labels": (0,), "1-byte targets": (1,), "larger targets": (2, 4, 8)}
@@ -37,7 +40,7 @@ REPORT = Path(__file__).parent / "results" / "cuda_code.md"  # tables, and what 
 BUILD = re.compile("^nvcc (.+) for (.+)$", re.MULTILINE)  # compiler and architectures
 
 
-class Unreadable(Exception):
+class Unreadable(Refusal):
     """The extension or the tools are not there; the message says what to do."""
 
 
@@ -92,7 +95,11 @@ def _cuobjdump(module: Path) -> str:
         packages = "nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
         raise Unreadable(f"cuobjdump and nvdisasm are not installed: pip install {packages}")
     command = [str(shutil.which("cuobjdump", path=path)), "-sass", "-res-usage", str(module)]
-    return subprocess.check_output(command, text=True, env={**os.environ, "PATH": path})
+    environment = {**os.environ, "PATH": path}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if ran.returncode:
+        raise Unreadable(f"{command[0]} has failed: {ran.stderr.strip()}", 1)
+    return ran.stdout
 
 
 def kernel_of(mangled: str) -> Kernel:
@@ -171,17 +178,18 @@ def updated(text: str, code: Code) -> str:
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.inspect_cuda", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    summary, _, _ = str(__doc__).partition("\n")
+    parser = Parser(prog=PROGRAM, description=summary)
     text = "where to write the report with new tables; default: bench/results/cuda_code.md"
     parser.add_argument("--out", type=Path, default=REPORT, metavar="FILE", help=text)
-    options = parser.parse_args(arguments)
-    try:
-        report = updated(REPORT.read_text(encoding="utf-8"), built())
-    except Unreadable as error:
-        parser.error(str(error))
-    options.out.write_text(report, encoding="utf-8")
+
+    def work() -> None:
+        options = parser.parse_args(arguments)
+        write_whole(options.out, updated(REPORT.read_text(encoding="utf-8"), built()))
+
+    return run(PROGRAM, work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

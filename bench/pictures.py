@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Hashable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,8 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
+
+from tools.files import write_whole
 
 from .baselines import BASELINES
 from .names import LOSSES, OURS, STEP, in_rows
@@ -69,7 +72,9 @@ def draw(folder: Path) -> list[Path]:
             for kind in FORMATS:
                 saved.append(folder / f"{name}.{kind}")
                 known = what | ({"Date": None} if kind == "svg" else {})
-                figure.savefig(saved[-1], metadata=known, dpi=150, bbox_inches="tight")
+                image, how = BytesIO(), {"dpi": 150, "bbox_inches": "tight"}
+                figure.savefig(image, format=kind, metadata=known, **how)
+                write_whole(saved[-1], image.getvalue())
             plt.close(figure)
     return saved
 

@@ -7,13 +7,16 @@ import platform
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field, fields
+from io import StringIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from tools.files import write_whole
 from tools.gpu.machine import of_git
+from tools.program import Refusal
 from weighted_bce import show_config
 
 from .baselines import BY_KEY, Baseline
@@ -110,14 +113,11 @@ class Records(NamedTuple):
         folder.mkdir(parents=True, exist_ok=True)
         rows, facts = [_flat(row) for row in self.rows], json.dumps(self.facts, indent=1)
         text = ",\n".join(map(json.dumps, rows))
-        # All of it or nothing is written: the run may be stopped at any time.
-        new = folder / "results.new"
-        new.write_text(f'{{"facts": {facts},\n"rows": [\n{text}\n]}}\n')
-        new.replace(folder / "results.json")
-        names = [name for name in rows[0] if name != "rounds"]
-        with (folder / "results.csv").open("w", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerows([names, *([row[name] for name in names] for row in rows)])
+        write_whole(folder / "results.json", f'{{"facts": {facts},\n"rows": [\n{text}\n]}}\n')
+        names, lines = [name for name in rows[0] if name != "rounds"], StringIO()
+        table = csv.writer(lines, lineterminator="\n")
+        table.writerows([names, *([row[name] for name in names] for row in rows)])
+        write_whole(folder / "results.csv", lines.getvalue())
 
 
 def _flat(row: Row) -> dict[str, Any]:
@@ -131,13 +131,29 @@ def load(path: Path) -> Records:
     """Reads the records in results.json, or in the folder that holds it.
 
     Rows of earlier versions have fewer fields, and call the baseline a contender.
+
+    Raises:
+        Refusal: if the file cannot be read or holds something else.
     """
-    results, rows = json.loads((path / "results.json" if path.is_dir() else path).read_text()), []
+    try:
+        return _load(path / "results.json" if path.is_dir() else path)
+    except OSError as error:
+        raise Refusal(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise Refusal(f"{path} holds no results of this benchmark") from None
+
+
+def _load(path: Path) -> Records:
+    results, rows = json.loads(path.read_text(encoding="utf-8")), []
     for row in results["rows"]:
         flat = {"baseline": row.get("contender"), **row}
         setting = {name: flat[name] for name in Setting._fields if name in flat}
         own = {field: flat[name] for name, field in FIELDS.items() if name in flat}
         rows.append(Row(Setting(**setting), **own))
+        hash(rows[-1].identity)
+        compared = [getattr(rows[-1], name) for name in (*OF_OURS, *OF_OTHERS)]
+        if not all(value is None or value >= 0 for value in compared) or rows[-1].times_ours == 0:
+            raise ValueError
     return Records(results["facts"], rows)
 
 

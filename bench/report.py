@@ -1,12 +1,12 @@
 """The tables of a run, for the terminal and for the documentation."""
 
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+
+from tools.terminal import say, show
 
 from .baselines import BASELINES
 from .names import BCE, OURS
@@ -18,43 +18,48 @@ SHOWN = (
 )
 FASTER = "*"
 
-CAPTION = """\
-A training step (step) goes from the logits to logits.grad; a forward pass (forward) goes from the
-logits to the loss, under torch.no_grad(). In names such as 1024x16384 float32 bool 0.5% 2t step,
-bool is the target, 0.5% the share of positives, and 2t means 2 threads.
-- ms or µs, p20 to p80: the median time, and the 20th and 80th percentiles. All rows of a table take
-  turns in each round, and an untimed call of the same kind comes before each timed one. Inputs of
-  2^17 elements or more are not in the caches.
-- times weighted_bce, times copy_: the time of the row over that of weighted_bce or copy_, as the
-  median of the ratios within each round. A * marks what is faster than weighted_bce.
-- GB/s: the bytes that must move (logits, target and gradient once each; the logits twice for
-  copy_), over the time. % of copy_ is this number over that of copy_.
-- peak memory, in gradients: the peak memory beyond the inputs, over the size of a gradient. On the
-  CPU it is measured for steps of 2^20 to 2^27 elements.
-- loss error, gradient error: relative errors against float64. The gradient's is the largest among
-  its first 2^24 elements.
-After empty_cache(), weighted_bce takes new memory for the gradient. With a changing loss scale, its
-backward computes the gradient again. The baselines convert the target in each call, except with
-'float target', where it is converted before. 'No pos_weight' computes less. torchvision's loss has
-alpha = p / (1 + p) for a pos_weight of p, and is multiplied by 1 + p; its gamma is 0 for bce."""
-BUSY = """\
-Other processes kept cores busy while the rounds were timed, and did not run otherwise. Their number
-is part of the names, such as 2b. A timed call is then a single step, except of CUDA graphs.
-- mean, 95th percentile, worst: of the times of all rounds, in the unit of the median. There is no
-  95th percentile of fewer than 20 rounds.
-- rounds: how many were timed before the time of the group was over."""
+CAPTION = (
+    "A training step (step) goes from the logits to logits.grad; a forward pass (forward) goes "
+    "from the logits to the loss, under torch.no_grad(). In names such as 1024x16384 float32 bool "
+    "0.5% 2t step, bool is the target, 0.5% the share of positives, and 2t means 2 threads.",
+    "- ms or µs, p20 to p80: the median time, and the 20th and 80th percentiles. All rows of a "
+    "table take turns in each round, and an untimed call of the same kind comes before each timed "
+    "one. Inputs of 2^17 elements or more are not in the caches.",
+    "- times weighted_bce, times copy_: the time of the row over that of weighted_bce or copy_, as "
+    "the median of the ratios within each round. A * marks what is faster than weighted_bce.",
+    "- GB/s: the bytes that must move (logits, target and gradient once each; the logits twice "
+    "for copy_), over the time. % of copy_ is this number over that of copy_.",
+    "- peak memory, in gradients: the peak memory beyond the inputs, over the size of a gradient. "
+    "On the CPU it is measured for steps of 2^20 to 2^27 elements.",
+    "- loss error, gradient error: relative errors against float64. The gradient's is the largest "
+    "among its first 2^24 elements.",
+    "After empty_cache(), weighted_bce takes new memory for the gradient. With a changing loss "
+    "scale, its backward computes the gradient again. The baselines convert the target in each "
+    "call, except with 'float target', where it is converted before. 'No pos_weight' computes "
+    "less. torchvision's loss has alpha = p / (1 + p) for a pos_weight of p, and is multiplied by "
+    "1 + p; its gamma is 0 for bce.",
+)
+BUSY = (
+    "Other processes kept cores busy while the rounds were timed, and did not run otherwise. Their "
+    "number is part of the names, such as 2b. A timed call is then a single step, except of CUDA "
+    "graphs.",
+    "- mean, 95th percentile, worst: of the times of all rounds, in the unit of the median. There "
+    "is no 95th percentile of fewer than 20 rounds.",
+    "- rounds: how many were timed before the time of the group was over.",
+)
 OVERVIEW = "Time of weighted_bce, and the times of the baselines relative to it"
-LAYERS = """\
-Linear layer and loss: a step goes from the input and the weight to their gradients. Only
-weighted_bce computes the logits in chunks, unless they are few; all others hold all of them. With
-sparse labels, the others get a bool target, except 'zeros().scatter_' and 'F.linear, then
-weighted_bce'.
-- times products: the time of the row over that of the matrix products that every way needs: three
-  in a step, one in a forward pass.
-- memory beyond inputs and gradients: the peak memory minus the inputs and the gradients that a step
-  leaves.
-- gradient error: relative to the largest element of the gradient.
-With fused_step, a step also updates the weight by FusedSGD, and the weight gets no gradient."""
+LAYERS = (
+    "Linear layer and loss: a step goes from the input and the weight to their gradients. Only "
+    "weighted_bce computes the logits in chunks, unless they are few; all others hold all of them. "
+    "With sparse labels, the others get a bool target, except 'zeros().scatter_' and 'F.linear, "
+    "then weighted_bce'.",
+    "- times products: the time of the row over that of the matrix products that every way needs: "
+    "three in a step, one in a forward pass.",
+    "- memory beyond inputs and gradients: the peak memory minus the inputs and the gradients that "
+    "a step leaves.",
+    "- gradient error: relative to the largest element of the gradient.",
+    "With fused_step, a step also updates the weight by FusedSGD, and the weight gets no gradient.",
+)
 
 
 def number(value: float) -> str:
@@ -138,37 +143,32 @@ def show_group(console: Console, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.failed is not None:
             why = "failed" if row.fits else "does not fit"
-            console.print(f"{row.name} {why}: {row.failed}", markup=False)
+            say(console, f"{row.name} {why}: {row.failed}")
 
 
 def show_summary(console: Console, groups: Sequence[list[Row]]) -> None:
     """Prints the times of all groups, and what the words in the tables mean."""
     keys = [baseline.key for baseline in BASELINES if not baseline.is_own]
-    _show(console, overview(groups, keys), OVERVIEW)
     settings = [rows[0].setting for rows in groups]
-    busy = f"\n{BUSY}" * any(setting.busy for setting in settings)
-    layers = f"\n{LAYERS}" * any(setting.features for setting in settings)
-    console.print(CAPTION + busy + layers, style="dim")
+    busy = BUSY if any(setting.busy for setting in settings) else ()
+    layers = LAYERS if any(setting.features for setting in settings) else ()
+    legend = "\n".join(("", *CAPTION, *busy, *layers))
+    _show(console, overview(groups, keys), f"\n{OVERVIEW}", legend)
 
 
 def show_changes(console: Console, changes: Sequence[Change], tolerance: float) -> None:
-    lines = [["", "baseline", "measured", "before", "now", "change"]]
-    for row, field, before, now, is_worse in changes:
-        judgement = "worse" if is_worse else "better"
-        values = f"{before:.3g}", f"{now:.3g}"
-        lines.append([short_name(row), row.name, field.replace("_", " "), *values, judgement])
+    """Prints a table for each group in which something has changed."""
     if changes:
-        _show(console, lines, f"Changed by more than {tolerance:.0%}")
+        say(console, f"\nChanged by more than {tolerance:.0%}", "bold")
+    for group, changed in groupby(changes, lambda change: short_name(change.row)):
+        lines = [["", "measured", "before", "now", "change"]]
+        for row, field, before, now, is_worse in changed:
+            judgement = "worse" if is_worse else "better"
+            values = f"{before:.3g}", f"{now:.3g}"
+            lines.append([row.name, field.replace("_", " "), *values, judgement])
+        _show(console, lines, f"\n{group}")
 
 
-def _show(console: Console, lines: list[list[str]], title: str = "") -> None:
-    if title:
-        console.print(f"\n{title}", style="bold")
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column, name in enumerate(lines[0]):
-        width = max([8, *(len(line[column]) for line in lines[1:])])
-        narrow = textwrap.fill(name, width, break_long_words=False)
-        shown.add_column(narrow, justify="right" if column else "left", no_wrap=True)
-    for line in lines[1:]:
-        shown.add_row(*(f"[bold red]{c}[/]" if c.endswith(FASTER) else c for c in line))
-    console.print(shown)
+def _show(console: Console, lines: list[list[str]], title: str = "", legend: str = "") -> None:
+    head, *others = lines
+    show(console, head, others, title, legend)

@@ -7,12 +7,13 @@ from itertools import product, takewhile
 import torch
 from rich.console import Console
 
-from tools.command import progress_on
 from tools.gpu.device import is_lost
+from tools.program import Refusal
+from tools.terminal import console_of, progress_on, say
 
 from . import baselines, report
 from .baselines import Baseline
-from .device import Device, Refusal, find
+from .device import Device, find
 from .names import OURS, PASSES, STEP
 from .records import Records, Row, changes, facts, load
 from .runner import Runner
@@ -20,7 +21,6 @@ from .samples import Samples
 from .settings import Grid, Setting, few, grids
 from .timing import measure
 
-WIDTH = 170  # of what is not printed to a terminal
 # The share of free memory that the largest size may need: making samples takes more for a moment,
 # and allocators round.
 SHARE = 0.9
@@ -30,21 +30,13 @@ MOST_ELEMENTS_OF_GRAPH = 2**26
 
 def run(options: Namespace) -> None:
     """Measures and shows everything; raises Refusal if there are no numbers to rely on."""
-    device, console = find(options.device), Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
-    before = None
-    if options.check:  # read first: --out may write over it
-        try:
-            before = load(options.check)
-        except (ValueError, TypeError, LookupError, AttributeError):
-            text = f"--check {options.check} holds no results of this benchmark"
-            raise Refusal(text, 2) from None
+    device, console = find(options.device), console_of()
+    before = load(options.check) if options.check else None  # first: --out may write over it
     command = shlex.join(["python", "-m", "bench", *options.arguments])
     records, torch_threads = Records(facts(device, command), []), torch.get_num_threads()
-    console.print(report.shown_facts(records.facts), soft_wrap=True)
+    say(console, report.shown_facts(records.facts))
     busy = f", with --busy {options.busy}" if options.busy else ""
-    console.print(f"Times are medians of up to {options.rounds} rounds{busy}.")
+    say(console, f"Times are medians of up to {options.rounds} rounds{busy}.")
     try:
         _measure(options, device, records, console)
     finally:
@@ -55,11 +47,11 @@ def run(options: Namespace) -> None:
             from .pictures import draw  # takes a second to import
 
             draw(options.out)
-            console.print(f"Results and pictures are in {options.out}")
+            say(console, f"Results and pictures are in {options.out}")
     if any(row.disagrees or (row.key == OURS and row.failed and row.fits) for row in records.rows):
         raise Refusal("weighted_bce failed, or a baseline computes something else", 1)
     if all(row.seconds is None for row in records.rows):
-        raise Refusal("nothing that was asked for fits in memory", 2)
+        raise Refusal("nothing that was asked for fits in memory")
     if before is not None:
         _compare(options, before, records, console)
 
@@ -89,7 +81,7 @@ def _measure(options: Namespace, device: Device, records: Records, console: Cons
                     groups.append([one.as_graph() for one in groups[0] if one.baseline.graph])
                 for runners in groups:
                     rows = [runner.row for runner in runners]
-                    console.print(f"\n{rows[0].title}", style="bold")
+                    say(console, f"\n{rows[0].title}", "bold")
                     measure(runners, options.rounds, options.seconds)
                     records.rows.extend(rows)
                     if options.out is not None:
@@ -109,7 +101,7 @@ def _usable(options: Namespace, console: Console) -> list[Baseline]:
             usable.append(baseline)
         elif why_not:
             name = baseline.name(options.losses[0])
-            console.print(f"{name} is left out: {why_not}", markup=False)
+            say(console, f"{name} is left out: {why_not}")
     return usable
 
 
@@ -118,12 +110,12 @@ def _compare(options: Namespace, before: Records, now: Records, console: Console
     path, tolerance = options.check, options.tolerance
     shared, changed = changes(now, before, tolerance)
     if not shared:
-        raise Refusal(f"--check {path} has no measurement in common with this run", 2)
+        raise Refusal(f"--check {path} has no measurement in common with this run")
     report.show_changes(console, changed, tolerance)
     worse = len({change.row.identity for change in changed if change.is_worse})
     if worse:
         raise Refusal(f"{worse} of {shared} rows are worse than in {path}", 1)
-    console.print(f"None of {shared} rows is worse than in {path} by more than {tolerance:.0%}.")
+    say(console, f"None of {shared} rows is worse than in {path} by more than {tolerance:.0%}.")
 
 
 def tasks_of(options: Namespace, device: Device) -> dict[Setting, list[str]]:

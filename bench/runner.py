@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from tools.gpu.device import is_lost
+from tools.program import out_of_memory
 from weighted_bce import empty_cache
 
 from .baselines import Baseline
-from .device import out_of_memory, reason
+from .device import reason
 from .names import FORWARD, OURS, STEP
 from .records import Row
 from .samples import CHUNK, MOST_CHECKED, Sample, Samples
@@ -103,7 +104,8 @@ class Runner:
             row.failed = reason(error)
             row.disagrees = isinstance(error, Disagreement)
             row.fits = not (out_of_memory(error) and not is_lost())
-            if row.key == OURS and row.fits:
+            known = isinstance(error, Disagreement | OverflowError)
+            if row.key == OURS and row.fits and not known:
                 traceback.print_exc()
         self.samples.device.release()  # after the error is gone, which holds what it interrupted
         return None

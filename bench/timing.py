@@ -15,7 +15,7 @@ from operator import truediv
 
 import torch
 
-from tools.measuring import rise_of_peak
+from tools.measuring import deaf_to_interrupts, rise_of_peak
 from weighted_bce import empty_cache
 
 from .accuracy import Truth, errors, truth
@@ -140,7 +140,8 @@ def peak(key: str, setting: Setting) -> tuple[int, int] | None:
         Bytes beyond the sample, and how many of them are gradients; None where they are not known.
     """
     with ProcessPoolExecutor(1, mp_context=_context()) as pool:
-        measured = pool.submit(_peak_here, key, setting)
+        with deaf_to_interrupts():
+            measured = pool.submit(_peak_here, key, setting)
         return None if measured.exception() else measured.result()
 
 
@@ -150,7 +151,8 @@ def _context() -> ForkServerContext:
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # read when a process starts
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    forkserver.ensure_running()
+    with deaf_to_interrupts():
+        forkserver.ensure_running()
     del os.environ["MALLOC_MMAP_THRESHOLD_"]
     return context
 

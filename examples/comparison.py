@@ -10,13 +10,13 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 import weighted_bce
-from tools.command import progress_on
+from tools.program import insist
+from tools.terminal import console_of, progress_on, say, show
 from weighted_bce import SparseLabels
 
 from . import measures, picture, ranking, report
 from .data import Dataset, read
 from .losses import LOSSES, Loss, peak_bytes, step_milliseconds
-from .program import consoles, insist
 from .report import Quality, Result, Undone
 from .training import Encoder, train
 
@@ -32,11 +32,10 @@ Parts = tuple[Dataset, Dataset, Dataset]
 
 
 def run(options: argparse.Namespace) -> None:
-    console, notes = consoles()
-    options.out.mkdir(parents=True, exist_ok=True)
+    console, notes = console_of(), console_of(stderr=True)
     data = read(options.data, options.files, options.seed, progress_on(notes))
     about, labels = data.describe(), data.labels.shape[1]
-    console.print(about, highlight=False)
+    say(console, about)
     few = f"{labels} labels are too few: the first {ranking.DEEPEST} are ranked"
     insist(labels >= ranking.DEEPEST, few)
     seeds = range(options.seed, options.seed + options.seeds)
@@ -47,7 +46,9 @@ def run(options: argparse.Namespace) -> None:
         results = compare(of_seeds, shape, options, progress)
     true = mean(test.positives_per_row for _, _, test in of_seeds.values())
     for table in report.tables(results, true, *shape):
-        console.print(table, "")
+        show(console, *table)
+        say(console, "")
+    options.out.mkdir(parents=True, exist_ok=True)
     saved = picture.draw(results, about, true, labels, options.out)
     used = {
         "data": about,
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     report.save_json(results, used, options.out / "sparse_labels.json")
     answers = report.answers(results, true, labels)
     for line in (*answers, f"Picture: {saved[0]} and {saved[1].name}"):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def compare(

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import random
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -15,13 +16,15 @@ from scipy.sparse import csr_matrix
 from sklearn.datasets import load_svmlight_file
 from sklearn.preprocessing import normalize
 
+from tools.program import Refusal, insist
 from weighted_bce import SparseLabels
 
 from .debian_packages import facts_of_packages
 from .facts import BUCKETS, Facts
-from .program import DEBIAN, IMPORTS, UserError, insist
+from .program import DEBIAN, IMPORTS
 from .python_imports import facts_of_environment
 
+MOST_LABELS = 2**31
 MIN_COUNT = 5  # names that occur less often are no labels
 # Of made-up data: words that each label brings into a row, words of no label, labels of a row.
 WORDS, OTHER_WORDS, LABELS = 4, 10, 5
@@ -145,9 +148,9 @@ def dataset_of_file(path: Path, rows: int | None = None) -> Dataset:
                 zero_based=True if width else "auto",
             )
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, OverflowError) as error:
-        raise UserError(f"{path} is not svmlight multilabel data: {error}") from None
+        raise Refusal(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, EOFError, OverflowError, zlib.error) as error:
+        raise Refusal(f"{path} is not svmlight multilabel data: {error}") from None
     fits = announced_rows in (None, len(positives))
     insist(fits, f"{path} announces {announced_rows} rows and has {len(positives)}")
     features, positives = features[:rows], positives[:rows]
@@ -158,6 +161,9 @@ def dataset_of_file(path: Path, rows: int | None = None) -> Dataset:
     whole = (values >= 0).all() and (values == values.round()).all()
     insist(whole, f"{path} has labels that are not whole numbers >= 0")
     most = int(values.max())
+    insist(most < MOST_LABELS, f"{path} has the label {most}; the largest is {MOST_LABELS - 1}")
+    finite = np.isfinite(features.data).all()
+    insist(finite, f"{path} has features that are not finite")
     fits = num_labels is None or most < num_labels
     insist(fits, f"{path} announces {num_labels} labels and has the label {most}")
     return Dataset(path.name, normalize(features), csr(positives, num_labels or most + 1, bool))

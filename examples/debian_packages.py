@@ -5,8 +5,9 @@ import re
 import subprocess
 from collections.abc import Iterator
 
+from tools.program import Refusal, insist
+
 from .facts import Facts, hashed
-from .program import UserError, insist
 
 COMMAND = ("apt-cache", "dumpavail")
 NAMES = re.compile(r"\s*[,|]\s*")  # between the packages of Depends, and between tags
@@ -17,10 +18,10 @@ def facts_of_packages() -> list[Facts]:
     try:
         ran = subprocess.run(COMMAND, capture_output=True, check=True)
     except FileNotFoundError:
-        raise UserError("--data debian needs the command apt-cache, of Debian and Ubuntu") from None
+        raise Refusal("--data debian needs the command apt-cache, of Debian and Ubuntu") from None
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip()
-        raise UserError(f"{' '.join(COMMAND)} failed: {said}") from None
+        raise Refusal(f"{' '.join(COMMAND)} failed: {said}") from None
     facts = list(facts_of_paragraphs(ran.stdout.decode(errors="replace")))
     insist(facts, f"{' '.join(COMMAND)} lists no package with tags; run apt-get update first")
     return facts

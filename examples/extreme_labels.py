@@ -9,9 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from tools.command import FILES, checked, obstacle
+from tools.program import Parser, insist, run
 
-from .program import DEBIAN, IMPORTS, LOSSES, above_0, add, add_shared, insist, run
+from .program import DEBIAN, IMPORTS, LOSSES, above_0, add, add_shared
 
+PROGRAM = "python -m examples.extreme_labels"
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "psutil")
 COMPARED_STEPS, MADE_UP_ROWS = 5, 20_000
 
@@ -23,8 +25,8 @@ _pos_weight = checked(
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m examples.extreme_labels",
+    made = Parser(
+        prog=PROGRAM,
         description=(
             "Trains a hashed bag of words and LinearMultilabelLoss on sparse labels, then prints "
             "what a step costs and how well held-out rows are ranked: precision, nDCG and "
@@ -68,8 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    return run("extreme_labels", lambda: _run(options))
+    return run(PROGRAM, lambda: _run(parser().parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> None:

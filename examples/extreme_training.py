@@ -6,7 +6,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +18,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from tools.command import obstacle, progress_on
+from tools.command import obstacle
 from tools.measuring import PROC, rise_of_peak
+from tools.program import insist
+from tools.terminal import console_of, progress_on, say, show
 from weighted_bce import (
     FusedAdam,
     FusedSGD,
@@ -34,7 +35,7 @@ from weighted_bce import (
 from . import training
 from .data import Dataset, dataset_of_file, made_up, read
 from .extreme_labels import COMPARED_STEPS, MADE_UP_ROWS
-from .program import consoles, insist, loss_named, mebibytes, table
+from .program import loss_named, mebibytes
 from .ranking import DEEPEST, KS, Quality, quality
 
 # With their learning rates, and how many matrices as large as the weight a plain step holds.
@@ -46,7 +47,7 @@ EVALUATED_ROWS = 256
 
 
 def run(options: argparse.Namespace) -> None:
-    console, notes = consoles()
+    console, notes = console_of(), console_of(stderr=True)
     has_device = options.device == "cpu" or torch.cuda.is_available()
     insist(has_device, "--device cuda needs a GPU, and torch finds none")
     problem = obstacle((), options.reference, options.device)
@@ -54,8 +55,7 @@ def run(options: argparse.Namespace) -> None:
     data, held_out = load(options, progress_on(notes))
     batches = batches_of(data, options)
     compared = batches[:COMPARED_STEPS]
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    say(f"{data.describe()} to train on; {held_out.labels.shape[0]:,} rows held out")
+    say(console, f"{data.describe()} to train on; {held_out.labels.shape[0]:,} rows held out")
     left_out = ""
     with progress_on(notes) as progress:
         model, ours = train(data, batches, options, progress)
@@ -66,20 +66,21 @@ def run(options: argparse.Namespace) -> None:
             left_out = why_no_plain(len(batches[0]), data.labels.shape[1], options)
             if not left_out:
                 costs["plain torch"] = train(data, compared, options, progress, plain=True)[1]
-    say(f"loss of a row: {ours.losses[0]:.2f} at first, {ours.losses[-1]:.2f} in the last step")
+    last = f"{ours.losses[-1]:.2f} in the last step"
+    say(console, f"loss of a row: {ours.losses[0]:.2f} at first, {last}")
     measures = zip(("precision", "nDCG", "propensity-scored precision"), measured, strict=True)
     shares = [[name, *(f"{100 * share:.1f}" for share in at_ks)] for name, at_ks in measures]
-    console.print(table(["held-out rows, %", *(f"at {k}" for k in KS)], shares))
+    show(console, ["held-out rows, %", *(f"at {k}" for k in KS)], shares)
     if left_out:
-        say(left_out)
+        say(console, left_out)
     header = ["a training step", "median s", "peak MiB", f"loss, step {len(compared)}"]
     cells = [
         [name, f"{c.seconds:.3f}", mebibytes(c.peak_bytes), f"{c.losses[len(compared) - 1]:.4f}"]
         for name, c in costs.items()
     ]
-    console.print(table(header, cells))
+    show(console, header, cells)
     encoder = mebibytes(4 * options.buckets * options.dim)
-    say(f"The encoder's gradient has {encoder} MiB of the peak.")
+    say(console, f"The encoder's gradient has {encoder} MiB of the peak.")
 
 
 def load(options: argparse.Namespace, progress: Progress) -> tuple[Dataset, Dataset]:

@@ -7,8 +7,8 @@ loss of its part. A step communicates the gradient of the layer's input and, to 
 number. With GPUs, each process takes one; without, the processes share the CPU.
 """
 
-import argparse
 import os
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -18,11 +18,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
+from tools.program import Parser, Refusal, run
 from weighted_bce import WeightedBCEWithLogitsLoss
 
 from . import training
 from .program import add
 
+PROGRAM = "python -m examples.label_parallel"
 FEATURES, HIDDEN, ROWS, DENSITY = 64, 128, 256, 0.005
 
 
@@ -62,18 +64,31 @@ def train(labels: int, steps: int, device: str, mesh: DeviceMesh | None) -> list
     return list(training.train(loss_of, [optimizer], batches(labels, steps, device)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="examples.label_parallel", description=__doc__)
+def place() -> tuple[int, int, int]:
+    """The rank, the number of processes, and the rank on this machine, which torchrun sets."""
+    command = "torchrun --nproc-per-node 2 -m examples.label_parallel"
+    try:
+        rank, processes, local = (
+            int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        )
+    except (KeyError, ValueError):
+        raise Refusal(f"run it by torchrun: {command}") from None
+    return rank, processes, local
+
+
+def work() -> None:
+    parser = Parser(prog=PROGRAM, description=__doc__)
     add(parser, "--labels", "of the classifier", 1001)
     add(parser, "--steps", "of the training", 20)
     options = parser.parse_args()
-    if "WORLD_SIZE" not in os.environ:
-        parser.error("run it by torchrun: torchrun --nproc-per-node 2 -m examples.label_parallel")
-    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, processes, local = place()
     device = "cuda" if torch.cuda.device_count() >= processes else "cpu"
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        torch.cuda.set_device(local)
+    try:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:  # such as a machine that cannot be reached
+        raise Refusal(f"the processes cannot find each other: {error}", 1) from None
     try:
         mesh = init_device_mesh(device, (processes,))
         split = train(options.labels, options.steps, device, mesh)
@@ -86,8 +101,8 @@ def main() -> None:
         print(f"loss from {split[0]:.6f} to {split[-1]:.6f} in {options.steps} steps")
         print(f"a whole classifier: the same, at most {furthest:.1e} apart")
     if not furthest < 1e-4:
-        raise SystemExit("the split classifier does not train as the whole one")
+        raise Refusal("the split classifier does not train as the whole one", 1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(PROGRAM, work))

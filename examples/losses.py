@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tools.measuring import made_up_labels, rise_of_peak
+from tools.measuring import deaf_to_interrupts, made_up_labels, rise_of_peak
 from weighted_bce import (
     Asymmetric,
     Focal,
@@ -173,7 +173,9 @@ def peak_bytes(
     threshold = patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
     try:
         with threshold, ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-            return fresh.submit(_measure_peaks, losses, rows, labels, positives).result()
+            with deaf_to_interrupts():
+                measured = fresh.submit(_measure_peaks, losses, rows, labels, positives)
+            return measured.result()
     except (OSError, BrokenProcessPool):
         return None
 

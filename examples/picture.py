@@ -1,5 +1,6 @@
 """A picture of the results: what pos_weight does, and what each loss reaches."""
 
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +9,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+
+from tools.files import write_whole
 
 from .report import Result
 
@@ -35,8 +38,10 @@ def draw(results: list[Result], data: str, true: float, labels: int, out: Path) 
             ax.grid(True, color="#DDDDDD", linewidth=0.8)
             ax.spines[["top", "right"]].set_visible(False)
         figure.suptitle(data, fontsize=10, color=GREY)
-        figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], metadata={"Date": None})
+        for path, more in zip(paths, ({"dpi": 150}, {"metadata": {"Date": None}}), strict=True):
+            image = BytesIO()
+            figure.savefig(image, format=path.suffix[1:], **more)
+            write_whole(path, image.getvalue())
         plt.close(figure)
     return paths
 

@@ -1,17 +1,12 @@
-"""What the command lines of the examples share: options, tables, and how a program ends."""
+"""What the command lines of the examples share."""
 
 import argparse
 import math
-import sys
-from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tools.command import add_reference, checked, positive, seed
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from weighted_bce.losses import Loss
 
 
@@ -59,53 +54,6 @@ def loss_named(name: str) -> "Loss":
 
     loss: Loss = getattr(weighted_bce, LOSSES[name])()
     return loss
-
-
-class UserError(Exception):
-    """An error that the user can mend; its message is one line."""
-
-
-def insist(holds: object, problem: str) -> None:
-    if not holds:
-        raise UserError(problem)
-
-
-def run(name: str, work: Callable[[], None]) -> int:
-    """The exit code: 0, 2 after an error that the user can mend, 130 after Ctrl-C."""
-    try:
-        work()
-        return 0
-    except UserError as error:
-        message, code = f"error: {error}", 2
-    except OSError as error:
-        names = f"{error.filename}: " if error.filename else ""
-        message, code = f"error: {names}{error.strerror or error}", 2
-    except KeyboardInterrupt:
-        message, code = "interrupted", 130
-    print(f"{name}: {message}".replace("\n", " "), file=sys.stderr)
-    return code
-
-
-def consoles() -> "tuple[Console, Console]":
-    """The console of results, wide enough for a table in a file too, and that of progress."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=100), Console(stderr=True)
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]], **more: Any) -> "Table":
-    """A table that names its rows in the first column, and has numbers in the others."""
-    from rich import box
-    from rich.table import Table
-
-    # Without lines between the columns the table fits into a terminal of 80 columns.
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), **more)
-    for k, header in enumerate(headers):
-        made.add_column(header, justify="right" if k else "left", no_wrap=True)
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 def mebibytes(number: int | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any, NamedTuple
 
-from rich.table import Table
+from tools.files import write_whole
 
 from . import program
 from .measures import Calibration, Predictions
@@ -94,6 +94,15 @@ def averaged(some: Sequence[Any]) -> Any:
 Values = Callable[[Quality], list[float | None]]
 
 
+class Table(NamedTuple):
+    """What tools.terminal.show prints of it."""
+
+    headers: Sequence[str]
+    rows: list[list[str]]
+    title: str
+    legend: str
+
+
 def tables(
     results: list[Result], true: float, rows: int, labels: int, positives_per_row: float
 ) -> list[Table]:
@@ -110,17 +119,13 @@ def tables(
     probabilities = [_cells(r, _of_probabilities) for r in results if r.qualities[0].calibration]
     title = f"Test rows, {true:.2f} true labels per row"
     made = [
-        _table(AT_HALF, at_half, title, half + spread),
-        _table(AT_BEST, at_best, "Test rows, at the best threshold; ranking", OF_BEST + spread),
+        Table(AT_HALF, at_half, title, half + spread),
+        Table(AT_BEST, at_best, "Test rows, at the best threshold; ranking", OF_BEST + spread),
     ]
     if probabilities:
         title += ": probabilities"
-        made.append(_table(PROBABILITIES, probabilities, title, OF_PROBABILITIES + spread))
+        made.append(Table(PROBABILITIES, probabilities, title, OF_PROBABILITIES + spread))
     return made
-
-
-def _table(headers: Sequence[str], rows: list[list[str]], title: str, caption: str) -> Table:
-    return program.table(headers, rows, title=title, caption=caption, caption_justify="left")
 
 
 def _cells(result: Result, values: Values) -> list[str]:
@@ -236,7 +241,7 @@ def save_json(results: list[Result], run: dict[str, Any], path: Path) -> None:
     text = json.dumps({**run, "losses": losses}, indent=2)
     # Lists of numbers take one line each.
     text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
-    path.write_text(text + "\n")
+    write_whole(path, text + "\n")
 
 
 def _without_bins(value: Any) -> Any:

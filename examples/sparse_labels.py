@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tools.command import FILES, READ_SECONDS, obstacle
+from tools.files import check_folder
+from tools.program import Parser, insist, run
 
-from .program import LOSSES, above_0, add, add_shared, insist, run
+from .program import LOSSES, above_0, add, add_shared
 
 # What is compared: "weighted" is BCE of ours at several pos_weights, "balanced" with those of
 # pos_weight_from_labels and with their square roots.
@@ -25,12 +27,13 @@ COMPARED = (
 )
 # Also on demand: "gammas" is the focal and the asymmetric loss with other exponents.
 CHOICES = (*COMPARED, "gammas")
+PROGRAM = "python -m examples.sparse_labels"
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "matplotlib")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.sparse_labels",
+    parser = Parser(
+        prog=PROGRAM,
         description=(
             "Predicts which modules a Python file imports from the names that it uses, or which "
             "tags a Debian package has from its description and its dependences, with plain BCE, "
@@ -56,11 +59,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    return run("sparse_labels", lambda: _run(options))
+    return run(PROGRAM, lambda: _run(_parser().parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> None:
+    check_folder("--out", options.out)
     problem = obstacle(PACKAGES, options.reference)
     insist(not problem, problem)
     # Imported late: --help is at once there, and Ctrl-C during these imports is caught.

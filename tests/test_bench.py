@@ -171,7 +171,7 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path: Path) -> None:
         (("--shapes", "8x4x"), ("--shapes", "'8x4x'", "256x256x131072")),
         (("--shapes", "8x4x16x2"), ("--shapes", "'8x4x16x2'")),
         (("--density", "0.1,2"), ("--density", "0 to 1", "'2'")),
-        (("--pos-weight", "-1"), ("--pos-weight", "at least 0")),
+        (("--pos-weight", "-1"), ("--pos-weight", "from 0 to 1e+09")),
         (("--dtypes", "float32,int8"), ("--dtypes", "float32", "'int8'")),
         (("--targets", "dense"), ("--targets", "sparse", "'dense'")),
         (("--passes", "backward"), ("--passes", "forward", "'backward'")),

@@ -18,10 +18,10 @@ import psutil
 
 from bench import __main__, busy, report, timing
 from bench.busy import keep_busy
-from bench.device import Refusal
 from bench.names import OURS
 from bench.records import load
 from bench.runner import Runner
+from tools.program import Refusal
 
 from .bench_cases import LAYER, SETTING, group, measured
 

@@ -69,7 +69,9 @@ def test_packages_that_are_missing(
     monkeypatch.setattr(command, "find_spec", lambda name: None if name != "torch" else name)
     names = [name for name in program.PACKAGES if name != "torch"]
     pip = f"{sys.executable} -m pip install {' '.join(names)}\n"
-    needs = f"it needs {', '.join(names)}. To install what is missing, run: {pip}"
+    extra = "bench" if program is bench.__main__ else "examples"
+    needs = f"it needs {', '.join(names)}, which weighted_bce[{extra}] has"
+    needs += f". To install what is missing, run: {pip}"
     assert refusal(program, capsys).endswith(needs)
 
 

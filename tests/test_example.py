@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 
 from examples import comparison, losses, measures, report, sparse_labels
 from examples.data import dataset_of_file
-from examples.program import UserError
+from tools.program import Refusal
 from weighted_bce import SparseLabels
 
 from . import svmlight
@@ -72,7 +72,7 @@ def test_validation_and_test_rows_are_apart_and_few(
     assert sorted(itertools.chain(*drawn)) == list(range(ROWS))
     monkeypatch.setattr(comparison, "SCORES", 10 * LABELS)
     assert [part.labels.shape[0] for part in comparison.parts(read, 1)] == [52, 10, 10]
-    with pytest.raises(UserError, match="none to test on, has a label"):
+    with pytest.raises(Refusal, match="none to test on, has a label"):
         comparison.parts(read._replace(labels=csr_matrix((ROWS, LABELS), dtype=bool)), 1)
 
 

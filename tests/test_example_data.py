@@ -16,7 +16,7 @@ from rich.progress import Progress
 from examples import data, debian_packages, python_imports, sparse_labels
 from examples.data import dataset_of_file
 from examples.facts import BUCKETS, Facts, hashed
-from examples.program import UserError
+from tools.program import Refusal
 
 from . import svmlight
 from .svmlight import FEATURES, LABELS, ROWS
@@ -50,7 +50,7 @@ def test_rare_names_are_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (made.labels.shape, made.features.shape) == ((12, 1), (12, BUCKETS))
     np.testing.assert_allclose(made.features.power(2).sum(1), 1, rtol=1e-6)
     monkeypatch.setattr(data, "MIN_COUNT", 50)
-    with pytest.raises(UserError, match="only 0 rows have a word and a label"):
+    with pytest.raises(Refusal, match="only 0 rows have a word and a label"):
         data.dataset_of_facts(facts, "made up")
 
 
@@ -69,7 +69,7 @@ def test_how_many_files_of_the_environment_are_read(
     assert read(None) == "imports of 12 Python files"
     monkeypatch.setattr(python_imports, "READ_SECONDS", -1)
     assert read(15) == "imports of 15 Python files"  # there is no limit of time
-    with pytest.raises(UserError, match="only 0 rows have a word and a label"):
+    with pytest.raises(Refusal, match="only 0 rows have a word and a label"):
         read(None)
 
 
@@ -204,7 +204,7 @@ def test_what_apt_cache_cannot_give(
     monkeypatch: pytest.MonkeyPatch, script: str, words: str
 ) -> None:
     of_apt_cache(monkeypatch, script)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(Refusal, match=words):
         debian_packages.facts_of_packages()
 
 
@@ -215,7 +215,5 @@ def test_machines_without_apt_cache(
     arguments = ["--data", "debian", "--out", str(tmp_path)]
     assert sparse_labels.main(arguments) == 2
     said = capsys.readouterr().err
-    assert (
-        said
-        == "sparse_labels: error: --data debian needs the command apt-cache, of Debian and Ubuntu\n"
-    )
+    words = "--data debian needs the command apt-cache, of Debian and Ubuntu"
+    assert said == f"{sparse_labels.PROGRAM}: {words}\n"

@@ -81,7 +81,7 @@ def test_tables_show_means_and_the_rate_that_validation_rows_chose() -> None:
 def test_pictures_repeat_themselves(folders: Path) -> None:
     drawn = []
     for _ in range(2):
-        assert study.main() == 0
+        assert study.main([]) == 0
         drawn.append([path.read_text() for path in sorted(folders.glob("which_*.svg"))])
     assert len(drawn[0]) == 3
     assert drawn[0] == drawn[1]

@@ -248,7 +248,7 @@ def test_compare_shows_both_or_says_why_not(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--labels", "0"], "argument --labels: must be a whole number above 0, got '0'"),
+        (["--labels", "0"], "argument --labels: must be a whole number above 0 and below 2**31, got '0'"),
         (["--labels", "9", "--data", "x"], "not allowed with argument"),
         (["--steps", "3", "--epochs", "2"], "not allowed with argument"),
         (["--pos-weight", "-1"], "must be a number >= 0 or 'propensity', got '-1'"),
@@ -259,7 +259,7 @@ def test_compare_shows_both_or_says_why_not(
         (["--optimizer", "lion"], "invalid choice: 'lion'"),
         (["--loss", "hinge"], "invalid choice: 'hinge'"),
         (["--seed", "-1"], "must be a whole number below 2**32, got '-1'"),
-        (["--test", "x"], "error: --test needs --data FILE"),
+        (["--test", "x"], "--test needs --data FILE"),
         (["--data", "no-such-file"], "cannot read no-such-file: No such file"),
         (["--labels", "4"], "4 labels are too few"),
         (["--labels", "9", "--rows", "1"], "1 row is not enough"),
@@ -289,7 +289,7 @@ def test_wrong_test_files_missing_gpus_and_ctrl_c(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert extreme_labels.main(["--device", "cuda"]) == 2
     assert capsys.readouterr().err == (
-        "extreme_labels: error: --device cuda needs a GPU, and torch finds none\n"
+        f"{extreme_labels.PROGRAM}: --device cuda needs a GPU, and torch finds none\n"
     )
 
     def interrupt(*_: object) -> None:
@@ -297,4 +297,4 @@ def test_wrong_test_files_missing_gpus_and_ctrl_c(
 
     monkeypatch.setattr(extreme_training, "load", interrupt)
     assert extreme_labels.main([]) == 130
-    assert capsys.readouterr().err == "extreme_labels: interrupted\n"
+    assert capsys.readouterr().err == f"{extreme_labels.PROGRAM}: interrupted\n"

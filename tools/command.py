@@ -8,11 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
+from typing import TypeVar
 
 T = TypeVar("T")
 # Files of the environment that are read.
@@ -22,18 +18,22 @@ READ_SECONDS = 45
 MODULES = {"scikit-learn": "sklearn"}  # packages that are imported by another name
 
 
-def obstacle(packages: Iterable[str], reference: bool, device: str = "cpu") -> str:
+def obstacle(
+    packages: Iterable[str], reference: bool, device: str = "cpu", extra: str = "examples"
+) -> str:
     """Returns a line that says why a program cannot run as it should, or "" if it can.
 
     Args:
         packages: the packages it needs, by their names for pip.
         reference: whether it may run without the kernels.
         device: where the kernels should run.
+        extra: the extra of weighted_bce that has these packages.
     """
     absent = [name for name in packages if find_spec(MODULES.get(name, name)) is None]
     if absent:
         pip = f"{shlex.quote(sys.executable or 'python')} -m pip install {' '.join(absent)}"
-        return f"it needs {', '.join(absent)}. To install what is missing, run: {pip}"
+        needs = f"it needs {', '.join(absent)}, which weighted_bce[{extra}] has"
+        return f"{needs}. To install what is missing, run: {pip}"
     reason = "" if reference else why_no_kernels(device)
     if not reason:
         return ""
@@ -77,14 +77,5 @@ def checked(kind: Callable[[str], T], fits: Callable[[T], bool], wanted: str) ->
     return parse
 
 
-positive = checked(int, lambda n: n > 0, "a whole number above 0")
+positive = checked(int, lambda n: 0 < n < 2**31, "a whole number above 0 and below 2**31")
 seed = checked(int, lambda n: 0 <= n < 2**32, "a whole number below 2**32")
-
-
-def progress_on(console: "Console", **options: bool) -> "Progress":
-    """Makes a progress bar, shown on terminals only, with options of rich.progress.Progress."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    return Progress(*columns, console=console, disable=not console.is_terminal, **options)

@@ -1,6 +1,8 @@
 """What the benchmark and the examples measure with: labels that are made up, and peak memory."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +17,19 @@ def made_up_labels(rows: int, labels: int, each: int, generator: torch.Generator
     part, device = labels // max(each, 1), generator.device
     chosen = torch.randint(part, (rows, each), generator=generator, device=device)
     return SparseLabels.from_padded(chosen + part * torch.arange(each, device=device))
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Lets processes that start in a `with` block ignore Ctrl-C, of which they would show traces.
+
+    It is for their parent, which ends them.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def rise_of_peak(step: Callable[[], object]) -> int:

@@ -3,7 +3,6 @@
 Run as: python -m tools.gpu --help
 """
 
-import argparse
 import signal
 import sys
 import time
@@ -11,17 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.command import checked
+from tools.files import check_folder
+from tools.program import Parser, insist, run
 
 from .course import NAMES, Course
-from .machine import Machine, NoGpu, facts
+from .machine import Machine, facts
 from .report import summary
 
-NO_GPU = 2
+PROGRAM = "python -m tools.gpu"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.gpu",
+def _parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
         description="Builds the package for this machine's GPU, checks it there and measures it.",
         epilog="The exit code is 0 if all parts succeed, 1 if one does not, and 2 without a GPU.",
     )
@@ -50,16 +51,18 @@ PARTS = checked(_names, lambda names: {*names} <= {*NAMES}, f"of {', '.join(NAME
 
 
 def main(arguments: Sequence[str] | None = None, machine: Machine | None = None) -> int:
+    return run(PROGRAM, lambda: _run(arguments, machine or Machine()))
+
+
+def _run(arguments: Sequence[str] | None, machine: Machine) -> int:
     start = time.monotonic()
     options = _parser().parse_args(arguments)
-    machine = machine or Machine()
-    try:
-        known = facts(machine, options.commit)
-    except NoGpu as error:
-        print(f"python -m tools.gpu: no GPU: {error}", file=sys.stderr)
-        return NO_GPU
+    library = options.library
+    insist(library is None or library.is_file(), f"--library {library} is no file")
+    check_folder("--out", options.out)
+    known = facts(machine, options.commit)
     end = start + 60 * options.minutes
-    course = Course(machine, known, options.out, options.parts, end, options.library)
+    course = Course(machine, known, options.out, options.parts, end, library)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, course.interrupt)
     code = course.run()

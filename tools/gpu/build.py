@@ -7,6 +7,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from tools.program import shortened
+
 from .machine import ROOT, cores, text_of
 from .part import Failed, Part, Setup
 from .processes import Command
@@ -70,7 +72,7 @@ def _failure(build: Command) -> str:
     text = text_of(build.log)
     print("\n".join(text.splitlines()[-LAST:]), flush=True)
     first = re.search(r"^.*\berror\b.*$", text, re.I | re.M)
-    return "; ".join(filter(None, (first and first[0].strip()[:200], build.why)))
+    return "; ".join(filter(None, (first and shortened(first[0].strip(), 200), build.why)))
 
 
 def _build(setup: Setup) -> Command:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.files import write_whole
+
 from . import build, correctness, counters, figures
 from .machine import CLOCK_FIELDS, Machine, text_of
 from .part import Absent, Failed, Part, Row, Setup
@@ -91,9 +93,9 @@ class Course:
         lines = csv.reader(text_of(self.work / "clocks.txt").splitlines(), skipinitialspace=True)
         whole = [line for line in lines if len(line) == len(CLOCK_FIELDS)]
         self.results["clocks"] = [dict(zip(CLOCK_FIELDS, line, strict=True)) for line in whole]
-        _write(self.out / "results.json", json.dumps(self.results, indent=1))
+        write_whole(self.out / "results.json", json.dumps(self.results, indent=1))
         if is_whole:
-            _write(self.out / "report.md", report(self.results, self.work))
+            write_whole(self.out / "report.md", report(self.results, self.work))
             new = self.out / "logs.tar.gz.new"
             with tarfile.open(new, "w:gz") as archive:
                 archive.add(self.work, "logs")
@@ -163,10 +165,3 @@ class Course:
             return FAILED, [f"{type(error).__name__}: {error}"]
         finally:
             look()
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all, since the course may be stopped at any time."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)

@@ -1,6 +1,23 @@
-"""Whether this process can still use its GPU; where it never did, torch is not imported for it."""
+"""The device of a program; torch is not imported for it where the process does not use a GPU."""
 
+import argparse
 import sys
+
+from tools.command import checked
+from tools.program import insist
+
+elements = checked(int, lambda n: 0 < n < 2**40, "a whole number above 0 and below 2**40")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    text = "default: %(default)s"
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=text)
+
+
+def check_device(name: str) -> None:
+    import torch
+
+    insist(name == "cpu" or torch.cuda.is_available(), "--device cuda: torch finds no GPU")
 
 
 def synchronize() -> None:

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tools.program import Refusal
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120.0  # a first import of torch may take it, from a disk that is cold
 
@@ -39,24 +41,20 @@ USUAL = {
 }
 
 
-class NoGpu(Exception):
-    """Why there is nothing to prove the package on, in one line."""
-
-
 class Machine:
     """This machine and its first GPU. Tests put another one in its place."""
 
     device = "cuda"
 
     def probe(self) -> dict[str, Any]:
-        """The GPU as torch sees it, by name of the fact; raises NoGpu."""
+        """The GPU as torch sees it, by name of the fact; raises Refusal without one."""
         command = [sys.executable, "-c", PROBE]
         try:
             ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         except subprocess.TimeoutExpired:
-            raise NoGpu(f"torch did not find a GPU within {SECONDS:.0f} s") from None
+            raise Refusal(f"no GPU: torch did not find a GPU within {SECONDS:.0f} s") from None
         if ran.returncode != 0:
-            raise NoGpu(last_line(ran.stderr) or f"exit code {ran.returncode}")
+            raise Refusal(f"no GPU: {last_line(ran.stderr) or ran.returncode}")
         return dict(json.loads(last_line(ran.stdout)))
 
     def tool(self, name: str) -> str | None:
@@ -77,7 +75,7 @@ class Machine:
 
 
 def facts(machine: Machine, commit: str) -> dict[str, Any]:
-    """All that the reports name; raises NoGpu."""
+    """All that the reports name; raises Refusal without a GPU."""
     known = machine.probe()
     smi, nvcc = (machine.tool(name) or name for name in ("nvidia-smi", "nvcc"))
     driver = output(smi, "--query-gpu=driver_version", "--format=csv,noheader")

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.program import shortened
+
 from .machine import ROOT, last_line, text_of
 
 PATIENCE = 4.0  # seconds in which an interrupted command may write down what it has
@@ -53,8 +55,7 @@ class Command:
         elif self.code < 0:
             ended = f"ended by signal {-self.code}"
         text = last_line(text_of(self.log)) or "no output"
-        text = text if len(text) <= 200 else f"{text[:197]}..."
-        return f"{self.name}: {ended}: {text}"
+        return f"{self.name}: {ended}: {shortened(text, 200)}"
 
     def start(self, folder: Path) -> None:
         """Starts it with a log in this folder."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.program import shortened
+
 from . import tables
 from .correctness import FAILURES
 from .machine import text_of
@@ -48,12 +50,19 @@ def summary(results: dict[str, Any], out: Path, code: int) -> list[str]:
         text = f"{part['part']:9}{part['outcome']:12}{part['seconds']:4.0f} s  {part['why']}"
         head.append(text.rstrip())
     last = [f"results: {out}", f"exit code {code}"]
-    more = []
+    more, left_out = [], 0
     for name in LINES:
         lines = _lines(parts[name]) if name in parts else []
-        more += [f"  {line}" for line in (lines[:MOST_TESTS] if name == "tests" else lines)]
-    kept = more[: MOST_LINES - len(head) - len(last)]
-    return [line[:MOST_COLUMNS] for line in (*head, *kept, *last)]
+        most = MOST_TESTS if name == "tests" else len(lines)
+        more += [f"  {line}" for line in lines[:most]]
+        left_out += len(lines[most:])
+    space = MOST_LINES - len(head) - len(last)
+    if left_out or len(more) > space:
+        kept = more[: space - 1]
+        kept.append(f"  and {left_out + len(more) - len(kept)} more lines, in report.md")
+    else:
+        kept = more
+    return [shortened(line, MOST_COLUMNS) for line in (*head, *kept, *last)]
 
 
 def clocks(results: dict[str, Any]) -> str:
@@ -90,7 +99,7 @@ def _reason(row: Row) -> str:
         return "did not end"
     lines = [line for line in str(row["text"]).splitlines() if line.strip()]
     pointed_to = [line[1:].strip() for line in lines if line.startswith("E ")]
-    return (pointed_to or lines or [""])[0][:200]
+    return shortened((pointed_to or lines or [""])[0], 200)
 
 
 def _kernel(row: Row) -> str:

@@ -1,8 +1,8 @@
 """Compares the most telling cases with float64, in seconds: python -m tools.gpu.smoke --help."""
 
-import argparse
 import json
 import math
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 
+from tools import program
+from tools.program import Parser, shortened
 from weighted_bce import show_config
 
 from .cases import Group, Skip, groups
-from .device import is_lost, synchronize
+from .device import add_device, check_device, elements, is_lost, synchronize
+
+PROGRAM = "python -m tools.gpu.smoke"
 
 
 class Tally:
@@ -47,7 +51,7 @@ class Tally:
         except Exception as error:  # what makes the cases runs on the device as well
             traceback.print_exc()
             row["failed"] += 1
-            remark = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            remark = shortened(f"{type(error).__name__}: {error}".splitlines()[0], 300)
             self.is_lost = is_lost()
         row["remark"] = row["remark"] or remark  # the first one tells most
         row["remark"] += "; the GPU takes no more work" * self.is_lost
@@ -65,23 +69,23 @@ def run(tallies: Sequence[Tally], end: float) -> None:
         waiting = [tally for tally in waiting if not tally.is_over]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.gpu.smoke", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    return program.run(PROGRAM, lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = Parser(prog=PROGRAM, description=__doc__)
     add = parser.add_argument
-    add("--device", default="cuda")
+    add_device(parser)
     text = "run few, small cases, of each group in turn, for compute-sanitizer; it may end early"
     add("--small", action="store_true", help=text)
-    add(
-        "--far",
-        type=int,
-        default=2**31 + 5,
-        metavar="N",
-        help="number of elements of the largest case",
-    )
+    text = "number of elements of the largest case"
+    add("--far", type=elements, default=2**31 + 5, metavar="N", help=text)
     add("--seconds", type=float, default=math.inf, help="begin no case after so many seconds")
     add("--until", type=float, default=math.inf, help="the same, as seconds since 1970")
     add("--out", type=Path, help="a file for the results, with a line of JSON for each group")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    check_device(options.device)
     print(show_config(), flush=True)
     torch.manual_seed(0)
     seconds = min(options.seconds, options.until - time.time())
@@ -104,4 +108,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -248,7 +248,10 @@ def test_compare_shows_both_or_says_why_not(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--labels", "0"], "argument --labels: must be a whole number above 0 and below 2**31, got '0'"),
+        (
+            ["--labels", "0"],
+            "argument --labels: must be a whole number above 0 and below 2**31, got '0'",
+        ),
         (["--labels", "9", "--data", "x"], "not allowed with argument"),
         (["--steps", "3", "--epochs", "2"], "not allowed with argument"),
         (["--pos-weight", "-1"], "must be a number >= 0 or 'propensity', got '-1'"),

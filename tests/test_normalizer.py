@@ -1,7 +1,9 @@
 """A normalizer is what a sum is divided by, in the same pass and with the same expectations."""
 
 import math
+import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +13,20 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from weighted_bce import (
+    BCE,
+    Asymmetric,
+    AsymmetricLoss,
     FusedSGD,
+    Hill,
+    LinearMultilabelLoss,
+    LinearWeightedBCEWithLogitsLoss,
+    MultilabelLoss,
     SparseLabels,
+    WeightedBCELoss,
+    WeightedBCEWithLogitsLoss,
     backend,
     linear_weighted_bce_with_logits,
+    multilabel_loss_with_logits,
     weighted_bce,
     weighted_bce_with_logits,
 )
@@ -208,3 +220,30 @@ def test_reductions_that_take_none(way: str) -> None:
     for reduction, got in named.items():
         with pytest.raises(ValueError, match=f"needs reduction 'mean' or 'sum', got {got}"):
             with_options(one_case(way, reduction=reduction), normalizer=1)()
+
+
+@pytest.mark.parametrize("has_hook", [False, True])
+def test_modules(has_hook: bool) -> None:
+    """A linear layer with a hook computes all of its logits."""
+    x, y, features = logits(4, 5), labels(4, 5), torch.randn(4, 3)
+    probabilities = x.sigmoid()
+    for criterion, input, loss in (
+        (WeightedBCEWithLogitsLoss(), x, weighted_bce_with_logits),
+        (MultilabelLoss(Hill()), x, partial(multilabel_loss_with_logits, loss=Hill())),
+        (AsymmetricLoss(), x, partial(multilabel_loss_with_logits, loss=Asymmetric())),
+        (WeightedBCELoss(), probabilities, weighted_bce),
+    ):
+        for given in (3, torch.tensor(3)):
+            wanted = loss(input, target=y, reduction="sum") / 3
+            torch.testing.assert_close(criterion(input, y, normalizer=given), wanted)
+    for layer, kind in (
+        (LinearWeightedBCEWithLogitsLoss(3, 5), BCE()),
+        (LinearMultilabelLoss(3, 5, Hill()), Hill()),
+    ):
+        if has_hook:
+            layer.linear.register_forward_hook(lambda *_: None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loss = layer(features, y, normalizer=3)
+        wanted = multilabel_loss_with_logits(layer.linear(features), y, kind, reduction="sum") / 3
+        torch.testing.assert_close(loss, wanted)

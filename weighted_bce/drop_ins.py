@@ -136,14 +136,21 @@ class AsymmetricLoss(MultilabelLoss):
         )
         super().__init__(loss, weight, pos_weight, reduction)
 
-    def forward(self, x: Tensor, y: Target, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        y: Target,
+        weight: Tensor | None = None,
+        *,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
         """Computes the loss of a batch.
 
         Args:
             x: the logits, of any shape; float16, bfloat16, float32 or float64.
             y: the labels, with values in [0, 1]. A dense tensor has the shape of `x` and any real
                 dtype. If `x` has shape (rows, labels), the labels may also be sparse.
-            weight: multiplies each element's loss, as for `MultilabelLoss`. Default: None.
+            weight, normalizer: as for `MultilabelLoss`. Default: None.
 
         Returns:
             The loss. With reduction "none" it has the shape and dtype of `x`. Otherwise it is 0-d,
@@ -154,4 +161,4 @@ class AsymmetricLoss(MultilabelLoss):
             TypeError, ValueError: as `multilabel_loss_with_logits` does.
             ValueError: if the module has a weight, too.
         """
-        return super().forward(x, y, weight)
+        return super().forward(x, y, weight, normalizer=normalizer)

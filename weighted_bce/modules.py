@@ -70,7 +70,14 @@ class WeightedBCEWithLogitsLoss(WeightedLoss):
         check_bool("inplace_backward", inplace_backward)
         self.inplace_backward = inplace_backward
 
-    def forward(self, input: Tensor, target: Target, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Target,
+        weight: Tensor | None = None,
+        *,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
         """Computes the loss of a batch.
 
         Args:
@@ -80,6 +87,8 @@ class WeightedBCEWithLogitsLoss(WeightedLoss):
             weight: multiplies each element's loss; a tensor that broadcasts to `input`, such as one
                 of shape (rows, 1) with a weight for each row. Only if the module has no weight of
                 its own. Default: None.
+            normalizer: what the sum of the losses is divided by, in place of the number of
+                elements; a finite number >= 0 or a 0-d tensor. Default: None.
 
         Returns:
             The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is
@@ -99,6 +108,7 @@ class WeightedBCEWithLogitsLoss(WeightedLoss):
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             inplace_backward=self.inplace_backward,
+            normalizer=normalizer,
         )
 
 
@@ -154,7 +164,14 @@ class MultilabelLoss(WeightedLoss):
     def extra_repr(self) -> str:
         return f"{self.loss}, {super().extra_repr()}"
 
-    def forward(self, input: Tensor, target: Target, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Target,
+        weight: Tensor | None = None,
+        *,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
         """Computes the loss of a batch.
 
         Args:
@@ -164,6 +181,8 @@ class MultilabelLoss(WeightedLoss):
             weight: multiplies each element's loss; a tensor that broadcasts to `input`, such as one
                 of shape (rows, 1) with a weight for each row. Only if the module has no weight of
                 its own. Default: None.
+            normalizer: what the sum of the losses is divided by, in place of the number of
+                elements; a finite number >= 0 or a 0-d tensor. Default: None.
 
         Returns:
             The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is
@@ -184,6 +203,7 @@ class MultilabelLoss(WeightedLoss):
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             inplace_backward=self.inplace_backward,
+            normalizer=normalizer,
         )
 
 
@@ -226,7 +246,14 @@ class WeightedBCELoss(WeightedLoss):
     ) -> None:
         super().__init__(weight, pos_weight, reduction, label_smoothing, ignore_index)
 
-    def forward(self, input: Tensor, target: Target, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Target,
+        weight: Tensor | None = None,
+        *,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
         """Computes the loss of a batch.
 
         Args:
@@ -237,6 +264,8 @@ class WeightedBCELoss(WeightedLoss):
             weight: multiplies each element's loss; a tensor that broadcasts to `input`, such as one
                 of shape (rows, 1) with a weight for each row. Only if the module has no weight of
                 its own. Default: None.
+            normalizer: what the sum of the losses is divided by, in place of the number of
+                elements; a finite number >= 0 or a 0-d tensor. Default: None.
 
         Returns:
             The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is
@@ -255,4 +284,5 @@ class WeightedBCELoss(WeightedLoss):
             self.reduction,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
+            normalizer=normalizer,
         )

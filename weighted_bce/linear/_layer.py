@@ -88,7 +88,12 @@ def own_logits(layer: nn.Module, input: Tensor, step: Step | None = None) -> Ten
 
 
 def own_loss(
-    criterion: "LinearLoss", input: Tensor, target: Target, weight: Tensor | None, loss: Loss
+    criterion: "LinearLoss",
+    input: Tensor,
+    target: Target,
+    weight: Tensor | None,
+    normalizer: float | Tensor | None,
+    loss: Loss,
 ) -> Tensor:
     """Returns the loss of the logits that the layer's own forward computes.
 
@@ -109,6 +114,7 @@ def own_loss(
         criterion.ignore_index,
         reduction,
         loss,
+        normalizer,
         logits_name="the logits of linear",
         rows=rows,
     )

@@ -87,7 +87,14 @@ class LinearWeightedBCEWithLogitsLoss(LinearLoss):
             dtype,
         )
 
-    def forward(self, input: Tensor, target: Target, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Target,
+        weight: Tensor | None = None,
+        *,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
         """Computes the loss of a batch.
 
         Args:
@@ -97,6 +104,8 @@ class LinearWeightedBCEWithLogitsLoss(LinearLoss):
             weight: multiplies each element's loss; a tensor that broadcasts to (..., num_labels),
                 such as one of shape (rows, 1) with a weight for each row. Only if the module has no
                 weight of its own. Default: None.
+            normalizer: what the sum of the losses is divided by, in place of the number of
+                elements; a finite number >= 0 or a 0-d tensor. Default: None.
 
         Returns:
             The loss; float64 for float64 input and float32 for all others. It is 0-d, or with
@@ -109,9 +118,9 @@ class LinearWeightedBCEWithLogitsLoss(LinearLoss):
         """
         weight = self.weight if weight is None else self._weight_of_call(weight)
         if not is_plain(self.linear):
-            return own_loss(self, input, target, weight, BCE())
+            return own_loss(self, input, target, weight, normalizer, BCE())
         return linear_weighted_bce_with_logits(
-            input, self.linear.weight, target, **self._options(weight)
+            input, self.linear.weight, target, normalizer=normalizer, **self._options(weight)
         )
 
 
@@ -181,7 +190,14 @@ class LinearMultilabelLoss(LinearLoss):
     def extra_repr(self) -> str:
         return f"{self.loss}, {super().extra_repr()}"
 
-    def forward(self, input: Tensor, target: Target, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Target,
+        weight: Tensor | None = None,
+        *,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
         """Computes the loss of a batch.
 
         Args:
@@ -191,6 +207,8 @@ class LinearMultilabelLoss(LinearLoss):
             weight: multiplies each element's loss; a tensor that broadcasts to (..., num_labels),
                 such as one of shape (rows, 1) with a weight for each row. Only if the module has no
                 weight of its own. Default: None.
+            normalizer: what the sum of the losses is divided by, in place of the number of
+                elements; a finite number >= 0 or a 0-d tensor. Default: None.
 
         Returns:
             The loss; float64 for float64 input and float32 for all others. It is 0-d, or with
@@ -203,7 +221,12 @@ class LinearMultilabelLoss(LinearLoss):
         """
         weight = self.weight if weight is None else self._weight_of_call(weight)
         if not is_plain(self.linear):
-            return own_loss(self, input, target, weight, self.loss)
+            return own_loss(self, input, target, weight, normalizer, self.loss)
         return linear_multilabel_loss_with_logits(
-            input, self.linear.weight, target, self.loss, **self._options(weight)
+            input,
+            self.linear.weight,
+            target,
+            self.loss,
+            normalizer=normalizer,
+            **self._options(weight),
         )

@@ -1,5 +1,6 @@
 #include "cpu/memory.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -45,12 +46,13 @@ struct Store {
   int64_t kept_bytes = 0;
 };
 
-/// Returns the one store, which is never destroyed: tensors may outlive everything else in the
-/// process.
-Store& store() {
-  static Store* const instance = new Store;
-  return *instance;
-}
+/// The one store is never destroyed: tensors may outlive everything else in the process.
+Store& store = *new Store;
+
+/// A process may fork while another of its threads holds the mutex. That thread is not in the
+/// child, where the mutex would stay locked. So the thread that forks holds it meanwhile.
+[[maybe_unused]] const int fork_handlers = pthread_atfork(
+    [] { store.mutex.lock(); }, [] { store.mutex.unlock(); }, [] { store.mutex.unlock(); });
 
 /// Returns the smallest kept range that fits and is at most a quarter too large.
 std::list<Range>::iterator best_fit(std::list<Range>& kept, int64_t bytes) {
@@ -65,47 +67,43 @@ std::list<Range>::iterator best_fit(std::list<Range>& kept, int64_t bytes) {
 }  // namespace
 
 void* take(int64_t bytes) {
-  Store& s = store();
-  const std::lock_guard<std::mutex> lock(s.mutex);
-  const auto found = best_fit(s.kept, bytes);
+  const std::lock_guard<std::mutex> lock(store.mutex);
+  const auto found = best_fit(store.kept, bytes);
   Range range;
-  if (found != s.kept.end()) {
+  if (found != store.kept.end()) {
     range = *found;
-    s.kept_bytes -= range.bytes;
-    s.kept.erase(found);
+    store.kept_bytes -= range.bytes;
+    store.kept.erase(found);
   } else {
     range = map(bytes);
   }
-  s.sizes[range.memory] = range.bytes;
+  store.sizes[range.memory] = range.bytes;
   return range.memory;
 }
 
 void give(void* memory) {
-  Store& s = store();
-  const std::lock_guard<std::mutex> lock(s.mutex);
-  const auto entry = s.sizes.find(memory);
-  s.kept.push_back({memory, entry->second});
-  s.kept_bytes += entry->second;
-  s.sizes.erase(entry);
-  while (s.kept_bytes > kKeptBytes) {
-    munmap(s.kept.front().memory, s.kept.front().bytes);
-    s.kept_bytes -= s.kept.front().bytes;
-    s.kept.pop_front();
+  const std::lock_guard<std::mutex> lock(store.mutex);
+  const auto entry = store.sizes.find(memory);
+  store.kept.push_back({memory, entry->second});
+  store.kept_bytes += entry->second;
+  store.sizes.erase(entry);
+  while (store.kept_bytes > kKeptBytes) {
+    munmap(store.kept.front().memory, store.kept.front().bytes);
+    store.kept_bytes -= store.kept.front().bytes;
+    store.kept.pop_front();
   }
 }
 
 int64_t kept_bytes() {
-  Store& s = store();
-  const std::lock_guard<std::mutex> lock(s.mutex);
-  return s.kept_bytes;
+  const std::lock_guard<std::mutex> lock(store.mutex);
+  return store.kept_bytes;
 }
 
 void release_kept() {
-  Store& s = store();
-  const std::lock_guard<std::mutex> lock(s.mutex);
-  for (const Range& range : s.kept) munmap(range.memory, range.bytes);
-  s.kept.clear();
-  s.kept_bytes = 0;
+  const std::lock_guard<std::mutex> lock(store.mutex);
+  for (const Range& range : store.kept) munmap(range.memory, range.bytes);
+  store.kept.clear();
+  store.kept_bytes = 0;
 }
 
 }  // namespace weighted_bce

@@ -8,6 +8,7 @@ What is expected never changes a result.
 """
 
 import math
+import os
 from collections.abc import Callable, Hashable
 from threading import Lock
 from types import CodeType
@@ -151,6 +152,17 @@ class Prediction:
 _of_weights: Any = WeakIdKeyDictionary()
 _of_kinds: dict[Hashable, _Losses] = {}
 _lock = Lock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = Lock()
+
+
+# A thread that holds the lock is not in the child of a fork. What it leaves half done is right
+# there as well, since entries that are missing are made again.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def expectation_of(layer: Layer) -> Expectation:

@@ -8,6 +8,7 @@ from torch import Tensor
 from . import _derivatives, _eager, _ops, _reference, _transforms
 from . import _vmap as _vmap  # gives the ops their rules
 from ._checks import check_csr_indices
+from ._counters import flop_counters
 from ._dtensor_import import import_rules_for_dtensors, is_dtensor
 from ._kernels import Kernels, kernels_for
 from ._options import NONE, SUM, Options
@@ -53,11 +54,12 @@ def is_observed() -> bool:
     """Tells whether a trace, mode, transform or hook needs to see the op, or what it saves.
 
     Hooks of saved tensors, a checkpoint's among them, should see the logits, and not a gradient,
-    which they may round and which a checkpoint would compute for nothing.
+    which they may round and which a checkpoint would compute for nothing. A counter of FLOPs
+    observes nothing: it should count what is computed without it.
     """
     return bool(
         torch.compiler.is_compiling()
-        or _dispatch_modes()
+        or (_dispatch_modes() and _dispatch_modes() > len(flop_counters()))
         or _transforms.is_active()
         or _saved_tensors_hooks(True)
         or _tracing_state()

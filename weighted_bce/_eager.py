@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from . import _transforms
 from ._derivatives import differentiable_grad
-from ._kernels import Kernels
+from ._kernels import Kernels, recorded
 from ._ops import ops
 from ._options import NONE, SUM, Options, compute_dtype
 
@@ -49,6 +49,7 @@ def loss(
 ) -> Tensor:
     """Returns the loss after the reduction, by calling the kernels without the dispatcher."""
     assert kernels is not None
+    kernels = recorded(kernels)
     if is_recorded(input):
         return _apply(input, options, kernels, inplace_backward)
     kernel = kernels.unreduced if options.reduction == NONE else kernels.loss

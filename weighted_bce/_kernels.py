@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
 from . import _config, _installation
 from ._extension import extension, remedy, why_missing
@@ -32,8 +33,33 @@ class Kernels:
         return kernel
 
 
+class _RecordedKernels(Kernels):
+    """Calls the ops by the dispatcher, which profilers watch."""
+
+    def __init__(self) -> None:
+        pass  # the dispatcher finds the device
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        op = getattr(ops, name).default
+
+        def call(*arguments: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*arguments)
+
+        return call
+
+
 on_cpu = Kernels("CPU") if extension is not None else None
 _on_cuda = Kernels("CUDA")
+_recorded = _RecordedKernels()
+
+
+def recorded(kernels: Kernels) -> Kernels:
+    """Returns these kernels, or, while a profiler runs in any thread, some whose calls it records.
+
+    The compiler must not trace this, since it would compile again for each profiler.
+    """
+    return _recorded if profiler._is_profiler_enabled else kernels
 
 
 def why_not_on_cuda(device: int) -> str | None:

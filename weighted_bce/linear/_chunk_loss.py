@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _reference
 from .._checks import check_csr_indices
-from .._kernels import kernels_for
+from .._kernels import kernels_for, recorded
 from .._options import MEAN, NONE, SUM, Options
 from ._chunks import Chunks, Layer
 
@@ -25,7 +25,8 @@ class ChunkLoss:
         self._scales_products = chunks.scales_products
         self._logits_like, self._num_labels = layer.logits_like(), chunks.num_labels
         self._count = self._counted(chunks)
-        self.kernels = kernels_for(chunks.x)
+        kernels = kernels_for(chunks.x)
+        self.kernels = None if kernels is None else recorded(kernels)
 
     def _counted(self, chunks: Chunks) -> Tensor | None:
         """Returns how many dense targets "mean" counts; None if it counts without reading them.

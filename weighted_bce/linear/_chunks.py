@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .._options import compute_dtype
 
@@ -30,6 +31,11 @@ class Layer(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """The shape of the logits."""
         return *self.input.shape[:-1], self.weight.shape[0]
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the input is more than a shape, unlike meta and fake tensors."""
+        return not (self.input.is_meta or isinstance(self.input, FakeTensor))
 
     def logits_like(self) -> Tensor:
         """Returns a stand-in for the logits, with their shape, dtype and device."""

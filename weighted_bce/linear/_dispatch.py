@@ -49,9 +49,9 @@ def _is_eager(layer: Layer, options: Options, step: BoundStep | None) -> bool:
     """Gradients are needed, and the forward pass may compute them: nothing traces the call, no
     checkpoint would drop them, one number says how they are scaled, there are numbers to compare,
     and no CUDA graph is captured, in which the host may not wait for them."""
-    x, is_of_rows = layer.input, options.reduction == NONE
-    is_capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
-    if is_of_rows or _dispatch.is_observed() or x.is_meta or is_capturing:
+    is_of_rows = options.reduction == NONE
+    is_capturing = layer.input.is_cuda and torch.cuda.is_current_stream_capturing()
+    if is_of_rows or _dispatch.is_observed() or not layer.has_numbers or is_capturing:
         return False
     return _is_recorded(layer)
 

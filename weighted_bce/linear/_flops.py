@@ -9,7 +9,8 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from .._counters import flop_counters
 
 
 def _of_logits(input: Any, linear_weight: Any, *_: Any, **__: Any) -> int:
@@ -37,13 +38,11 @@ def tell_counters() -> None:
     """
     if torch.compiler.is_compiling():
         return
-    modes = _get_current_dispatch_mode_stack()
-    module = sys.modules.get("torch.utils.flop_counter") if modes else None
-    if module is None:
+    counters = flop_counters()
+    if not counters:
         return
-    counters = (getattr(mode, "counter", None) for mode in modes)
-    own = (c.flop_registry for c in counters if isinstance(c, module.FlopCounterMode))
-    for registry in (module.flop_registry, *own):
+    module = sys.modules["torch.utils.flop_counter"]
+    for registry in (module.flop_registry, *(counter.flop_registry for counter in counters)):
         for name, formula in _FORMULAS.items():
             op = getattr(torch.ops.weighted_bce, name)
             registry.setdefault(op, module.shape_wrapper(formula))

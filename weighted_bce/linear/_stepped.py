@@ -138,7 +138,7 @@ class SteppedLinearLoss(Function):
         options.save(ctx, *layer)
         ctx.chunk_options, ctx.step, ctx.gradients = chunk_options, step, None
         of_input, _, of_bias, *_ = ctx.needs_input_grad
-        loss, is_observed = None, _dispatch.is_observed() or input.is_meta
+        loss, is_observed = None, _dispatch.is_observed() or not layer.has_numbers
         # A checkpoint would compute gradients for nothing, and those of rows have many factors.
         if (of_input or of_bias) and options.reduction != NONE and not is_observed:
             ctx.expectation = expectation_of(layer)

@@ -11,20 +11,26 @@ import torch
 from torch import Tensor
 
 from .._checks import raise_wrong_index
-from .._kernels import Kernels, kernels_for
+from .._kernels import Kernels, kernels_for, recorded
 from .._options import KERNEL_TARGET_DTYPES, NONE, Options, compute_dtype
 from ._chunks import ChunkOptions, Layer, least_given
 from ._gradients import Gradients
 
 
 def kernels_of(layer: Layer, options: Options) -> Kernels | None:
-    """Returns the kernels that compute the pass of this layer; None if they do not."""
+    """Returns the kernels that compute the pass of this layer; None if they do not.
+
+    A mode, such as a counter of FLOPs, does not see their products, but those of chunks.
+    """
     is_empty = 0 in layer.shape or layer.input.shape[1] == 0
     if not layer.input.is_cpu or is_empty or options.target.dtype not in KERNEL_TARGET_DTYPES:
         return None
     if any(t is not None and t.is_neg() for t in (*layer, *options.tensors)):
         return None
-    return kernels_for(layer.input)
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return None
+    kernels = kernels_for(layer.input)
+    return None if kernels is None else recorded(kernels)
 
 
 def loss(kernels: Kernels, layer: Layer, options: Options, chunk_options: ChunkOptions) -> Tensor:

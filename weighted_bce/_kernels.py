@@ -10,9 +10,11 @@ from torch.autograd import profiler
 
 from . import _config, _installation
 from ._extension import extension, remedy, why_missing
+from ._warning import warn
 
 # The largest number of dimensions of logits. The kernels take 40, since torch.vmap may add some.
 MOST_DIMENSIONS = 32
+OLDEST_CAPABILITY = (8, 0)
 
 ops = torch.ops.weighted_bce
 
@@ -74,17 +76,29 @@ why_not_on_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _why_not_on_cuda(device: int) -> str | None:
     if torch.version.cuda is None:
         return "the GPU kernels need CUDA, which this torch does not use"
+    how = _installation.how_to_build_cuda(torch.version.cuda)
     if extension is None or not extension.cuda_archs:
-        how = _installation.how_to_build_cuda(torch.version.cuda)
         return f"the extension was built without CUDA kernels. {how}"
     needed = int(extension.cuda_version.split(".")[0])
     driver: int = extension.cuda_driver() // 1000
     if driver < needed:
-        return f"the kernels need a driver for CUDA {needed} or newer, got one for CUDA {driver}"
+        return (
+            f"the kernels need a driver for CUDA {needed} or newer, got one for CUDA {driver}. "
+            f"Install a newer driver, or build the kernels with the toolkit of CUDA {driver}"
+        )
     capability = torch.cuda.get_device_capability(device)
     if not runs_on(extension.cuda_archs, capability):
-        gpu = f"sm_{capability[0]}{capability[1]}"
-        return f"the CUDA kernels were built for {extension.cuda_archs}, and this GPU is {gpu}"
+        number = f"{capability[0]}.{capability[1]}"
+        if capability < OLDEST_CAPABILITY:
+            oldest = ".".join(map(str, OLDEST_CAPABILITY))
+            return (
+                f"the kernels need a GPU of compute capability {oldest} or newer, got {number}. To "
+                "choose plain PyTorch for it, set WEIGHTED_BCE_BACKEND=reference in the environment"
+            )
+        return (
+            f"the CUDA kernels were built for {extension.cuda_archs}, and this GPU is of compute "
+            f"capability {number}. Set TORCH_CUDA_ARCH_LIST={number} in the environment. {how}"
+        )
     return None
 
 
@@ -107,6 +121,29 @@ def on_cuda(input: Tensor) -> Kernels | None:
     return _on_cuda if input.is_cuda and why_not_on_cuda(input.get_device()) is None else None
 
 
+def warn_on_cuda(device: int) -> None:
+    """Warns, once for each reason, that the reference computes on a GPU that kernels could serve.
+
+    Nothing is said where import has warned already, of other devices and of AMD's GPUs, for which
+    there are no kernels, and of fake tensors where nothing uses a GPU.
+    """
+    uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if extension is None or torch.version.cuda is None or not uses_cuda:
+        return
+    reason = why_not_on_cuda(device)
+    if reason is not None:
+        _warn_once(reason)
+
+
+warn_on_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    message = "weighted_bce computes on this GPU without its kernels, in plain PyTorch, which is "
+    warn(f"{message}slower: {reason}", RuntimeWarning)
+
+
 def kernels_for(input: Tensor) -> Kernels | None:
     """Returns the kernels that take these logits; None if the reference must compute.
 
@@ -122,6 +159,8 @@ def kernels_for(input: Tensor) -> Kernels | None:
             return kernels
     if chosen == "fused":
         raise RuntimeError(f"backend 'fused' has no kernel for this input: {_why_none(input)}")
+    if input.is_cuda:
+        warn_on_cuda(input.get_device())
     return None
 
 

@@ -135,6 +135,9 @@ def test_other_arguments() -> None:
             kind = type(value).__name__
             words = f"inplace_backward must be a bool, got {kind}"
             refused(TypeError, words, lambda m=make, v=value: m(inplace_backward=v))
+            criterion = make()
+            criterion.inplace_backward = value
+            refused(TypeError, words, lambda c=criterion: c(X, Y))
     for make in ALL.values():
         for value in (2.0, [1.0], np.ones(5)):
             words = f"weight must be a torch.Tensor or None, got {type(value).__name__}"

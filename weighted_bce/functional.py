@@ -12,6 +12,7 @@ from ._checks import (
     raise_wrong_index,
 )
 from ._dtensor_import import import_rules_for_dtensors
+from ._numbers import check_bool
 from ._options import MEAN
 from ._types import Reduction
 from .losses import BCE, Loss, check_loss
@@ -249,6 +250,8 @@ def _loss(
         loss,
         normalizer,
     )
+    if inplace_backward is not False:
+        check_bool("inplace_backward", inplace_backward)
     try:
         result = _dispatch.loss(input, options, inplace_backward)
     except RuntimeError:

@@ -2,6 +2,7 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 TORCHES ?= 2.11.0 2.13.0 newest
 OLDEST ?= 2.11.0
+VISION ?= torchvision==0.29.1 timm==1.0.31 monai==1.6.1 pytorch-ignite==0.5.5
 ARGS ?=
 MACHINE ?= this-machine
 
@@ -16,8 +17,8 @@ ONE_KIND := $(if $(shell command -v nvidia-smi),,9.0+PTX)
 PYTEST := $(BIN)/python -m pytest --durations=15
 EACH_TORCH := $(TORCHES:%=torch-%)
 
-.PHONY: demo test test-all docs wheel versions oldest $(EACH_TORCH) bench results gpu lint format \
-    clean help
+.PHONY: demo test test-all integrations vision docs wheel versions oldest $(EACH_TORCH) bench results \
+    gpu lint format clean help
 
 help:           ## show this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed 's/:.*##/\t/'
@@ -27,7 +28,7 @@ help:           ## show this list
 	$(BIN)/pip install -q torch==$(TORCH)
 	$(BIN)/pip install -q "setuptools>=77" wheel ninja "pybind11>=2.12"
 	WEIGHTED_BCE_BUILD=0 $(BIN)/pip install -q --no-build-isolation \
-	    -e ".[cuda,test,trainers,bench,examples,docs,dev]"
+	    -e ".[cuda,test,integrations,bench,examples,docs,dev]"
 	touch $@
 
 # Without a GPU, kernels for one architecture are enough for all tests except those that read the
@@ -58,6 +59,18 @@ test-all: .venv/.built-for-all-gpus  ## run every test in full, then make oldest
 	$(PYTEST) --all -m large $(ARGS)
 	$(PYTEST) --all $(WITH_THREADS)
 	$(MAKE) oldest ARGS=
+
+integrations: .venv/.built  ## run the tests with trainers and other libraries
+	$(PYTEST) --all -n 2 tests/integrations $(ARGS)
+
+# These libraries need another torch. The extension works with it, since its ABI is stable.
+build/vision/.dependencies: Makefile
+	$(PYTHON) -m venv build/vision
+	build/vision/bin/pip install -q $(VISION) pytest hypothesis numpy psutil
+	touch $@
+
+vision: .venv/.built build/vision/.dependencies  ## run the tests with torchvision, timm and MONAI
+	build/vision/bin/python -m pytest tests/integrations/test_vision.py $(ARGS)
 
 docs: .venv/.dependencies  ## build the documentation into build/docs; warnings are errors
 	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs

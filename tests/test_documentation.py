@@ -1,5 +1,6 @@
 """README and docs: what they show runs, and their links lead somewhere."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "llms.txt", *sorted((ROOT / "docs").rglob("*.md"))]
 ALL = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+OPTIONAL = {"accelerate", "datasets", "lightning", "peft", "skorch", "transformers"}
 
 
 def name_of(page: Path) -> str:
@@ -25,6 +27,12 @@ def snippets(text: str) -> str:
             inside = line == "```python"
         lines.append("" if fence or not inside else line)
     return "\n".join(lines)
+
+
+def imported(program: str) -> set[str]:
+    """The names of the modules that a program imports whole."""
+    nodes = (node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Import))
+    return {name.name for node in nodes for name in node.names}
 
 
 def without_blocks(page: Path) -> str:
@@ -48,6 +56,8 @@ def test_snippets_run(page: Path, tmp_path: Path) -> None:
     program = snippets(page.read_text(encoding="utf-8"))
     if not program.strip():
         return
+    for library in sorted(OPTIONAL & imported(program)):
+        pytest.importorskip(library)
     script = tmp_path / page.with_suffix(".py").name
     script.write_text(program, encoding="utf-8")
     command = [sys.executable, "-W", "error::UserWarning:__main__", str(script)]

@@ -41,8 +41,8 @@ class Classifier(nn.Module):
                 HIDDEN, LABELS, pos_weight=3.0, reduction="batchmean", chunk_labels=40
             )
 
-    def forward(self, x: Tensor, labels: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        return {"loss": self.criterion(self.encoder(x), SparseLabels(*labels))}
+    def forward(self, x: Tensor, labels: SparseLabels) -> dict[str, Tensor]:
+        return {"loss": self.criterion(self.encoder(x), labels)}
 
 
 def samples() -> list[tuple[Tensor, list[int]]]:
@@ -52,8 +52,13 @@ def samples() -> list[tuple[Tensor, list[int]]]:
     return [(x, sorted({*row})) for x, row in zip(xs, labels.tolist(), strict=True)]
 
 
-def loader() -> DataLoader[Any]:
-    return DataLoader(samples(), batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
+def samples_by_name() -> list[dict[str, Any]]:
+    """The samples as Transformers wants them, with the names of the arguments of the model."""
+    return [{"x": x, "labels": labels} for x, labels in samples()]
+
+
+def loader(batch_size: int = 2) -> DataLoader[Any]:
+    return DataLoader(samples(), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
 
 
 def optimizer_of(model: Classifier, kind: str, in_chunks: bool, **options: Any) -> Any:
@@ -240,7 +245,7 @@ def with_transformers(run: Run) -> None:
 
 
 def transformers_trainer(
-    model: Classifier, folder: Path, arguments: dict[str, Any], **options: Any
+    model: nn.Module, folder: Path, arguments: dict[str, Any], **options: Any
 ) -> Any:
     """Returns a trainer that writes to `folder` only, and nothing to the terminal.
 
@@ -248,40 +253,26 @@ def transformers_trainer(
     """
     transformers = pytest.importorskip("transformers")
 
-    class Trainer(transformers.Trainer):  # type: ignore[misc, name-defined]
+    class Trainer(options.pop("base", transformers.Trainer)):  # type: ignore[misc]
         def create_optimizer(self, model: Any = None) -> Any:
             optimizer = super().create_optimizer(model)
             if isinstance(optimizer, FusedAdam):
                 self.model.criterion.fused_step = optimizer
             return optimizer
 
-    training_arguments = transformers.TrainingArguments(
-        str(folder),
-        per_device_train_batch_size=2,
-        use_cpu=True,
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_pin_memory=False,
-        **arguments,
-    )
-    trainer = Trainer(
-        model,
-        training_arguments,
-        data_collator=collate_dict,
-        train_dataset=samples(),
-        **options,
-    )
+    defaults = {
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "dataloader_pin_memory": False,
+        "save_strategy": "no",
+    }
+    training_arguments = transformers.TrainingArguments(str(folder), **{**defaults, **arguments})
+    data = {"data_collator": collate, "train_dataset": samples_by_name()}
+    trainer = Trainer(model, training_arguments, **{**data, **options})
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
-
-
-def collate_dict(batch: list[Any]) -> dict[str, Any]:
-    """Makes the arguments of `Classifier.forward` by name, as Transformers passes them.
-
-    The labels are a plain tuple, since Transformers cannot rebuild a named tuple.
-    """
-    x, labels = collate(batch)
-    return {"x": x, "labels": tuple(labels)}
 
 
 TRAINERS: dict[str, Callable[[Run], None]] = {

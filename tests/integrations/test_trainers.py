@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from weighted_bce import FusedAdam
 from weighted_bce.linear._deferred import DeferredGrad
 
-from .linear_cases import assert_all_near
+from ..linear_cases import assert_all_near
 from .trainers import (
     BATCHES,
     KINDS,

@@ -61,7 +61,7 @@ test-all: .venv/.built-for-all-gpus  ## run every test in full, then make oldest
 	$(MAKE) oldest ARGS=
 
 integrations: .venv/.built  ## run the tests with trainers and other libraries
-	$(PYTEST) --all -n 2 tests/integrations $(ARGS)
+	$(PYTEST) -n 2 tests/integrations $(ARGS)
 
 # These libraries need another torch. The extension works with it, since its ABI is stable.
 build/vision/.dependencies: Makefile

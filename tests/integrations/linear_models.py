@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from weighted_bce import SparseLabels, WeightedBCEWithLogitsLoss
 
-from .trainers import BATCHES, FEATURES, LABELS, samples
+from .trainers import BATCHES, FEATURES, LABELS, samples, samples_by_name
 
 POS_WEIGHT = 3.0
 LEARNING_RATE = 0.5
@@ -28,8 +28,14 @@ def dense() -> Tensor:
 
 def padded() -> Tensor:
     """The labels as a matrix, with -1 behind those of a row."""
-    rows = [torch.tensor(row) for row in lists()]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+    return collate_padded(samples_by_name())["labels"]
+
+
+def collate_padded(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Makes a batch of samples by name, as wide as its longest row of labels."""
+    rows = [torch.tensor(sample["labels"], dtype=torch.int64) for sample in batch]
+    labels = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+    return {"x": torch.stack([sample["x"] for sample in batch]), "labels": labels}
 
 
 class LinearModel(nn.Module):

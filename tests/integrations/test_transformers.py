@@ -1,25 +1,28 @@
 """Transformers' Trainer, with labels that are sparse, dense or padded with -1."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from weighted_bce import SparseLabels, weighted_bce_with_logits
+from weighted_bce import SparseLabels, collate, weighted_bce_with_logits
 
+from ..processes import Processes
 from .linear_models import (
     LABELS,
     POS_WEIGHT,
     LinearModel,
     assert_same_weights,
+    collate_padded,
     dense,
     features,
-    padded,
     sgd,
     train_truly,
     true_loss,
 )
+from .ranks import known_to_accelerate
 from .trainers import samples_by_name, transformers_trainer
 
 transformers = pytest.importorskip("transformers")
@@ -32,12 +35,11 @@ def trainer_of(model: LinearModel, folder: Path, kind: str, **options: Any) -> A
     arguments |= {"num_train_epochs": 1, "lr_scheduler_type": "constant"}
     arguments |= options.pop("arguments", {})
     data: dict[str, Any] = {"train_dataset": samples_by_name()}
-    if kind != "sparse":
-        labels = {"dense": dense, "padded": padded}[kind]()
-        data["train_dataset"] = [
-            {"x": x, "labels": row} for x, row in zip(features(), labels, strict=True)
-        ]
-        data["data_collator"] = transformers.default_data_collator
+    if kind == "dense":
+        rows = zip(features(), dense(), strict=True)
+        data["train_dataset"] = [{"x": x, "labels": labels} for x, labels in rows]
+    collators = {"dense": transformers.default_data_collator, "padded": collate_padded}
+    data["data_collator"] = collators.get(kind, collate)
     data["eval_dataset"] = data["train_dataset"]
     optimizers = (sgd(model), None)
     return transformers_trainer(model, folder, arguments, optimizers=optimizers, **data, **options)
@@ -48,29 +50,33 @@ class CountsRows(transformers.Trainer):  # type: ignore[misc]
 
     def get_batch_samples(self, *arguments: Any) -> Any:
         batches, _ = super().get_batch_samples(*arguments)
-        return batches, sum(batch["labels"].num_rows for batch in batches) * LABELS
+        items = sum(batch["labels"].num_rows for batch in batches) * LABELS
+        return batches, self.accelerator.gather(torch.tensor(items)).sum()
 
 
 def loss_of_items(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-    if isinstance(labels, torch.Tensor) and labels.shape != outputs["logits"].shape:
-        labels = SparseLabels.from_padded(labels)
     return weighted_bce_with_logits(
         outputs["logits"], labels, pos_weight=POS_WEIGHT, normalizer=num_items_in_batch
     )
+
+
+def trainer_of_items(model: LinearModel, folder: Path, kind: str, rows: int, parts: int) -> Any:
+    """Returns a trainer whose steps have so many rows on each process, in parts."""
+    arguments = {
+        "per_device_train_batch_size": rows // parts,
+        "gradient_accumulation_steps": parts,
+    }
+    base = {"base": CountsRows} if kind == "sparse" else {}
+    options = {"arguments": arguments, "compute_loss_func": loss_of_items, **base}
+    return trainer_of(model, folder, kind, **options)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_accumulation_is_the_large_batch(tmp_path: Path, kind: str, accumulate: int) -> None:
     """Its last group has 3 micro-batches. The loss is divided by the items of the group."""
-    arguments = {
-        "per_device_train_batch_size": 8 // accumulate,
-        "gradient_accumulation_steps": accumulate,
-    }
     model = LinearModel()
-    base = {"base": CountsRows} if kind == "sparse" else {}
-    options = {"arguments": arguments, "compute_loss_func": loss_of_items, **base}
-    loss = trainer_of(model, tmp_path, kind, **options).train().training_loss
+    loss = trainer_of_items(model, tmp_path, kind, 8, accumulate).train().training_loss
     wanted, losses = train_truly(8)
     assert_same_weights(model, wanted)
     assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-6)  # summed in float32
@@ -92,22 +98,45 @@ def test_evaluation_without_predictions(tmp_path: Path, kind: str) -> None:
     assert found["eval_loss"] == pytest.approx(true_loss(model).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["dense", "padded"])
-def test_metrics_of_gathered_predictions(tmp_path: Path, kind: str) -> None:
-    def compute_metrics(prediction: Any) -> dict[str, float]:
-        labels = torch.from_numpy(prediction.label_ids)
-        if kind == "padded":
-            labels = SparseLabels.from_padded(labels).to_dense(LABELS)
-        assert torch.equal(labels.bool(), dense())
-        return {"largest": float(prediction.predictions.max())}
+def largest_logit(prediction: Any) -> dict[str, float]:
+    """A metric that also compares the labels with those of all rows in their order."""
+    labels = torch.from_numpy(prediction.label_ids)
+    if labels.shape[1] != LABELS:  # joined batches of several widths are padded with -100
+        labels = SparseLabels.from_padded(labels.clamp(min=-1)).to_dense(LABELS)
+    assert torch.equal(labels.bool(), dense())
+    return {"largest": float(prediction.predictions.max())}
 
-    arguments = {"per_device_eval_batch_size": 8, "label_names": ["labels"]}
+
+def assert_gathers(folder: Path, kind: str, rows: int) -> None:
+    """Asserts that metrics see all rows once, where batches have so many rows."""
+    arguments = {"per_device_eval_batch_size": rows, "label_names": ["labels"]}
     model = LinearModel()
-    options = {"arguments": arguments, "compute_metrics": compute_metrics}
-    trainer = trainer_of(model, tmp_path, kind, **options)
+    trainer = trainer_of(model, folder, kind, arguments=arguments, compute_metrics=largest_logit)
     largest = model(features())["logits"].max().item()
     assert trainer.evaluate()["eval_largest"] == pytest.approx(largest)
     assert trainer.predict(trainer.eval_dataset).metrics["test_largest"] == pytest.approx(largest)
+
+
+@pytest.mark.parametrize("kind", ["dense", "padded"])
+def test_metrics_of_gathered_predictions(tmp_path: Path, kind: str) -> None:
+    assert_gathers(tmp_path, kind, 8)
+
+
+def in_processes(processes: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, known_to_accelerate(processes):
+        for kind in ("dense", "sparse"):
+            model = LinearModel()
+            trainer = trainer_of_items(model, Path(folder), kind, 8 // processes, 2)
+            assert trainer.args.world_size == processes
+            trainer.train_dataset = trainer.train_dataset[:16]
+            trainer.train()
+            assert_same_weights(model, train_truly(8, rows=16)[0])
+        assert_gathers(Path(folder), "padded", 4)
+
+
+def test_sharded_rows(processes: Processes) -> None:
+    """Their items are those of all processes, and predictions are gathered."""
+    processes(in_processes)
 
 
 def test_metrics_of_whole_sparse_labels(tmp_path: Path) -> None:

@@ -133,14 +133,15 @@ def test_a_counter_changes_nothing(device: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_dense_losses_count_nothing(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dense_losses_count_nothing(device: str) -> None:
     """As for torch's own losses, the table says 0."""
     x = torch.randn(ROWS, LABELS, device=device, requires_grad=True)
-    with FlopCounterMode() as counter:
+    with FlopCounterMode(display=False) as counter:
         for reduction in ("mean", "none"):
             (3 * weighted_bce_with_logits(x, x > 0, reduction=reduction).sum()).backward()
     assert counter.get_total_flops() == 0
-    assert capsys.readouterr().out.split()[-3:] == ["Global", "0", "0%"]
+    pytest.importorskip("tabulate", reason="torch makes its tables with tabulate")
+    assert counter.get_table().split()[-3:] == ["Global", "0", "0%"]
 
 
 def test_evaluation(device: str) -> None:

@@ -98,18 +98,28 @@ WRONG: dict[tuple[str, type[Exception]], list[tuple[Any, str]]] = {
         ((EYE * math.nan).to_sparse_csr(), r"hold 0 and 1 only, got nan in row 0"),
     ],
     ("rows", TypeError): [
-        ([0, 1], r"be a torch.Tensor or a slice, got list"),
-        (3, r"be a torch.Tensor or a slice, got int"),
+        (None, r"be an int, a slice, a range, or a list, NumPy array or tensor .*, got NoneType"),
+        ("01", r"be an int, .*, got str"),
+        ({0, 1}, r"be an int, .*, got set"),
+        ([0, None], r"be an int, .*, got list"),
+        ([0, 1.0], r"be bool, int32 or int64, got float32"),
+        (np.array([0, 1], np.uint8), r"be bool, int32 or int64, got uint8"),
         (torch.tensor([0.0]), r"be bool, int32 or int64, got float32"),
         (torch.tensor([0]).byte(), r"be bool, int32 or int64, got uint8"),
     ],
     ("rows", ValueError): [
         (torch.tensor(0), r"be one-dimensional, got shape \(\)"),
+        (True, r"be one-dimensional, got shape \(\)"),
+        (1.0, r"be one-dimensional, got shape \(\)"),
+        (np.zeros((1, 2), int), r"be one-dimensional, got shape \(1, 2\)"),
+        ([True, False], r"have shape \(5,\) as a mask, got \(2,\)"),
         (torch.tensor([True]), r"have shape \(5,\) as a mask, got \(1,\)"),
     ],
     ("rows", IndexError): [
         (torch.tensor([0, 5]), r"be from -5 to 4, got 5"),
         (torch.tensor([-6, 5]), r"be from -5 to 4, got -6"),
+        (5, r"be from -5 to 4, got 5"),
+        (range(6), r"be from -5 to 4, got 5"),
     ],
 }
 FUNCTIONS: dict[str, Callable[[Any], SparseLabels]] = {
@@ -132,10 +142,10 @@ def test_what_cannot_become_labels(name: str, error: type[Exception]) -> None:
 def test_duplicates_coalesced_are_no_longer_ones() -> None:
     twice = uncoalesced([[1, 1], [2]], torch.float32)
     assert_labels(SparseLabels.from_tensor(twice), [[1], [2]])
-    with pytest.raises(ValueError, match=r"^tensor must hold 0 and 1 only, got 2 in row 0$"):
+    with pytest.raises(ValueError, match=r"^tensor must hold 0 and 1 only, got 2 in row 0; "):
         SparseLabels.from_tensor(twice.coalesce())
     halves = torch.sparse_coo_tensor([[0, 0], [1, 1]], [0.5, 0.5], (1, 3), check_invariants=True)
-    with pytest.raises(ValueError, match=r"^tensor must hold 0 and 1 only, got 0.5 in row 0$"):
+    with pytest.raises(ValueError, match=r"^tensor must hold 0 and 1 only, got 0.5 in row 0; "):
         SparseLabels.from_tensor(halves)
     leaf = dense_of(ROWS).float().to_sparse().requires_grad_()
     assert not SparseLabels.from_tensor(leaf).col_indices.requires_grad

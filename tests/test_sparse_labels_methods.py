@@ -84,10 +84,10 @@ def test_to_dense(device: str) -> None:
             assert (dense.dtype, dense.device.type) == (of, device)
             assert torch.equal(dense.cpu(), dense_of(ROWS).to(of))
     labels = SparseLabels.from_lists(ROWS)
-    words = r"^col_indices must be below 39, the number of labels, got 39 in row 2$"
+    words = r"^labels\.col_indices must be below 39, the number of labels, got 39 in row 2$"
     with pytest.raises(ValueError, match=words):
         labels.to_dense(39)
-    with pytest.raises(ValueError, match=r"^col_indices must be >= 0, got -1 in row 0$"):
+    with pytest.raises(ValueError, match=r"^labels\.col_indices must be >= 0, got -1 in row 0$"):
         SparseLabels(torch.tensor([0, 1]), torch.tensor([-1])).to_dense(5)
     compiled = torch.compile(SparseLabels.to_dense, fullgraph=True, backend="eager")
     assert torch.equal(compiled(labels, 40), dense_of(ROWS))
@@ -104,12 +104,19 @@ def test_select(device: str, rows: list[list[int]], data: st.DataObject) -> None
     for of in (torch.int32, torch.int64):
         assert_labels(labels.select(torch.tensor(numbers, dtype=of)), chosen, dtype)
         assert_labels(labels.select(torch.tensor(numbers, dtype=of).to(device)), chosen, dtype)
+    assert_labels(labels.select(numbers), chosen, dtype)
+    assert_labels(labels.select(np.array(numbers, int)[::-1]), chosen[::-1], dtype)
+    for number in numbers[:1]:
+        for one in (number, np.int16(number)):
+            assert_labels(labels.select(one), [rows[number]], dtype)
     mask = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
     masked = [row for row, taken in zip(rows, mask, strict=True) if taken]
-    assert_labels(labels.select(torch.tensor(mask)), masked, dtype)
+    for of in (torch.tensor(mask), mask, np.array(mask)):
+        assert_labels(labels.select(of), masked, dtype)
     ends = st.one_of(st.none(), st.integers(-n - 2, n + 2))
     part = slice(data.draw(ends), data.draw(ends), data.draw(st.sampled_from((None, 1, 2, -1, -3))))
-    assert_labels(labels.select(part), rows[part], dtype)
+    for of in (part, range(n)[part]):
+        assert_labels(labels.select(of), rows[part], dtype)
 
 
 def test_repr() -> None:
@@ -191,6 +198,55 @@ def test_one_argument_that_is_not_both_fields(given: Any, got: str) -> None:
     for wrong in ((), (1, 2, 3)):
         with pytest.raises(TypeError, match=r"^SparseLabels\.__new__\(\) "):
             SparseLabels(*wrong)
+
+
+def test_indices_of_the_tuple() -> None:
+    """0 and 1 are the tensors, as torch itself asks for them; all that would be rows raises."""
+    labels = SparseLabels.from_lists(ROWS)
+    assert len(labels) == 2
+    assert bool(labels)
+    assert labels[0] is labels[-2] is labels.crow_indices
+    assert labels[1] is labels[-1] is labels.col_indices
+    wrong = (slice(2), [0], torch.tensor(0), torch.tensor([True]), np.int64(0), True, "0", (0, 1))
+    words = r"^SparseLabels must not be indexed for rows, got {}: use select or split$"
+    for index in wrong:
+        with pytest.raises(TypeError, match=words.format(type(index).__name__)):
+            labels[index]
+    for number in (2, -3):
+        with pytest.raises(IndexError, match=words.format(number)):
+            labels[number]
+    x = torch.ones(2)  # torch's parser reads the element 0
+    assert x != labels
+    for call in (x.add, x.view, x.sum, torch.zeros, torch.sum):
+        with pytest.raises((TypeError, RuntimeError)):
+            call(labels)
+
+
+def test_equality() -> None:
+    labels, same = SparseLabels.from_lists(ROWS), SparseLabels.from_lists(ROWS)
+    other, shorter = SparseLabels.from_lists([*ROWS[:4], [1]]), labels.select(slice(4))
+    for equal in (
+        labels,
+        same,
+        labels.to(torch.int32),
+        tuple(same),
+        pickle.loads(pickle.dumps(same)),
+    ):
+        assert labels == equal
+        assert equal == labels
+        assert (labels != equal) is False
+    for unequal in (other, shorter, labels.to("meta"), tuple(other), (1, 2), (), None, 0, "0"):
+        assert labels != unequal
+        assert unequal != labels
+        assert (labels == unequal) is False
+    assert hash(labels) == hash(same) == hash(labels.to(torch.int32))
+    assert {labels: 1}[same] == 1
+    assert [other, labels].index(same) == 1
+    arrays = [SparseLabels(*(t.numpy() for t in made)) for made in (labels, same, other)]
+    assert arrays[0] == arrays[1]
+    assert arrays[0] != arrays[2]
+    assert SparseLabels(1, [2]) == (1, [2])  # type: ignore[arg-type]
+    assert hash(SparseLabels(1, 2)) == hash((1, 2))  # type: ignore[arg-type]
 
 
 EXPORTED = """

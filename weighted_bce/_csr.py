@@ -53,7 +53,7 @@ def _of_arrays(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
     counts = list(map(attrgetter("size"), rows))
     _check_arrays(dict(enumerate(rows)), name)
     joined = sys.modules["numpy"].concatenate(rows, dtype="int64", casting="unsafe")
-    return torch.tensor(counts), _from_buffer(joined)
+    return torch.tensor(counts, device="cpu"), _from_buffer(joined)
 
 
 def _check_arrays(rows: dict[int, Any], name: str) -> set[Any]:
@@ -90,7 +90,7 @@ def _as_lists(rows: list[Any], arrays: tuple[Any, ...], name: str) -> list[Any]:
 
 
 def _of_iterables(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
-    counts = torch.tensor(list(map(len, rows)), dtype=torch.int64)
+    counts = torch.tensor(list(map(len, rows)), dtype=torch.int64, device="cpu")
     # An array would take True for 1, also in a tensor: a row of bools is a dense one.
     kinds = set(map(type, chain.from_iterable(rows)))
     if any(issubclass(kind, (bool, Tensor)) for kind in kinds):
@@ -108,7 +108,9 @@ def _of_iterables(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
 def _from_buffer(numbers: Any) -> Tensor:
     """Makes an int64 tensor without a copy, and without numpy."""
     if not len(numbers):
-        return torch.empty(0, dtype=torch.int64)  # torch.frombuffer refuses an empty buffer
+        return torch.empty(
+            0, dtype=torch.int64, device="cpu"
+        )  # torch.frombuffer refuses an empty buffer
     return torch.frombuffer(numbers, dtype=torch.int64)
 
 
@@ -148,21 +150,21 @@ def of_padded(padded: Tensor) -> Csr:
     return sorted_rows(torch.repeat_interleave(given.sum(1)), padded[given], len(padded))
 
 
-def of_dense(dense: Tensor) -> Csr:
+def of_dense(dense: Tensor, binarize: bool) -> Csr:
     """Makes CSR from (rows, labels) zeros and ones."""
     _check_matrix(dense, "dense", "rows, labels")
     if dense.dtype.is_complex:
         raise TypeError(f"dense must be bool, integer or floating point, got {short(dense.dtype)}")
     if dense.dtype != torch.bool:
-        wrong = (dense != 0) & (dense != 1)
+        wrong = _is_wrong(dense, binarize)
         if wrong.any():
-            raise ValueError(_zeros_and_ones("dense", *_first(wrong, dense)))
+            raise ValueError(_must_be("dense", "dense", binarize, *_first(wrong, dense)))
         dense = dense != 0
     rows, labels = dense.nonzero(as_tuple=True)
     return sorted_rows(rows, labels, len(dense))
 
 
-def of_scipy(matrix: Any, name: str = "matrix") -> Csr:
+def of_scipy(matrix: Any, name: str = "matrix", binarize: bool = False) -> Csr:
     """Makes CSR from a matrix or array of scipy.sparse."""
     if not hasattr(matrix, "tocoo"):
         got = type(matrix).__name__
@@ -172,17 +174,18 @@ def of_scipy(matrix: Any, name: str = "matrix") -> Csr:
     coo = matrix.tocoo()  # tocsr() would add up the duplicates in a COO matrix
     if coo.data.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be bool, integer or floating point, got {coo.data.dtype}")
-    ones = coo.data == 1
-    wrong = ~(ones | (coo.data == 0))
+    wrong = _is_wrong(coo.data, binarize)
     if wrong.any():
         at = wrong.argmax()
-        raise ValueError(_zeros_and_ones(name, coo.data[at].item(), coo.row[at]))
+        value, row = coo.data[at].item(), coo.row[at]
+        raise ValueError(_must_be(name, "scipy", binarize, value, row))
     # The mask copies, so later changes of the matrix do not change the labels.
-    rows, labels = torch.from_numpy(coo.row[ones]), torch.from_numpy(coo.col[ones])
+    given = coo.data != 0
+    rows, labels = torch.from_numpy(coo.row[given]), torch.from_numpy(coo.col[given])
     return sorted_rows(rows, labels, matrix.shape[0])
 
 
-def of_tensor(tensor: Tensor, name: str) -> Csr:
+def of_tensor(tensor: Tensor, name: str, binarize: bool = False) -> Csr:
     """Makes CSR from a torch.sparse_csr or torch.sparse_coo tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
@@ -204,12 +207,12 @@ def of_tensor(tensor: Tensor, name: str) -> Csr:
         check_crow(crow, labels.numel(), f"{name}.crow_indices")
         rows = torch.repeat_interleave(crow.diff())
     check_below(labels, tensor.shape[1], f"{name} must have labels")
-    ones = values == 1
-    wrong = ~(ones | (values == 0))
+    wrong = _is_wrong(values, binarize)
     if wrong.any():
         at = int(wrong.nonzero()[0])
-        raise ValueError(_zeros_and_ones(name, values[at].item(), int(rows[at])))
-    return sorted_rows(rows[ones], labels[ones], tensor.shape[0])
+        raise ValueError(_must_be(name, "tensor", binarize, values[at].item(), int(rows[at])))
+    given = values != 0
+    return sorted_rows(rows[given], labels[given], tensor.shape[0])
 
 
 def sorted_rows(rows: Tensor, labels: Tensor, num_rows: int) -> Csr:
@@ -268,5 +271,17 @@ def _first(wrong: Tensor, matrix: Tensor) -> tuple[float, int]:
     return matrix[row, column].item(), row
 
 
-def _zeros_and_ones(name: str, value: float, row: int) -> str:
-    return f"{name} must hold 0 and 1 only, got {value:g} in row {row}"
+def _is_wrong(values: Any, binarize: bool) -> Any:
+    """Marks what is no label, in a tensor or in an array."""
+    if binarize and isinstance(values, Tensor) and not values.dtype.is_signed:
+        return torch.zeros_like(values, dtype=torch.bool)  # torch has no >= for some of them
+    if binarize:
+        return ~(values >= 0)  # NaN is wrong too
+    return (values != 0) & (values != 1)
+
+
+def _must_be(name: str, kind: str, binarize: bool, value: float, row: int) -> str:
+    if binarize:
+        return f"{name} must hold values >= 0 with binarize=True, got {value:g} in row {row}"
+    hint = f"SparseLabels.from_{kind}(..., binarize=True) takes counts"
+    return f"{name} must hold 0 and 1 only, got {value:g} in row {row}; {hint}"

@@ -44,6 +44,16 @@ def check_form(labels: Csr, name: str = "target") -> None:
         raise ValueError(f"{name}.crow_indices must have rows + 1 elements, got none")
 
 
+def check_labels(labels: Csr, num_labels: int | None = None, name: str = "labels") -> None:
+    """Raises TypeError or ValueError for any fault, as far as the values may be read.
+
+    Unlike the losses, the methods of SparseLabels wait for a GPU.
+    """
+    check_form(labels, name)
+    if all(map(is_readable, labels)):
+        check_indices(labels, num_labels, name)
+
+
 def check_indices(labels: Csr, num_labels: int | None = None, name: str = "target") -> None:
     """Raises ValueError if the indices are wrong; on a GPU it waits for them.
 
@@ -54,33 +64,33 @@ def check_indices(labels: Csr, num_labels: int | None = None, name: str = "targe
     """
     crow, col = labels
     check_crow(crow, col.numel(), f"{name}.crow_indices")
-    name = f"{name}.col_indices"
-    check_range(labels, num_labels, name)
+    if num_labels is not None:
+        must = f"{name}.col_indices must be below {num_labels}, the number of labels"
+        check_all(col < num_labels, crow, col, must)
+    check_ascending(labels, name)
+
+
+def check_ascending(labels: Csr, name: str, numbers: Tensor | None = None) -> None:
+    """Raises ValueError if a label is negative, or not above the one before in its row.
+
+    Args:
+        labels: crow_indices and col_indices, of which crow_indices are right.
+        name: the name of the argument in messages.
+        numbers: the number of each row in messages. Default: None, which counts from 0.
+    """
+    crow, col = labels
+    check_all(col >= 0, crow, col, f"{name}.col_indices must be >= 0", numbers)
     begins = torch.zeros(col.numel() + 1, dtype=torch.bool, device=col.device)
     begins[crow.long()] = True
     good = begins[:-1].clone()
     good[1:] |= col[1:] > col[:-1]
-    must = f"{name} must ascend within a row, without duplicates"
-    check_all(good, crow, col, must)
-
-
-def check_range(labels: Csr, num_labels: int | None, name: str) -> None:
-    """Raises ValueError if a label is negative, or not below `num_labels`."""
-    crow, col = labels
-    check_all(col >= 0, crow, col, f"{name} must be >= 0")
-    if num_labels is not None:
-        must = f"{name} must be below {num_labels}, the number of labels"
-        check_all(col < num_labels, crow, col, must)
+    must = f"{name}.col_indices must ascend within a row, without duplicates"
+    check_all(good, crow, col, must, numbers)
 
 
 def check_crow(crow: Tensor, count: int, name: str) -> None:
     """Raises ValueError if crow_indices does not ascend from 0 to `count`."""
-    if crow[0] != 0:
-        raise ValueError(f"{name} must begin with 0, got {int(crow[0])}")
-    if crow[-1] != count:
-        raise ValueError(
-            f"{name} must end with {count}, the number of indices, got {int(crow[-1])}"
-        )
+    check_ends(crow, count, name)
     falls = crow[1:] < crow[:-1]
     if falls.any():
         row = int(falls.nonzero()[0])
@@ -88,12 +98,25 @@ def check_crow(crow: Tensor, count: int, name: str) -> None:
         raise ValueError(f"{name} must not fall, {got}")
 
 
-def check_all(good: Tensor, crow: Tensor, labels: Tensor, must: str) -> None:
+def check_ends(crow: Tensor, count: int, name: str) -> None:
+    """Raises ValueError if crow_indices does not begin with 0 and end with `count`."""
+    if crow[0] != 0:
+        raise ValueError(f"{name} must begin with 0, got {int(crow[0])}")
+    if crow[-1] != count:
+        raise ValueError(
+            f"{name} must end with {count}, the number of indices, got {int(crow[-1])}"
+        )
+
+
+def check_all(
+    good: Tensor, crow: Tensor, labels: Tensor, must: str, numbers: Tensor | None = None
+) -> None:
     """Raises ValueError if a label is not good, with the first such label and its row."""
     if good.all():
         return
     at = int((~good).nonzero()[0])
     row = int(torch.searchsorted(crow, at, right=True)) - 1
+    row = row if numbers is None else int(numbers[row])
     raise ValueError(f"{must}, got {int(labels[at])} in row {row}")
 
 

@@ -1,17 +1,19 @@
 """Sparse labels: the positives of each row, in CSR form."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
 from . import _csr
-from ._csr_checks import INDEX_DTYPES, check_range, is_readable, short
+from ._csr_checks import INDEX_DTYPES, check_labels, is_readable, short
+from ._csr_rows import CsrRows
 
 
-class SparseLabels(NamedTuple):
+class SparseLabels(CsrRows):
     """Labels in CSR form, which stores only the positives of each row.
 
     The labels of row i are ``col_indices[crow_indices[i]:crow_indices[i + 1]]``, ascending and
@@ -45,10 +47,7 @@ class SparseLabels(NamedTuple):
                 [0, 0, 1, 0]], dtype=torch.int32)
     """
 
-    #: Where each row begins in `col_indices`, and where the last one ends; shape (rows + 1,).
-    crow_indices: Tensor
-    #: The labels of all rows, one row after the other; shape (positives,).
-    col_indices: Tensor
+    __slots__ = ()
 
     @classmethod
     def from_lists(cls, lists: Iterable[Any]) -> "SparseLabels":
@@ -98,19 +97,21 @@ class SparseLabels(NamedTuple):
         return cls(*_csr.of_padded(padded))
 
     @classmethod
-    def from_dense(cls, dense: Tensor) -> "SparseLabels":
+    def from_dense(cls, dense: Tensor, *, binarize: bool = False) -> "SparseLabels":
         """Makes sparse labels from a matrix of zeros and ones.
 
         Args:
             dense: shape (rows, labels); bool or any integer or floating dtype, with the values 0
                 and 1.
+            binarize: whether the values are counts, of which each one above 0 is a positive.
+                Default: False.
 
         Returns:
             SparseLabels of int64, on the device of `dense`.
 
         Raises:
             TypeError: if `dense` is not a real, strided tensor.
-            ValueError: if `dense` has another shape, or a value is neither 0 nor 1.
+            ValueError: if `dense` has another shape, or a value is not one of those.
 
         Example:
             >>> import torch
@@ -118,23 +119,25 @@ class SparseLabels(NamedTuple):
             >>> SparseLabels.from_dense(torch.tensor([[0.0, 1.0], [1.0, 1.0]])).col_indices
             tensor([1, 0, 1])
         """
-        return cls(*_csr.of_dense(dense))
+        return cls(*_csr.of_dense(dense, binarize))
 
     @classmethod
-    def from_scipy(cls, matrix: Any) -> "SparseLabels":
+    def from_scipy(cls, matrix: Any, *, binarize: bool = False) -> "SparseLabels":
         """Makes sparse labels from a matrix or array of scipy.sparse.
 
         Args:
             matrix: shape (rows, labels), any sparse format; bool or real numbers, with the values 0
                 and 1. Explicit zeros are not positives. Repeated entries of a COO matrix count
                 once.
+            binarize: whether the values are counts, of which each one above 0 is a positive.
+                Default: False.
 
         Returns:
             SparseLabels on the CPU, with the index dtype of `matrix`. They share no memory with it.
 
         Raises:
             TypeError: if `matrix` is not from scipy.sparse, or its values are not real numbers.
-            ValueError: if `matrix` has another shape, or a value is neither 0 nor 1.
+            ValueError: if `matrix` has another shape, or a value is not one of those.
 
         Example:
             >>> import scipy.sparse
@@ -143,10 +146,10 @@ class SparseLabels(NamedTuple):
             >>> SparseLabels.from_scipy(matrix).col_indices.tolist()
             [1, 2]
         """
-        return cls(*_csr.of_scipy(matrix))
+        return cls(*_csr.of_scipy(matrix, binarize=binarize))
 
     @classmethod
-    def from_tensor(cls, tensor: Tensor) -> "SparseLabels":
+    def from_tensor(cls, tensor: Tensor, *, binarize: bool = False) -> "SparseLabels":
         """Makes sparse labels from a torch.sparse_csr or torch.sparse_coo tensor.
 
         Args:
@@ -154,13 +157,15 @@ class SparseLabels(NamedTuple):
                 and 1. Explicit zeros are not positives. Repeated entries of an uncoalesced tensor
                 count once; if it was coalesced before, their values have become 2, which is an
                 error.
+            binarize: whether the values are counts, of which each one above 0 is a positive.
+                Default: False.
 
         Returns:
             SparseLabels with the index dtype and the device of `tensor`.
 
         Raises:
             TypeError: if `tensor` is not a real tensor of one of the two layouts.
-            ValueError: if `tensor` has another shape, a value is neither 0 nor 1, or an index is
+            ValueError: if `tensor` has another shape, a value is not one of those, or an index is
                 out of range.
 
         Example:
@@ -170,12 +175,7 @@ class SparseLabels(NamedTuple):
             >>> SparseLabels.from_tensor(coo).col_indices
             tensor([2, 0])
         """
-        return cls(*_csr.of_tensor(tensor, "tensor"))
-
-    @property
-    def num_rows(self) -> int:
-        """The number of rows, with and without positives."""
-        return self.crow_indices.shape[0] - 1
+        return cls(*_csr.of_tensor(tensor, "tensor", binarize))
 
     def to(self, *args: Any, **kwargs: Any) -> "SparseLabels":
         """Moves or converts the labels, with the arguments of torch.Tensor.to.
@@ -212,48 +212,55 @@ class SparseLabels(NamedTuple):
             A tensor of shape (rows, num_labels), on the device of the labels.
 
         Raises:
-            ValueError: if a label is not below `num_labels`. This is checked on the CPU only.
+            ValueError: if a label is not below `num_labels`, or the labels are malformed.
         """
         crow, col = self
-        if col.is_cpu and is_readable(col):
-            check_range(self, num_labels, "col_indices")
+        check_labels(self, num_labels)
         dense = col.new_zeros(self.num_rows, num_labels, dtype=dtype)  # under vmap one of each
         dense[_csr.rows_of(crow, col), col.long()] = 1
         return dense
 
-    def select(self, rows: Tensor | slice) -> "SparseLabels":
-        """Picks the labels of some rows, for example of a batch from a data set in memory.
-
-        Args:
-            rows: row numbers, a mask or a slice. Row numbers are a 1-d tensor of int32 or int64.
-                They may be negative, which counts from the end, and may repeat. A mask is a bool
-                tensor with an element for each row.
-
-        Returns:
-            SparseLabels of the rows in the order of `rows`, with the same dtype and device.
+    def to_lists(self) -> list[list[int]]:
+        """Makes the list of the labels of each row, the reverse of `from_lists`.
 
         Raises:
-            TypeError: if `rows` is neither such a tensor nor a slice.
-            ValueError: if `rows` has the wrong shape.
-            IndexError: if a row does not exist.
+            ValueError: if the labels are malformed.
 
         Example:
-            >>> import torch
             >>> from weighted_bce import SparseLabels
-            >>> labels = SparseLabels.from_lists([[3, 1], [], [2]])
-            >>> labels.select(torch.tensor([-1, 0])).col_indices
-            tensor([2, 1, 3])
+            >>> SparseLabels.from_lists([[3, 1], [], [2]]).to_lists()
+            [[1, 3], [], [2]]
         """
-        crow, col = self
-        chosen = _row_numbers(rows, self.num_rows).to(crow.device)
-        begin = crow[chosen]
-        counts = crow[chosen + 1] - begin
-        ends = counts.cumsum(0)
-        total = int(ends[-1]) if len(ends) else 0
-        # Position i of the result comes from i - (where its row begins there) + (where here).
-        shift = torch.repeat_interleave(begin - (ends - counts), counts, output_size=total)
-        col = col[torch.arange(total, device=col.device) + shift]
-        return SparseLabels(*_csr.csr(counts, col))
+        check_labels(self)
+        crow, col = (t.tolist() for t in self)
+        return [col[begin:end] for begin, end in pairwise(crow)]
+
+    def to_scipy(self, num_labels: int, dtype: Any = bool) -> Any:
+        """Makes a scipy.sparse.csr_array of ones.
+
+        Args:
+            num_labels: the number of columns.
+            dtype: the NumPy dtype of the ones. Default: bool.
+
+        Returns:
+            A csr_array of shape (rows, num_labels) with the index dtype of the labels. It shares no
+            memory with them.
+
+        Raises:
+            ValueError: if a label is not below `num_labels`, or the labels are malformed.
+
+        Example:
+            >>> from weighted_bce import SparseLabels
+            >>> SparseLabels.from_lists([[1], [0, 2]]).to_scipy(3, int).toarray().tolist()
+            [[0, 1, 0], [1, 0, 1]]
+        """
+        import numpy
+        from scipy.sparse import csr_array  # type: ignore[import-untyped]
+
+        check_labels(self, num_labels)
+        crow, col = (t.cpu().numpy() for t in self)
+        ones = numpy.ones(len(col), dtype)
+        return csr_array((ones, col, crow), (self.num_rows, num_labels), copy=True)
 
     def __repr__(self) -> str:
         crow, col = self
@@ -265,51 +272,7 @@ class SparseLabels(NamedTuple):
         return f"SparseLabels(rows={self.num_rows}, positives={col.numel()}, {kind})"
 
 
-def _new(cls: type[SparseLabels], crow_indices: Any, col_indices: Any = ...) -> SparseLabels:
-    """Takes the two fields, which may be anything in a pytree, or one iterable of both."""
-    if col_indices is ...:
-        crow_indices, col_indices = _two_fields(crow_indices)
-    return tuple.__new__(cls, (crow_indices, col_indices))
-
-
-def _two_fields(fields: Any) -> tuple[Any, ...]:
-    must = "SparseLabels must be given crow_indices and col_indices, or one iterable of both"
-    if not isinstance(fields, Iterable) or hasattr(fields, "shape"):  # a matrix of two rows
-        raise TypeError(f"{must}, got one {type(fields).__name__}")
-    both = tuple(fields)
-    if len(both) != 2 or not all(hasattr(field, "shape") for field in both):
-        kinds = ", ".join(type(field).__name__ for field in both[:3])
-        got = f"{len(both)} of {kinds}" if both else "none"
-        raise TypeError(f"{must}, got {got}; lists of labels go to SparseLabels.from_lists")
-    return both
-
-
-# A named tuple takes no __new__ in its class, and torch.compile no subclass that has one.
-_new.__qualname__ = "SparseLabels.__new__"  # for errors about the number of arguments
-SparseLabels.__new__ = _new  # type: ignore[assignment, method-assign]
-
 # torch.export can then save programs with such inputs, and torch.load, which by default accepts few
 # classes, accepts them in data sets and example inputs.
 _pytree._register_namedtuple(SparseLabels, serialized_type_name="weighted_bce.SparseLabels")
 torch.serialization.add_safe_globals([SparseLabels])
-
-
-def _row_numbers(rows: Tensor | slice, num_rows: int) -> Tensor:
-    if isinstance(rows, slice):
-        numbers = range(num_rows)[rows]
-        return torch.arange(len(numbers)) * numbers.step + numbers.start
-    if not isinstance(rows, Tensor):
-        raise TypeError(f"rows must be a torch.Tensor or a slice, got {type(rows).__name__}")
-    if rows.dtype not in (torch.bool, *INDEX_DTYPES):
-        raise TypeError(f"rows must be bool, int32 or int64, got {short(rows.dtype)}")
-    if rows.dim() != 1:
-        raise ValueError(f"rows must be one-dimensional, got shape {tuple(rows.shape)}")
-    if rows.dtype == torch.bool:
-        if len(rows) != num_rows:
-            raise ValueError(f"rows must have shape ({num_rows},) as a mask, got ({len(rows)},)")
-        return rows.nonzero().squeeze(1)
-    outside = (rows < -num_rows) | (rows >= num_rows)
-    if outside.any():
-        first = int(rows[outside][0])
-        raise IndexError(f"rows must be from {-num_rows} to {num_rows - 1}, got {first}")
-    return torch.where(rows < 0, rows + num_rows, rows).long()

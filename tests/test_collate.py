@@ -23,9 +23,11 @@ ROWS = [[i % 7, (3 * i + 1) % 11, i % 7] if i % 4 else [] for i in range(37)]
 
 
 def scipy_row(row: list[int], kind: Callable[..., Any]) -> Any:
-    dense = np.zeros((1, 12))
-    dense[0, row] = 1
-    return kind(dense)
+    """A row with an explicit zero, which is no positive."""
+    labels = [*sorted(set(row)), 11]
+    ones = np.array([1.0] * (len(labels) - 1) + [0.0])
+    matrix: Any = scipy.sparse.coo_array((ones, ([0] * len(labels), labels)), shape=(1, 12))
+    return kind(matrix)
 
 
 KINDS: dict[str, Callable[[list[int]], Any]] = {
@@ -35,7 +37,7 @@ KINDS: dict[str, Callable[[list[int]], Any]] = {
     "set": set,
     "scipy matrix": partial(scipy_row, kind=scipy.sparse.csr_matrix),
     "scipy array": partial(scipy_row, kind=scipy.sparse.csr_array),
-    "scipy vector": lambda row: scipy_row(row, lambda dense: scipy.sparse.coo_array(dense[0])),
+    "scipy vector": lambda row: scipy_row(row, lambda matrix: matrix.reshape(12)),
     "SparseLabels": lambda row: SparseLabels.from_lists([row]),
 }
 

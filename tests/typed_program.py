@@ -75,6 +75,7 @@ def functions(logits: Tensor, target: Tensor | SparseLabels) -> list[Tensor]:
     return [
         *losses,
         assert_type(w.weighted_bce_with_logits(logits, target, None, torch.ones(5)), Tensor),
+        w.weighted_bce_with_logits(logits, target, reduction="sum", normalizer=torch.tensor(2)),
         w.weighted_bce_with_logits(logits, target, reduction=torch.mean),
         w.weighted_bce_with_logits(logits, target, reduction=lambda loss: loss.sum(1).mean()),
         assert_type(w.weighted_bce(logits.sigmoid(), target, ignore_index=-1), Tensor),
@@ -82,7 +83,7 @@ def functions(logits: Tensor, target: Tensor | SparseLabels) -> list[Tensor]:
         assert_type(w.sigmoid_focal_loss(logits, target, 0.25, 2, "mean"), Tensor),
         assert_type(
             w.linear_weighted_bce_with_logits(
-                features, weight, target, linear_bias=bias, reduction="none"
+                features, weight, target, linear_bias=bias, reduction="sum", normalizer=2
             ),
             Tensor,
         ),
@@ -150,6 +151,7 @@ def wrong(x: Tensor, y: Tensor, name: str) -> None:
     w.weighted_bce(x, y, reduction=None)  # type: ignore[arg-type]
     w.multilabel_loss_with_logits(x, y, "focal")  # type: ignore[arg-type]
     w.multilabel_loss_with_logits(x, y, w.Focal(), reduction="avg")  # type: ignore[arg-type]
+    w.weighted_bce(x, y, reduction="sum", normalizer="2")  # type: ignore[arg-type]
     w.sigmoid_focal_loss(x, y, reduction="avg")  # type: ignore[arg-type]
     w.linear_weighted_bce_with_logits(x, x, y, reduction=torch.mean)  # type: ignore[arg-type]
     w.linear_multilabel_loss_with_logits(x, x, y, w.BCE(), reduction="avg")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.files import write_whole
+from tools.files import check_folder, write_whole
 from tools.program import Parser, Refusal, run
 from weighted_bce._extension import extension, why_missing
 
@@ -186,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         options = parser.parse_args(arguments)
+        check_folder("--out", options.out.parent)
         write_whole(options.out, updated(REPORT.read_text(encoding="utf-8"), built()))
 
     return run(PROGRAM, work)

@@ -4,6 +4,7 @@ import argparse
 from statistics import mean
 
 import numpy as np
+import psutil
 import torch
 from rich.progress import Progress
 from scipy.sparse import csr_matrix
@@ -36,6 +37,10 @@ def run(options: argparse.Namespace) -> None:
     data = read(options.data, options.files, options.seed, progress_on(notes))
     about, labels = data.describe(), data.labels.shape[1]
     say(console, about)
+    # The weight of the last layer, its gradient, and Adam's averages.
+    needed, free = 16 * HIDDEN * labels, psutil.virtual_memory().available
+    needs = f"{labels:,} labels need about {needed / 2**30:.1f} GiB"
+    insist(needed <= free, f"{needs}, and {free / 2**30:.1f} GiB are free")
     few = f"{labels} labels are too few: the first {ranking.DEEPEST} are ranked"
     insist(labels >= ranking.DEEPEST, few)
     seeds = range(options.seed, options.seed + options.seeds)
@@ -188,4 +193,7 @@ def undone(scores: np.ndarray, labels: csr_matrix, shift: Tensor | None) -> Undo
 def scored(model: nn.Module, loss: Loss, data: Dataset) -> np.ndarray:
     """The score of each label in each row, (rows, labels)."""
     blocks = data.blocks(max(1, BLOCK // data.labels.shape[1]))
-    return torch.cat([loss.scores(model(data.features[block])) for block in blocks]).numpy()
+    scores = torch.cat([loss.scores(model(data.features[block])) for block in blocks])
+    diverged = f"the training with {loss.name} diverged; a smaller --learning-rate may help"
+    insist(scores.isfinite().all(), diverged)
+    return scores.numpy()

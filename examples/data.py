@@ -24,7 +24,7 @@ from .facts import BUCKETS, Facts
 from .program import DEBIAN, IMPORTS
 from .python_imports import facts_of_environment
 
-MOST_LABELS = 2**31
+MOST_LABELS = 2**31  # more are not given to a layer
 MIN_COUNT = 5  # names that occur less often are no labels
 # Of made-up data: words that each label brings into a row, words of no label, labels of a row.
 WORDS, OTHER_WORDS, LABELS = 4, 10, 5
@@ -161,7 +161,8 @@ def dataset_of_file(path: Path, rows: int | None = None) -> Dataset:
     whole = (values >= 0).all() and (values == values.round()).all()
     insist(whole, f"{path} has labels that are not whole numbers >= 0")
     most = int(values.max())
-    insist(most < MOST_LABELS, f"{path} has the label {most}; the largest is {MOST_LABELS - 1}")
+    largest = max(most, (num_labels or 1) - 1)
+    insist(largest < MOST_LABELS, f"{path} has more than {MOST_LABELS:,} labels")
     finite = np.isfinite(features.data).all()
     insist(finite, f"{path} has features that are not finite")
     fits = num_labels is None or most < num_labels

@@ -17,6 +17,7 @@ PROGRAM = "python -m examples.extreme_labels"
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "psutil")
 COMPARED_STEPS, MADE_UP_ROWS = 5, 20_000
 
+_exponent = checked(float, lambda number: 0 < number <= 10, "a number above 0 and up to 10")
 _pos_weight = checked(
     lambda text: text if text == "propensity" else float(text),
     lambda value: value == "propensity" or 0 <= float(value) < math.inf,
@@ -58,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     weight = "a number, or 'propensity': 1 / propensity of each label"
     add(training, "--pos-weight", weight, 1.0, type=_pos_weight, metavar="X")
     text = "of the propensities (default: 0.55 1.5; Amazon's are 0.6 2.6, Wikipedia's 0.5 0.4)"
-    add(training, "--propensity", text, (0.55, 1.5), nargs=2, type=above_0, metavar=("A", "B"))
+    add(training, "--propensity", text, (0.55, 1.5), nargs=2, type=_exponent, metavar=("A", "B"))
     add(training, "--chunk-labels", "labels computed at once (default: chosen)")
     add(training, "--device", "of the training", "cpu", choices=("cpu", "cuda"))
     compare = (

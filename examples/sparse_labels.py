@@ -28,7 +28,7 @@ COMPARED = (
 # Also on demand: "gammas" is the focal and the asymmetric loss with other exponents.
 CHOICES = (*COMPARED, "gammas")
 PROGRAM = "python -m examples.sparse_labels"
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "matplotlib")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "rich", "matplotlib", "psutil")
 
 
 def _parser() -> argparse.ArgumentParser:

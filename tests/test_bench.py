@@ -101,9 +101,20 @@ def test_a_run_and_its_check(tmp_path: Path, capsys: Any, monkeypatch: pytest.Mo
         assert ("2 of 3 rows are worse" in printed.err) == (code == 1)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"facts": {}, "rows": [{"rows": 3}]}', "[1]"])
+ROW = '{"facts": {}, "rows": [{"rows": 8, "labels": 50, "pass": "step", "graphs": false, '
+ROW += '"baseline": "bce", "times_ours": %s}]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{}", '{"facts": {}, "rows": [{"rows": 3}]}', "[1]", "[" * 10**5, "\xff\0"),
+        *(ROW % value for value in ('"x"', "0", "-1", "NaN", "[2]")),
+        ROW.replace("50", "[50]") % 2,
+    ],
+)
 def test_results_that_are_none(text: str, tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "results.json").write_text(text)
+    (tmp_path / "results.json").write_text(text, encoding="latin1")
     assert __main__.main(["--quick", "--check", str(tmp_path)]) == 2
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1)

@@ -90,6 +90,10 @@ def test_svmlight_files_with_and_without_header(tmp_path: Path, header: bool, pa
     assert dataset_of_file(path, rows=20).labels.shape[0] == 20
 
 
+COMPRESSED = gzip.compress(svmlight.text().encode()).decode("latin1")
+CUT_GZIP, BAD_GZIP = COMPRESSED[:60], COMPRESSED[:30] + "\0" * 99
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -100,18 +104,26 @@ def test_svmlight_files_with_and_without_header(tmp_path: Path, header: bool, pa
         ("0.5 1:1\n" * 12, "whole numbers"),
         ("-1 1:1\n" * 12, "whole numbers"),
         (" 1:1\n" * 12, "has no labels"),
+        ("1 1:nan\n" * 12, "features that are not finite"),
+        ("1e300 1:1\n" * 12, "more than 2,147,483,648 labels"),
+        (f"12 4 {10**20}\n" + "5 1:1\n" * 12, "more than 2,147,483,648 labels"),
+        (f"12 {10**20} 5\n" + "1 1:1\n" * 12, "is not svmlight multilabel data"),
+        ("\xff\xfe\0 1:1\n", "is not svmlight multilabel data"),
+        (CUT_GZIP, "is not svmlight multilabel data"),
+        (BAD_GZIP, "is not svmlight multilabel data"),
         (None, "No such file"),
     ],
 )
 def test_malformed_files_are_one_line_and_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: str
 ) -> None:
-    path = tmp_path / "bad.txt"
+    path = tmp_path / ("bad[gz].gz" if text in (CUT_GZIP, BAD_GZIP) else "bad[cuda].txt")
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, encoding="latin1")
     assert sparse_labels.main(["--data", str(path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert words in error
+    assert path.name in error
     assert error.count("\n") == 1
 
 

@@ -258,7 +258,7 @@ def test_compare_shows_both_or_says_why_not(
         (["--pos-weight", "rare"], "must be a number >= 0 or 'propensity', got 'rare'"),
         (["--pos-weight", "inf"], "must be a number >= 0 or 'propensity', got 'inf'"),
         (["--learning-rate", "nan"], "must be a number above 0, got 'nan'"),
-        (["--propensity", "0.5", "0"], "must be a number above 0, got '0'"),
+        (["--propensity", "0.5", "0"], "must be a number above 0 and up to 10, got '0'"),
         (["--optimizer", "lion"], "invalid choice: 'lion'"),
         (["--loss", "hinge"], "invalid choice: 'hinge'"),
         (["--seed", "-1"], "must be a whole number below 2**32, got '-1'"),

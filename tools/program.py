@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 WRONG, BAD_ARGUMENT, INTERRUPTED = 1, 2, 130  # exit codes
 
@@ -33,6 +33,10 @@ class Parser(argparse.ArgumentParser):
         """Prints one sentence, without the long usage text."""
         tell(self.prog, message)
         self.exit(BAD_ARGUMENT)
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help; argparse itself hides that it cannot be written."""
+        print(self.format_help(), end="", file=file)
 
 
 def run(program: str, work: Callable[[], int | None]) -> int:

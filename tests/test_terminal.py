@@ -35,6 +35,7 @@ def measured(setting: Setting, key: str) -> Row:
 ROWS = [measured(SETTING, key) for key in (OURS, "scatter", "bce-plain")]
 LAYERS = [measured(LAYER, key) for key in (OURS, "scatter", "unfused")]
 CHANGES = [Change(ROWS[1], "times_ours", 1.25, 3.75, True), Change(LAYERS[0], "p80", 1, 2, False)]
+SCATTER = "zeros().scatter_, then F.bce_with_logits"
 EXAMPLE = ("ours, SquaredHinge", *["123.4\n±12.3"] * 9)
 
 
@@ -45,8 +46,10 @@ def of_example(headers: tuple[str, ...]) -> Print:
 TABLES: dict[str, tuple[Print, tuple[str, ...]]] = {
     "group": (
         lambda console: report.show_group(console, ROWS),
-        ("zeros().scatter_, then F.bce_with_logits", "123.4", "121.2 to 131.3", "12.34x", "101.5x")
-        + ("98%", "2.75", "2e-07", "1e-06"),
+        (
+            *(SCATTER, "123.4", "121.2 to 131.3", "12.34x", "101.5x"),
+            *("98%", "2.75", "2e-07", "1e-06"),
+        ),
     ),
     "busy layer": (
         lambda console: report.show_group(console, LAYERS),
@@ -54,12 +57,15 @@ TABLES: dict[str, tuple[Print, tuple[str, ...]]] = {
     ),
     "overview": (
         lambda console: report.show_summary(console, [ROWS, LAYERS]),
-        ("1024x16384 float32 bool 0.5% 2t step", "1024x768x16384 float32 sparse 0.5% 2t 2b step")
-        + ("12.34x", "bce-plain", "scatter"),
+        (
+            "1024x16384 float32 bool 0.5% 2t step",
+            "1024x768x16384 float32 sparse 0.5% 2t 2b step",
+            *("12.34x", "bce-plain", "scatter"),
+        ),
     ),
     "changes": (
         lambda console: report.show_changes(console, CHANGES, 0.25),
-        ("zeros().scatter_, then F.bce_with_logits", "times ours", "3.75", "worse", "better"),
+        (SCATTER, "times ours", "3.75", "worse", "better"),
     ),
     "half": (of_example(AT_HALF), (*EXAMPLE[:1], "123.4", "±12.3", "peak")),
     "best": (of_example(AT_BEST), (*EXAMPLE[:1], "123.4", "±12.3", "P@5")),
@@ -83,7 +89,7 @@ def words_of(text: str) -> list[str]:
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_tables_are_whole(name: str, width: int) -> None:
-    """A narrow terminal has the cells of a wide one, and repeats the names; a pipe has one table."""
+    """A narrow terminal has the cells of a wide one and repeats names; a pipe has one table."""
     show_it, words = TABLES[name]
     narrow, wide = (printed(show_it, w, True) for w in (width, 10_000))
     assert "…" not in narrow

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 GAP = "  "  # between two columns
+HEAD = 8  # the columns that a head may have in any case
 LEGEND = 80  # the most columns of a text that explains a table
 PLAIN = str.maketrans({"µ": "u", "±": "+-", "─": "-"})  # where only ASCII can be printed
 
@@ -67,11 +68,13 @@ def _blocks(rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
 
 
 def _column(cells: Sequence[str], is_right: bool) -> Column:
-    """Returns a column with a rule below its head, whose words stand below each other."""
+    """Returns a column with a rule below its head, which has lines as short as the cells."""
     head, *others = (cell.split("\n") for cell in cells)
-    width = max(len(text) for cell in others for text in cell) if others else 0
-    width = max(width, *(len(word) for part in head for word in part.split()), 0)
-    head = [line for part in head for line in textwrap.wrap(part, width, break_on_hyphens=False)]
+    width = max((len(text) for cell in others for text in cell), default=0)
+    if is_right:
+        how = {"break_long_words": False, "break_on_hyphens": False}
+        head = [line for part in head for line in textwrap.wrap(part, max(width, HEAD), **how)]
+    width = max(width, *map(len, head), 0)
     lines = (head, ["─" * width], *others)
     return [[line.rjust(width) if is_right else line.ljust(width) for line in one] for one in lines]
 

@@ -151,16 +151,16 @@ def test_tables_have_the_mean_and_the_deviation_over_seeds() -> None:
     assert both.quality.at_half.per_row == 1.5
     assert both.quality.calibration == (3.5, 0.5, (8.5,), (4.0,), (2.0,))
     at_half, _, probabilities = report.tables([both], 4.0, 8, 100, 4.0)
-    cells = [next(column.cells) for column in at_half.columns]
+    (cells,) = at_half.rows
     # Without a prediction there is no precision.
     assert cells[:3] == ["  from the prior", "0.500", "0.500\n±.000"]
     assert cells[5:] == ["1.50\n±2.12", "25.0%\n±.0%", "", ""]
-    cells = [next(column.cells) for column in probabilities.columns]
+    (cells,) = probabilities.rows
     assert cells[1:4] == ["3.50\n±2.12", "0.50\n±.00", "-"]
-    assert "2 seeds" in probabilities.caption
+    assert "2 seeds" in probabilities.legend
     at_half, _ = report.tables([one], 4.0, 8, 100, 4.0)  # there are no probabilities
-    assert next(at_half.columns[6].cells) == "25.0%"
-    assert "seeds" not in at_half.caption
+    assert at_half.rows[0][6] == "25.0%"
+    assert "seeds" not in at_half.legend
 
 
 @pytest.mark.parametrize("some", [[], ["--losses", "focal", "plain"], ["--losses", "focal"]])

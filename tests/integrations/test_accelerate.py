@@ -37,23 +37,20 @@ def test_moves_keep_labels(wrap: Callable[[Any], Any]) -> None:
     assert operations.find_device(batch) == torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    "measure",
-    [
-        lambda: operations.find_batch_size({"labels": LABELS, "x": torch.ones(4)}),
-        lambda: operations.concatenate([(torch.ones(4), LABELS), (torch.ones(2), OTHERS)]),
-    ],
-    ids=["measured", "joined"],
-)
-def test_rows_are_named_where_tensors_would_be_taken(measure: Callable[[], Any]) -> None:
-    """These use labels[0] as the first row."""
-    with pytest.raises(TypeError, match=r"^SparseLabels must not be indexed.* select"):
-        measure()
+def test_features_measure_a_batch() -> None:
+    """Both libraries take the first tensor, so labels come after the features."""
+    utilities = pytest.importorskip("transformers.trainer_pt_utils")
+    for batch in ((torch.ones(4, 2), LABELS), {"x": torch.ones(4, 2), "labels": LABELS}):
+        assert operations.find_batch_size(batch) == utilities.find_batch_size(batch) == 4
 
 
 def joined_by_transformers() -> SparseLabels:
     utilities = pytest.importorskip("transformers.trainer_pt_utils")
     return utilities.nested_concat(LABELS, OTHERS)  # type: ignore[no-any-return]
+
+
+def joined_by_accelerate() -> SparseLabels:
+    return operations.concatenate([LABELS, OTHERS])  # type: ignore[no-any-return]
 
 
 def cut_by_accelerate() -> SparseLabels:
@@ -68,7 +65,7 @@ USES: dict[str, Callable[[SparseLabels], Any]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("make", [joined_by_transformers, cut_by_accelerate])
+@pytest.mark.parametrize("make", [joined_by_transformers, joined_by_accelerate, cut_by_accelerate])
 def test_malformed_labels_are_named(make: Callable[[], SparseLabels], use: str) -> None:
     labels = make()
     assert type(labels) is SparseLabels
@@ -76,7 +73,10 @@ def test_malformed_labels_are_named(make: Callable[[], SparseLabels], use: str) 
         USES[use](labels)
 
 
-@pytest.mark.parametrize(("make", "rows"), [(joined_by_transformers, 6), (cut_by_accelerate, 2)])
+@pytest.mark.parametrize(
+    ("make", "rows"),
+    [(joined_by_transformers, 6), (joined_by_accelerate, 6), (cut_by_accelerate, 2)],
+)
 def test_the_loss_has_another_number_of_rows(make: Callable[[], SparseLabels], rows: int) -> None:
     """Whatever the values are, on any device: the fields have one element more, or less."""
     logits = torch.zeros(rows, NUM_LABELS)

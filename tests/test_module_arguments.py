@@ -146,8 +146,8 @@ def test_other_arguments() -> None:
         for name, value, error, words in (
             ("bias", 7.0, TypeError, "be a bool, got float"),
             ("num_labels", 5.0, TypeError, "be an integer, got float"),
-            ("num_labels", 0, ValueError, "be at least 1, got 0"),
-            ("in_features", -3, ValueError, "be at least 1, got -3"),
+            ("num_labels", -1, ValueError, "be at least 0, got -1"),
+            ("in_features", -3, ValueError, "be at least 0, got -3"),
         ):
             given = {name: value}
             refused(error, f"{name} must {words}", lambda m=make, g=given: m(**g))

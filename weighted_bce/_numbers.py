@@ -49,15 +49,15 @@ def check_bool(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
-def checked_count(name: str, value: object) -> int:
+def checked_count(name: str, value: object, least: int = 1) -> int:
     """Returns the integer, which may be of NumPy, as an int. A torch.SymInt stays one.
 
     Raises:
-        TypeError, ValueError: unless the value is an integer of at least 1. A bool is none.
+        TypeError, ValueError: unless the value is an integer of at least `least`. A bool is none.
     """
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Integral)):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
     # The compiler does not trace index() of an integer that it takes for a variable.
     return cast(int, value) if isinstance(value, (int, torch.SymInt)) else index(value)

@@ -43,8 +43,8 @@ class LinearLoss(WeightedLoss):
     ) -> None:
         checked_named_reduction(reduction)
         super().__init__(weight, pos_weight, reduction, label_smoothing, ignore_index)
-        in_features = checked_count("in_features", in_features)
-        num_labels = checked_count("num_labels", num_labels)
+        in_features = checked_count("in_features", in_features, least=0)
+        num_labels = checked_count("num_labels", num_labels, least=0)
         check_bool("bias", bias)
         if chunk_labels is not None:
             checked_count("chunk_labels", chunk_labels)

@@ -16,6 +16,7 @@ from bench import documentation, pictures
 from bench.names import OURS, PRODUCTS
 from bench.records import Records, Row, changes, load
 from bench.settings import Setting, grids
+from tools.program import Refusal
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 OF_LOGITS = ("copy", OURS, "masked", "bce", "inplace")
@@ -278,5 +279,5 @@ def test_what_readme_says(pages: Path) -> None:
 
 
 def test_pages_without_a_place_for_figures() -> None:
-    with pytest.raises(ValueError, match="figures: begin"):
+    with pytest.raises(Refusal, match="figures: begin"):
         documentation.written(Path("README.md"), "no figures")

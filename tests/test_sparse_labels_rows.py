@@ -140,6 +140,10 @@ def test_select_looks_at_the_chosen_rows_only() -> None:
     assert_labels(unsorted.select([2, 0]), [[1, 4], [1, 3]])
     with pytest.raises(ValueError, match=r"^labels.col_indices must ascend .*, got 0 in row 1$"):
         unsorted.select([2, 1])
+    beyond = sparse_labels([0, 2**30, 2, 5], [1, 3, 0, 2, 4])
+    words = rf"^labels.crow_indices must ascend .*, got {2**30} after 0 in row 0$"
+    with pytest.raises(ValueError, match=words):
+        beyond.select(0)
 
 
 def of_rank(rank: int, dtype: torch.dtype = torch.int64) -> tuple[list[list[int]], SparseLabels]:

@@ -104,7 +104,8 @@ class Options(NamedTuple):
             return self
         ignore_index = self.ignore_index
         if ignore_index is not None:  # as the target holds it
-            ignore_index = torch.tensor(ignore_index, dtype=self.target.dtype).float().item()
+            held = torch.tensor(ignore_index, dtype=self.target.dtype, device="cpu")
+            ignore_index = held.float().item()
         return self._replace(target=self.target.float(), ignore_index=ignore_index)
 
     def savable(self) -> "Options":

@@ -92,7 +92,8 @@ def _divide_(func: Any, grad: Any, divisor: Any, **rounding: Any) -> Any:
     if rounding or not isinstance(grad, DeferredGrad):
         return NotImplemented
     if _is_number(divisor, grad):  # Python would not divide by 0, and half precision has less range
-        return _multiply_(func, grad, torch.ones((), dtype=torch.float64) / divisor)
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        return _multiply_(func, grad, one / divisor)
     grad.whole().div_(divisor)
     return grad
 

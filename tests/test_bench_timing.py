@@ -262,7 +262,7 @@ def test_steps_leave_the_weight_and_drop_gradients(key: str, has_gradient: list[
 def test_samples_take_as_many_bytes_as_is_said(target: str, features: int) -> None:
     setting = SETTING._replace(target=target, features=features)
     sample = Samples(setting).take()
-    given = [sample.target] if isinstance(sample.target, Tensor) else list(sample.target[:2])
+    given = [sample.target] if isinstance(sample.target, Tensor) else [*sample.target][:2]
     tensors = [*sample.values, *given, sample.ready, *sample.outputs]
     held = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
     assert sum(held.values()) == setting.sample_bytes

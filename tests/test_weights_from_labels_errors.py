@@ -65,7 +65,7 @@ WRONG_LABELS: list[Wrong] = [
     (CSR, {}, ValueError, "num_labels must be given for SparseLabels, got None"),
     ([CSR], {}, ValueError, "num_labels must be given for SparseLabels, got None"),
     (CSR, {"num_labels": 5.0}, TypeError, "num_labels must be an integer, got float"),
-    (CSR, {"num_labels": 0}, ValueError, "num_labels must be above 0, got 0"),
+    (CSR, {"num_labels": 0}, ValueError, "num_labels must be at least 1, got 0"),
     (CSR, {"num_labels": 3}, ValueError, "labels.col_indices must be below 3, .*, got 3"),
     ([CSR, Y], FIVE, TypeError, "labels must be of one kind, got SparseLabels and then a strided"),
     ([], FIVE, ValueError, NO_ROWS),

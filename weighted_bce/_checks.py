@@ -177,7 +177,7 @@ def raise_wrong_index(shape: Sequence[int], options: Options) -> None:
 
 
 def check_factor_dtype(name: str, factor: Tensor) -> None:
-    """Raises TypeError unless `factor`, a weight, is a tensor of numbers."""
+    """Raises TypeError unless `factor`, a weight or a normalizer, is a tensor of numbers."""
     if not isinstance(factor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor or None, got {type(factor).__name__}")
     if factor.dtype.is_complex or factor.dtype == torch.bool:
@@ -210,9 +210,7 @@ def _checked_normalizer(normalizer: float | Tensor, input: Tensor, reduction: in
         number = checked_at_least_0("normalizer", number)
         # For the compiler, this is a number that may change.
         return torch.ones((), dtype=torch.float64, device="cpu") * number
-    if normalizer.dtype.is_complex or normalizer.dtype == torch.bool:
-        got = short(normalizer.dtype)
-        raise TypeError(f"normalizer must have an integer or floating dtype, got {got}")
+    check_factor_dtype("normalizer", normalizer)
     if normalizer.dim() != 0:
         raise ValueError(f"normalizer must be 0-d, got shape {tuple(normalizer.shape)}")
     if not normalizer.is_cpu and normalizer.device != input.device:

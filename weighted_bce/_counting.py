@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from . import _csr
 from ._csr_checks import check_form, check_indices, short
+from ._numbers import checked_count
 from .collation import labels_key, parts_of, shown
 from .sparse import SparseLabels
 
@@ -131,11 +131,7 @@ def _checked_num_labels(num_labels: int | None, matrix: Any, place: str) -> int:
         return width
     if num_labels is None:
         raise ValueError("num_labels must be given for SparseLabels, got None")
-    if isinstance(num_labels, bool) or not isinstance(num_labels, Integral):
-        raise TypeError(f"num_labels must be an integer, got {type(num_labels).__name__}")
-    if num_labels < 1:
-        raise ValueError(f"num_labels must be above 0, got {num_labels}")
-    return int(num_labels)
+    return checked_count("num_labels", num_labels)
 
 
 def _add(positives: Tensor, matrix: Any) -> int:

@@ -184,10 +184,18 @@ def check_groups(processes: int) -> None:
 
 def check_faults(processes: int) -> None:
     """All raise, so that no process waits for one that has."""
-    wrong = sparse_labels([0, 2], [3, 1]) if dist.get_rank() == 1 else GOOD
-    words = r"ascend" if dist.get_rank() == 1 else r"on all ranks, got wrong ones on rank 1$"
-    with pytest.raises(ValueError, match=rf"^labels\S* must .*{words}"):
-        wrong.all_gather()
+    faults = {
+        "ascend": sparse_labels([0, 2], [3, 1]),
+        "be one-dimensional": SparseLabels(torch.zeros(1, 1, dtype=torch.int64), GOOD[1]),
+        "be int32 or int64": SparseLabels(GOOD[0].double(), GOOD[1]),
+        "be a torch.Tensor": SparseLabels(GOOD[0], [1]),
+    }
+    for words, wrong in faults.items():
+        labels = wrong if dist.get_rank() == 1 else GOOD
+        if dist.get_rank() != 1:
+            words = r"be right on all ranks, got wrong ones on rank 1$"
+        with pytest.raises((TypeError, ValueError), match=rf"^labels\S* must {words}"):
+            labels.all_gather()
     assert_labels(GOOD.all_gather(), [[1, 3], [], [0, 2, 4]] * processes)
 
 

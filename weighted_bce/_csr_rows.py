@@ -21,6 +21,7 @@ from ._csr_checks import (
     short,
 )
 from ._csr_tuple import CsrTuple
+from ._numbers import checked_count
 
 _ROWS = "rows must be an int, a slice, a range, or a list, NumPy array or tensor of int or bool"
 
@@ -139,11 +140,11 @@ class CsrRows(CsrTuple):
         """
         name, rows = "split_size_or_sections", self.num_rows
         if isinstance(split_size_or_sections, Sequence):
-            sizes = [_number(size, name, 0) for size in split_size_or_sections]
+            sizes = [checked_count(name, size, 0) for size in split_size_or_sections]
             if sum(sizes) != rows:
                 raise ValueError(f"{name} must add up to {rows} rows, got {sum(sizes)}")
         else:
-            size = _number(split_size_or_sections, name, 1 if rows else 0)
+            size = checked_count(name, split_size_or_sections, 1 if rows else 0)
             sizes = [min(size, rows - begin) for begin in range(0, rows, size)] if rows else [0]
         check_labels(self)
         crow, col = self
@@ -175,7 +176,7 @@ class CsrRows(CsrTuple):
             >>> [part.num_rows for part in labels.chunk(2)]
             [2, 1]
         """
-        chunks, rows = _number(chunks, "chunks", 1), self.num_rows
+        chunks, rows = checked_count("chunks", chunks), self.num_rows
         return self.split(-(-rows // chunks) if rows else [0] * chunks)
 
     def all_gather(self, group: "distributed.ProcessGroup | None" = None) -> Self:
@@ -193,7 +194,8 @@ class CsrRows(CsrTuple):
 
         Raises:
             TypeError: if the fields are not int32 or int64 tensors.
-            ValueError: if the labels of any process are malformed; every process raises it.
+            ValueError: if the labels of any process are malformed, or `group` does not contain this
+                process. If one process raises an error about its labels, all do.
 
         Note:
             The group's backend decides on the device: NCCL takes labels on a GPU.
@@ -204,7 +206,6 @@ class CsrRows(CsrTuple):
             >>> labels.all_gather()
             SparseLabels(rows=3, positives=3, dtype=int64, device=cpu)
         """
-        check_form(self, "labels")
         fault = _fault(self)
         if distributed.is_available() and distributed.is_initialized():
             return type(self)(*_joined_over_ranks(self, fault, group))
@@ -251,28 +252,23 @@ def _as_tensor(rows: Any) -> Tensor:
     return numbers.long()
 
 
-def _number(value: Any, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
-
-
-def _fault(labels: CsrTuple) -> ValueError | None:
+def _fault(labels: CsrTuple) -> TypeError | ValueError | None:
     try:
         check_labels(labels)
-    except ValueError as fault:
+    except (TypeError, ValueError) as fault:
         return fault
     return None
 
 
-def _joined_over_ranks(labels: CsrTuple, fault: ValueError | None, group: Any) -> Csr:
+def _joined_over_ranks(labels: CsrTuple, fault: Exception | None, group: Any) -> Csr:
     """Joins the labels of all ranks, or raises on all of them, so that none waits for another."""
     crow, col = labels
-    rows, positives = len(crow) - 1, col.numel()
-    mine = [rows, positives, crow.dtype == torch.int64, fault is not None]
-    every = _gathered(torch.tensor(mine, dtype=torch.int64, device=col.device), group).tolist()
+    mine, rows, positives = [0, 0, 0, 1], 0, 0
+    if fault is None:
+        rows, positives = len(crow) - 1, col.numel()
+        mine = [rows, positives, crow.dtype == torch.int64, 0]
+    device = getattr(col, "device", "cpu")  # wrong fields may be no tensors
+    every = _gathered(torch.tensor(mine, dtype=torch.int64, device=device), group).tolist()
     if fault is not None:
         raise fault
     for rank, (*_, has_fault) in enumerate(every):

@@ -205,14 +205,14 @@ def test_indices_of_the_tuple() -> None:
     labels = SparseLabels.from_lists(ROWS)
     assert len(labels) == 2
     assert bool(labels)
-    assert labels[0] is labels[-2] is labels.crow_indices
-    assert labels[1] is labels[-1] is labels.col_indices
+    assert labels[0] is labels.crow_indices
+    assert labels[1] is labels.col_indices
     wrong = (slice(2), [0], torch.tensor(0), torch.tensor([True]), np.int64(0), True, "0", (0, 1))
     words = r"^SparseLabels must not be indexed for rows, got {}: use select or split$"
     for index in wrong:
         with pytest.raises(TypeError, match=words.format(type(index).__name__)):
             labels[index]
-    for number in (2, -3):
+    for number in (2, -1, -2):
         with pytest.raises(IndexError, match=words.format(number)):
             labels[number]
     x = torch.ones(2)  # torch's parser reads the element 0

@@ -18,9 +18,9 @@ class CsrTuple(NamedTuple):
         """Returns one of the two tensors for 0 or 1, which torch itself asks for, not a row.
 
         Exported programs read the fields by number, and torch's parser of arguments, which is C++,
-        crashes if this raises for 0.
+        crashes if this raises for 0. `len` is 2 because the guards of torch.compile ask for it.
         """
-        if type(index) is int and -2 <= index < 2:
+        if type(index) is int and index in (0, 1):
             return tuple.__getitem__(self, index)
         kind = IndexError if type(index) is int else TypeError
         got = index if type(index) is int else type(index).__name__

@@ -8,8 +8,8 @@ from torch import Tensor
 from . import _derivatives, _eager, _ops, _reference, _transforms
 from . import _vmap as _vmap  # gives the ops their rules
 from ._checks import check_csr_indices
-from ._counters import flop_counters
 from ._dtensor_import import import_rules_for_dtensors, is_dtensor
+from ._flop_counters import flop_counters
 from ._kernels import Kernels, kernels_for
 from ._options import NONE, SUM, Options
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .._counters import flop_counters
+from .._flop_counters import flop_counters
 
 
 def _of_logits(input: Any, linear_weight: Any, *_: Any, **__: Any) -> int:

@@ -1,13 +1,12 @@
 """The pictures of docs/which_loss.md."""
 
+from io import StringIO
 from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
-from io import StringIO
-
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

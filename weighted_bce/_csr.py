@@ -108,9 +108,8 @@ def _of_iterables(rows: list[Any], name: str) -> tuple[Tensor, Tensor]:
 def _from_buffer(numbers: Any) -> Tensor:
     """Makes an int64 tensor without a copy, and without numpy."""
     if not len(numbers):
-        return torch.empty(
-            0, dtype=torch.int64, device="cpu"
-        )  # torch.frombuffer refuses an empty buffer
+        # torch.frombuffer refuses an empty buffer.
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     return torch.frombuffer(numbers, dtype=torch.int64)
 
 

@@ -133,7 +133,7 @@ def check_weight(name: str, weight: Tensor) -> None:
     """
     check_factor_dtype(name, weight)
     if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
-        return
+        return  # what is computed would be fake, of real tensors too
     values = weight.detach()  # a plain tensor, also of a parameter
     if is_readable(values) and values.layout is torch.strided and values.numel():
         low, high = (values if values.dtype == torch.float64 else values.float()).aminmax()

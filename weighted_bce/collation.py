@@ -70,9 +70,9 @@ def collate(samples: Sequence[Any], *, labels: str | None = None) -> Any:
             return _joined(samples)
         key = labels_key(first, parts, labels)
         if key is None:
-            name, got = labels or "labels", f"got {shown(parts)} in sample 0"
+            name, got = labels or "labels", f"{shown(parts)} in sample 0"
             remedy = "name another one by functools.partial(collate, labels=...)"
-            raise ValueError(f"samples must have an element {name!r}, {got}; {remedy}")
+            raise ValueError(f"samples must have an element {name!r}, got {got}; {remedy}")
         rows = [_parts_like(first, parts, sample, i) for i, sample in enumerate(samples)]
         columns = {name: [row[name] for row in rows] for name in parts}
         batch = {

@@ -14,6 +14,7 @@ from .functional import (
 from .losses import Loss, check_loss
 from .weight_bce import WeightBCEWithLogitsLoss
 
+# Pickles of version 0.6 find WeightBCEWithLogitsLoss here.
 __all__ = [
     "MultilabelLoss",
     "WeightBCEWithLogitsLoss",

@@ -265,9 +265,8 @@ class SparseLabels(CsrRows):
     def __repr__(self) -> str:
         crow, col = self
         if not (isinstance(crow, Tensor) and isinstance(col, Tensor) and crow.dim() == 1):
-            return (
-                f"SparseLabels(crow_indices={crow!r}, col_indices={col!r})"  # pytrees hold others
-            )
+            # Pytrees hold others.
+            return f"SparseLabels(crow_indices={crow!r}, col_indices={col!r})"
         kind = f"dtype={short(col.dtype)}, device={col.device}"
         return f"SparseLabels(rows={self.num_rows}, positives={col.numel()}, {kind})"
 

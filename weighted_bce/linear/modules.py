@@ -10,6 +10,7 @@ from ._layer import is_plain, own_loss
 from ._linear_loss import LinearLoss, TopK
 from .functional import linear_multilabel_loss_with_logits, linear_weighted_bce_with_logits
 
+# Pickles of version 0.6 find TopK here.
 __all__ = ["LinearMultilabelLoss", "LinearWeightedBCEWithLogitsLoss", "TopK"]
 
 

@@ -177,10 +177,11 @@ def _run(given: Sequence[str]) -> None:
     insist(on_cpu or not options.reference, what)
     if options.out:
         check_folder("--out", options.out)
+    # Whether the kernels of a GPU can be used, .device finds out.
     why_not = obstacle(packages, options.reference or not on_cpu, extra="bench")
     insist(not why_not, why_not)
     # Imported late, so that --help and wrong arguments do not wait for torch.
-    from .run import run as measure_all  # .device asks of a GPU
+    from .run import run as measure_all
 
     measure_all(options)
 

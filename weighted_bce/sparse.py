@@ -30,9 +30,12 @@ class SparseLabels(CsrRows):
 
     Note:
         SparseLabels are a named tuple of two tensors, so they work in torch.compile, pytrees, data
-        loaders and pickles. The constructor ``SparseLabels(crow_indices, col_indices)`` checks
-        nothing. Sort the labels of each row before you use it. It also takes one iterable of
-        both, ``type(labels)(t.to(device) for t in labels)``, as some trainers move a batch.
+        loaders and pickles. torch reads the tensors by `len`, iteration and the indices 0 and 1;
+        for rows there are `num_rows`, `select` and `split`.
+
+        The constructor ``SparseLabels(crow_indices, col_indices)`` checks nothing. Sort the labels
+        of each row before you use it. It also takes one iterable of both, as some trainers move a
+        batch: ``type(labels)(t.to(device) for t in labels)``.
 
     Example:
         >>> from weighted_bce import SparseLabels

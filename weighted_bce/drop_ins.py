@@ -150,7 +150,10 @@ class AsymmetricLoss(MultilabelLoss):
             x: the logits, of any shape; float16, bfloat16, float32 or float64.
             y: the labels, with values in [0, 1]. A dense tensor has the shape of `x` and any real
                 dtype. If `x` has shape (rows, labels), the labels may also be sparse.
-            weight, normalizer: as for `MultilabelLoss`. Default: None.
+            weight: multiplies each element's loss, only if the module has no weight of its own; a
+                tensor that broadcasts to `x`. Default: None.
+            normalizer: what the sum of the losses is divided by, in place of the number of
+                elements; a finite number >= 0 or a 0-d tensor. Default: None.
 
         Returns:
             The loss. With reduction "none" it has the shape and dtype of `x`. Otherwise it is 0-d,

@@ -3,19 +3,16 @@
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _dispatch, _probabilities
-from ._checks import (
-    Target,
-    check_csr_indices,
-    checked_options,
-    checked_reduction,
-    raise_wrong_index,
-)
-from ._dtensor_import import import_rules_for_dtensors
+from . import _dispatch
+from ._checks import Target, checked_options, checked_reduction, raise_wrong_index
 from ._numbers import check_bool
 from ._options import MEAN
+from ._probabilities import weighted_bce
 from ._types import Reduction
 from .losses import BCE, Loss, check_loss
+
+# Pickles of version 0.6 find weighted_bce here.
+__all__ = ["multilabel_loss_with_logits", "weighted_bce", "weighted_bce_with_logits"]
 
 _BCE = BCE()
 
@@ -258,70 +255,3 @@ def _loss(
         raise_wrong_index(input.shape, options)
         raise
     return result if isinstance(reduction, str) else reduction(result)
-
-
-def weighted_bce(
-    input: Tensor,
-    target: Target,
-    weight: Tensor | None = None,
-    pos_weight: float | Tensor | None = None,
-    reduction: Reduction = "mean",
-    *,
-    label_smoothing: float = 0.0,
-    ignore_index: float | None = None,
-    normalizer: float | Tensor | None = None,
-) -> Tensor:
-    """Computes the binary cross-entropy of probabilities, with more weight on positives.
-
-    With a `pos_weight` of 1 it is equivalent to ``F.binary_cross_entropy(input, target)``. As
-    there, logarithms are at least -100 and their derivatives at most 1e12. Prefer
-    `weighted_bce_with_logits`, which is more accurate and runs fused kernels; this function runs
-    PyTorch operations on every device.
-
-    Args:
-        input: the probabilities, in [0, 1] and of any shape; float16, bfloat16, float32 or float64.
-        target: the labels, with values in [0, 1]; dense or sparse, as for
-            `weighted_bce_with_logits`.
-        weight: multiplies each element's loss; a tensor that broadcasts to `input`. Default: None,
-            which means 1.
-        pos_weight: multiplies the positive term; a finite number >= 0, or a tensor that broadcasts
-            to `input`. Default: None, which means 1.
-        reduction: "none", "mean", "sum", "batchmean" or a callable, as for
-            `weighted_bce_with_logits`. Default: "mean".
-        label_smoothing: in [0, 1). Default: 0.
-        ignore_index: elements whose target equals it do not count. Default: None.
-        normalizer: what the sum of the losses is divided by, in place of the number of elements,
-            as for `weighted_bce_with_logits`. Default: None.
-
-    Returns:
-        The loss. With reduction "none" it has the shape and dtype of `input`. Otherwise it is 0-d,
-        float64 for float64 probabilities and float32 for all others. A callable's result is
-        returned as it is.
-
-    Raises:
-        TypeError: if an argument has the wrong type or dtype.
-        ValueError: if an argument has the wrong shape or value, or is on another device. Whether
-            probabilities are in [0, 1] is checked on the CPU only.
-
-    Example:
-        >>> import torch
-        >>> from weighted_bce import weighted_bce
-        >>> print(f"{weighted_bce(torch.tensor([0.5]), torch.tensor([1]), pos_weight=3.0):.4f}")
-        2.0794
-    """
-    reduction_code = checked_reduction(reduction)
-    options = checked_options(
-        input,
-        target,
-        weight,
-        pos_weight,
-        label_smoothing,
-        ignore_index,
-        reduction_code,
-        _BCE,
-        normalizer,
-    )
-    import_rules_for_dtensors()
-    check_csr_indices(input.shape, options)
-    loss = _probabilities.loss(input, options)
-    return loss if isinstance(reduction, str) else reduction(loss)

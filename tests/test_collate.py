@@ -4,7 +4,6 @@ from collections import OrderedDict, UserDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -212,44 +211,6 @@ def test_a_list_is_a_sample_if_it_ends_with_a_list() -> None:
     assert x.tolist() == [0.5, 1.5]
     assert_labels(labels, [[3, 1], []])
     assert_labels(collate([[], [torch.tensor(3), np.int64(1)], [2]]), [[], [1, 3], [2]])
-
-
-@pytest.mark.parametrize("form", [None, "torch", "numpy"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_hugging_face_datasets(form: str | None, workers: int) -> None:
-    datasets = pytest.importorskip("datasets")
-    columns = {"labels": ROWS, "number": range(len(ROWS)), "text": [str(row) for row in ROWS]}
-    data = datasets.Dataset.from_dict(columns).with_format(form)
-    loader = DataLoader(data, batch_size=10, collate_fn=collate, num_workers=workers)
-    for first, batch in zip(range(0, 40, 10), loader, strict=True):
-        rows = ROWS[first : first + 10]
-        assert type(batch) is dict
-        assert_labels(batch["labels"], rows)
-        assert batch["number"].tolist() == [*range(first, first + len(rows))]
-        assert batch["text"] == [str(row) for row in rows]
-    assert_labels(collate([data[i] for i in range(3)])["labels"], ROWS[:3])
-    assert_labels(collate(data["labels"]), ROWS)
-    assert_labels(collate(list(data.to_iterable_dataset()))["labels"], ROWS)
-
-
-def test_transformers(tmp_path: Path) -> None:
-    """It is the data_collator of a Trainer, for samples as dicts and as what tokenizers give."""
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
-    samples = [{"x": x_of(i), "labels": row} for i, row in enumerate(ROWS)]
-    arguments = transformers.TrainingArguments(
-        str(tmp_path), remove_unused_columns=False, use_cpu=True, report_to="none"
-    )
-    trainer = transformers.Trainer(
-        torch.nn.Linear(3, 11), arguments, data_collator=collate, train_dataset=samples
-    )
-    batches = list(trainer.get_eval_dataloader(samples))
-    assert all(type(batch) is dict for batch in batches)
-    assert_labels(SparseLabels(*batches[-1]["labels"]), ROWS[32:])
-    batch = collate([transformers.BatchEncoding(sample) for sample in samples])
-    assert type(batch) is transformers.BatchEncoding
-    assert_labels(batch["labels"], ROWS)
-    assert batch["x"].shape == (37, 3)
 
 
 X = torch.zeros(2)

@@ -21,12 +21,17 @@ def rows() -> "datasets.Dataset":
     return datasets.Dataset.from_dict(columns)
 
 
+@pytest.mark.parametrize("form", [None, "torch", "numpy"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loader(rows: "datasets.Dataset", workers: int) -> None:
-    loader = DataLoader(rows.with_format("torch"), 8, collate_fn=collate, num_workers=workers)
+def test_loader(rows: "datasets.Dataset", form: str | None, workers: int) -> None:
+    loader = DataLoader(rows.with_format(form), 8, collate_fn=collate, num_workers=workers)
     batches = list(loader)
-    torch.testing.assert_close(torch.cat([b["x"] for b in batches]).double(), features().double())
-    assert torch.equal(torch.cat([b["labels"].to_dense(LABELS) for b in batches]), dense())
+    assert {type(batch) for batch in batches} == {dict}
+    # Without a format, a row of features is a list, of which default_collate makes columns.
+    x = torch.cat([b["x"] if form else torch.stack(b["x"], 1) for b in batches])
+    torch.testing.assert_close(x.double(), features().double())
+    assert SparseLabels.cat(b["labels"] for b in batches).to_lists() == lists()
+    assert [text for b in batches for text in b["text"]] == rows["text"][:]
 
 
 def test_stream(rows: "datasets.Dataset") -> None:
@@ -37,6 +42,7 @@ def test_stream(rows: "datasets.Dataset") -> None:
 
 def test_whole_column(rows: "datasets.Dataset") -> None:
     labels = SparseLabels.from_lists(rows["labels"])
+    assert collate(rows["labels"]) == labels
     assert torch.equal(labels.to_dense(LABELS), dense())
     weight = pos_weight_from_labels(labels, LABELS)
     torch.testing.assert_close(weight, pos_weight_from_labels(dense()))

@@ -179,3 +179,10 @@ def test_torch_compile(tmp_path: Path, kind: str, compiler: str) -> None:
     model = LinearModel()
     trainer_of(model, tmp_path, kind, arguments=arguments).train()
     assert_same_weights(model, train_truly(2)[0])
+
+
+def test_what_tokenizers_give() -> None:
+    batch = collate([transformers.BatchEncoding(sample) for sample in samples_by_name()])
+    assert type(batch) is transformers.BatchEncoding
+    assert torch.equal(batch["labels"].to_dense(LABELS), dense())
+    assert torch.equal(batch["x"], features())

@@ -4,6 +4,7 @@ A table that is too wide for a terminal goes on below, where its first column is
 or a file it is whole, whatever COLUMNS says. Nothing is cut, and brackets are text.
 """
 
+import io
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -12,9 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-GAP = "  "  # between two columns
 HEAD = 8  # the columns that a head may have in any case
 LEGEND = 80  # the most columns of a text that explains a table
+WIDE = 10_000  # columns, more than any table has
 PLAIN = str.maketrans({"µ": "u", "±": "+-", "─": "-"})  # where only ASCII can be printed
 
 
@@ -51,52 +52,42 @@ def show(
         say(console, legend, "dim", LEGEND)
 
 
-Column = list[list[str]]  # the lines of each cell, all equally wide
-
-
 def _blocks(rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
     """Yields parts of a table, with as many of its columns as fit into the width (0: all)."""
-    first, *others = (_column(cells, k > 0) for k, cells in enumerate(zip(*rows, strict=True)))
+    first, *others = zip(*rows, strict=True)
     block = [first]
     for column in others:
-        needed = sum(len(GAP) + _width(one) for one in block) + _width(column)
-        if width and needed > width and len(block) > 1:
-            yield _joined(block)
+        lines = _table([*block, column]).splitlines()
+        if width and len(block) > 1 and max(map(len, lines)) > width:
+            yield _table(block)
             block = [first]
         block.append(column)
-    yield _joined(block)
+    yield _table(block)
 
 
-def _column(cells: Sequence[str], is_right: bool) -> Column:
-    """Returns a column with a rule below its head, which has lines as short as the cells."""
-    head, *others = (cell.split("\n") for cell in cells)
-    width = max((len(text) for cell in others for text in cell), default=0)
-    if is_right:
-        how = {"break_long_words": False, "break_on_hyphens": False}
-        head = [line for part in head for line in textwrap.wrap(part, max(width, HEAD), **how)]
-    width = max(width, *map(len, head), 0)
-    lines = (head, ["─" * width], *others)
-    return [[line.rjust(width) if is_right else line.ljust(width) for line in one] for one in lines]
+def _table(columns: Sequence[Sequence[str]]) -> str:
+    """Returns a table in which nothing is cut. Heads are broken so as to be as short as cells."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-
-def _width(column: Column) -> int:
-    return len(column[1][0])  # of its rule
-
-
-def _joined(block: Sequence[Column]) -> str:
-    made: list[str] = []
-    for number, cells in enumerate(zip(*block, strict=True)):
-        height = max(map(len, cells))
-        padded = []
-        for cell, column in zip(cells, block, strict=True):
-            empty = [" " * _width(column)] * (height - len(cell))
-            padded.append(cell + empty if number else empty + cell)  # heads stand on the rule
-        made += (GAP.join(line).rstrip() for line in zip(*padded, strict=True))
-    return "\n".join(made)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for k, (head, *cells) in enumerate(columns):
+        widest = max((len(line) for cell in cells for line in cell.splitlines()), default=0)
+        if k > 0:
+            head = "\n".join(_filled(line, max(widest, HEAD)) for line in head.splitlines())
+        table.add_column(Text(head), justify="right" if k > 0 else "left", no_wrap=True)
+    for row in list(zip(*columns, strict=True))[1:]:
+        table.add_row(*map(Text, row))
+    wide = Console(file=io.StringIO(), width=WIDE, color_system=None)
+    with wide.capture() as capture:
+        wide.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def _filled(line: str, width: int) -> str:
-    indent = GAP if line.startswith("- ") else ""
+    indent = "  " if line.startswith("- ") else ""
     how = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
     return textwrap.fill(line, width, **how)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""skorch's NeuralNet with these losses, with dense and with padded labels."""
+"""skorch's NeuralNet with these losses, with dense, padded and scipy labels."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from torch import nn
 
-from weighted_bce import Focal, MultilabelLoss, SparseLabels, WeightedBCEWithLogitsLoss
+from weighted_bce import Focal, MultilabelLoss, SparseLabels, WeightedBCEWithLogitsLoss, collate
 
 from .linear_models import (
     LEARNING_RATE,
@@ -33,7 +33,16 @@ class PaddedLabels(skorch.NeuralNet):  # type: ignore[misc, name-defined]
         return self.criterion_(y_pred, SparseLabels.from_padded(y_true.to(y_pred.device)))
 
 
-def labels_of(kind: str) -> np.ndarray[Any, Any]:
+class SparseRows(skorch.NeuralNet):  # type: ignore[misc, name-defined]
+    """Takes rows of a scipy matrix by `collate`."""
+
+    def get_loss(self, y_pred: torch.Tensor, y_true: SparseLabels, *_: Any, **__: Any) -> Any:
+        return self.criterion_(y_pred, y_true.to(y_pred.device))
+
+
+def labels_of(kind: str) -> Any:
+    if kind == "scipy":
+        return SparseLabels.from_dense(dense()).to_scipy(LABELS)
     return {"dense": dense, "padded": padded}[kind]().numpy()
 
 
@@ -49,20 +58,23 @@ def net_of(kind: str, **options: Any) -> Any:
         "verbose": 0,
         **options,
     }
-    return {"dense": skorch.NeuralNet, "padded": PaddedLabels}[kind](
-        LinearModel().linear, **options
-    )
+    if kind == "scipy":
+        options["iterator_train__collate_fn"] = collate
+    kinds = {"dense": skorch.NeuralNet, "padded": PaddedLabels, "scipy": SparseRows}
+    return kinds[kind](LinearModel().linear, **options)
 
 
 def precision(net: Any, x: Any, y: Any) -> float:
     """The share of true ones among the 3 likeliest labels of a row."""
     best = np.argsort(-net.predict_proba(x), axis=1)[:, :3]
+    if hasattr(y, "toarray"):
+        y = y.toarray()
     if y.shape[1] != LABELS:
         y = SparseLabels.from_padded(torch.from_numpy(y)).to_dense(LABELS).numpy()
     return float(np.take_along_axis(y, best, axis=1).mean())
 
 
-@pytest.mark.parametrize("kind", ["dense", "padded"])
+@pytest.mark.parametrize("kind", ["dense", "padded", "scipy"])
 def test_fit_and_predict(kind: str) -> None:
     """The loss of an epoch is that of its rows, though the last batch has fewer."""
     net = net_of(kind).fit(features().double().numpy(), labels_of(kind))
@@ -89,12 +101,13 @@ def test_cross_validation(kind: str) -> None:
     assert np.isfinite(scores).all()
 
 
-def test_grid_of_weights() -> None:
+@pytest.mark.parametrize("kind", ["dense", "scipy"])
+def test_grid_of_weights(kind: str) -> None:
     """The criterion is made anew with each weight, a number or a tensor for each label."""
-    x, y = features().double().numpy(), labels_of("dense")
+    x, y = features().double().numpy(), labels_of(kind)
     weights = [1.0, torch.full((LABELS,), 5.0)]
     search = GridSearchCV(
-        net_of("dense"),
+        net_of(kind),
         {"criterion__pos_weight": weights},
         scoring=precision,
         cv=2,

@@ -1,11 +1,13 @@
 """Transformers' Trainer, with labels that are sparse, dense or padded with -1."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 
 from weighted_bce import SparseLabels, collate, weighted_bce_with_logits
 
@@ -45,19 +47,32 @@ def trainer_of(model: LinearModel, folder: Path, kind: str, **options: Any) -> A
     return transformers_trainer(model, folder, arguments, optimizers=optimizers, **data, **options)
 
 
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(samples_by_name())
+
+
 class CountsRows(transformers.Trainer):  # type: ignore[misc]
-    """Counts the elements of sparse labels, of which the Trainer knows no number."""
+    """Counts elements by rows: the Trainer does not count sparse labels, and counts the padding."""
 
     def get_batch_samples(self, *arguments: Any) -> Any:
         batches, _ = super().get_batch_samples(*arguments)
-        items = sum(batch["labels"].num_rows for batch in batches) * LABELS
+        items = sum(len(batch["x"]) for batch in batches) * LABELS
         return batches, self.accelerator.gather(torch.tensor(items)).sum()
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        items = num_items_in_batch if model.training else None
+        return super().compute_loss(model, inputs, return_outputs, items)
 
 
 def loss_of_items(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-    return weighted_bce_with_logits(
-        outputs["logits"], labels, pos_weight=POS_WEIGHT, normalizer=num_items_in_batch
-    )
+    logits = outputs["logits"]
+    items = logits.numel() if num_items_in_batch is None else num_items_in_batch
+    if isinstance(labels, torch.Tensor) and labels.shape != logits.shape:
+        labels = SparseLabels.from_padded(labels)
+    return weighted_bce_with_logits(logits, labels, pos_weight=POS_WEIGHT, normalizer=items)
 
 
 def trainer_of_items(model: LinearModel, folder: Path, kind: str, rows: int, parts: int) -> Any:
@@ -66,13 +81,13 @@ def trainer_of_items(model: LinearModel, folder: Path, kind: str, rows: int, par
         "per_device_train_batch_size": rows // parts,
         "gradient_accumulation_steps": parts,
     }
-    base = {"base": CountsRows} if kind == "sparse" else {}
+    base = {} if kind == "dense" else {"base": CountsRows}
     options = {"arguments": arguments, "compute_loss_func": loss_of_items, **base}
     return trainer_of(model, folder, kind, **options)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "padded"])
 def test_accumulation_is_the_large_batch(tmp_path: Path, kind: str, accumulate: int) -> None:
     """Its last group has 3 micro-batches. The loss is divided by the items of the group."""
     model = LinearModel()
@@ -96,6 +111,29 @@ def test_evaluation_without_predictions(tmp_path: Path, kind: str) -> None:
     model = LinearModel()
     found = trainer_of(model, tmp_path, kind, arguments=arguments).evaluate()
     assert found["eval_loss"] == pytest.approx(true_loss(model).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "padded"])
+def test_evaluation_by_a_loss_function(tmp_path: Path, kind: str) -> None:
+    """It has the scale of the training loss, though batches of padded labels differ in width."""
+    model = LinearModel()
+    trainer = trainer_of_items(model, tmp_path, kind, 8, 2)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(true_loss(model).item(), rel=1e-6)
+
+
+def test_a_stream_of_sparse_labels(tmp_path: Path) -> None:
+    """Each process takes its own batches. By default the Trainer cuts them, tensor by tensor."""
+    arguments: dict[str, Any] = {"max_steps": 11, "per_device_train_batch_size": 2}
+    model = LinearModel()
+    trainer = trainer_of(model, tmp_path, "sparse", arguments=arguments)
+    trainer.train_dataset = Stream()
+    with pytest.raises(ValueError, match=r"target must have 2 rows to match input, got 1"):
+        trainer.train()
+    arguments["accelerator_config"] = {"dispatch_batches": False}
+    trainer = trainer_of(model, tmp_path, "sparse", arguments=arguments)
+    trainer.train_dataset = Stream()
+    trainer.train()
+    assert_same_weights(model, train_truly(2)[0])
 
 
 def largest_logit(prediction: Any) -> dict[str, float]:
@@ -124,13 +162,15 @@ def test_metrics_of_gathered_predictions(tmp_path: Path, kind: str) -> None:
 
 def in_processes(processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder, known_to_accelerate(processes):
-        for kind in ("dense", "sparse"):
+        for kind in ("dense", "sparse", "padded"):
             model = LinearModel()
             trainer = trainer_of_items(model, Path(folder), kind, 8 // processes, 2)
             assert trainer.args.world_size == processes
             trainer.train_dataset = trainer.train_dataset[:16]
             trainer.train()
             assert_same_weights(model, train_truly(8, rows=16)[0])
+            found = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+            assert found == pytest.approx(true_loss(model, slice(16)).item(), rel=1e-6)
         assert_gathers(Path(folder), "padded", 4)
 
 

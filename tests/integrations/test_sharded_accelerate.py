@@ -17,6 +17,7 @@ from .linear_models import (
     assert_same_weights,
     dense,
     features,
+    lists,
     padded,
     sgd,
     train_truly,
@@ -42,10 +43,13 @@ def accelerator_of(processes: int, **options: Any) -> Iterator[Any]:
 
 
 class Stream(IterableDataset[Any]):
-    """The samples, which have no number and no length, with padded labels."""
+    """The samples, which have no number and no length, with padded labels or with lists of them."""
+
+    def __init__(self, labels: Any) -> None:
+        self.labels = labels
 
     def __iter__(self) -> Iterator[Any]:
-        return zip(features(), padded(), strict=True)
+        return zip(features(), self.labels, strict=True)
 
 
 def train(accelerator: Any, loader: Any) -> tuple[LinearModel, int]:
@@ -82,9 +86,20 @@ def dispatched(processes: int) -> None:
     for options in ({}, {"split_batches": True}):
         batch_size = 4 if options else 4 // processes
         with accelerator_of(processes, dispatch_batches=True, **options) as accelerator:
-            model, rows = train(accelerator, DataLoader(Stream(), batch_size, drop_last=True))
+            model, rows = train(
+                accelerator, DataLoader(Stream(padded()), batch_size, drop_last=True)
+            )
         assert rows * processes == 20
         assert_same_weights(model, train_truly(4, rows=20)[0])
+
+
+def streamed(processes: int) -> None:
+    """Each process takes every other batch of a stream, with sparse labels."""
+    loader = DataLoader(Stream(lists()), 4 // processes, drop_last=True, collate_fn=collate)
+    with accelerator_of(processes, dispatch_batches=False) as accelerator:
+        model, rows = train(accelerator, loader)
+    assert rows * processes == 20
+    assert_same_weights(model, train_truly(4, rows=20)[0])
 
 
 def gathered(processes: int) -> None:
@@ -123,7 +138,7 @@ def joined_fields_are_named(processes: int) -> None:
     assert torch.equal(padded.to_dense(LABELS), labels.to_dense(LABELS))
 
 
-CHECKS = [prepared, split, dispatched, gathered, joined_fields_are_named]
+CHECKS = [prepared, split, dispatched, streamed, gathered, joined_fields_are_named]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -139,8 +139,10 @@ def test_other_arguments() -> None:
             criterion.inplace_backward = value
             refused(TypeError, words, lambda c=criterion: c(X, Y))
     for make in ALL.values():
-        for value in (2.0, [1.0], np.ones(5)):
+        for value in (2.0, 2, [1.0], np.ones(5)):
             words = f"weight must be a torch.Tensor or None, got {type(value).__name__}"
+            if isinstance(value, (int, float)):
+                words += "; the weight of the positives is pos_weight"
             refused(TypeError, words, lambda m=make, v=value: m(weight=v))
     for make in LINEAR.values():
         for name, value, error, words in (

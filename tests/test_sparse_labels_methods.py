@@ -212,6 +212,8 @@ def test_indices_of_the_tuple() -> None:
     for index in wrong:
         with pytest.raises(TypeError, match=words.format(type(index).__name__)):
             labels[index]
+    with pytest.raises(TypeError, match=r"must not be added, which joins tuples: use Spa.*\.cat$"):
+        labels + labels
     for number in (2, -1, -2):
         with pytest.raises(IndexError, match=words.format(number)):
             labels[number]

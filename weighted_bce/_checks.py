@@ -179,7 +179,10 @@ def raise_wrong_index(shape: Sequence[int], options: Options) -> None:
 def check_factor_dtype(name: str, factor: Tensor) -> None:
     """Raises TypeError unless `factor`, a weight or a normalizer, is a tensor of numbers."""
     if not isinstance(factor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor or None, got {type(factor).__name__}")
+        is_number = name == "weight" and isinstance(factor, (int, float))
+        hint = "; the weight of the positives is pos_weight" if is_number else ""
+        got = f"{type(factor).__name__}{hint}"
+        raise TypeError(f"{name} must be a torch.Tensor or None, got {got}")
     if factor.dtype.is_complex or factor.dtype == torch.bool:
         raise TypeError(f"{name} must have an integer or floating dtype, got {short(factor.dtype)}")
 

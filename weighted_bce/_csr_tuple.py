@@ -26,6 +26,9 @@ class CsrTuple(NamedTuple):
         got = index if type(index) is int else type(index).__name__
         raise kind(f"SparseLabels must not be indexed for rows, got {got}: use select or split")
 
+    def __add__(self, other: object) -> Any:
+        raise TypeError("SparseLabels must not be added, which joins tuples: use SparseLabels.cat")
+
     def __eq__(self, other: object) -> bool:
         """Tells whether both have the same rows, on the same device; int32 may equal int64."""
         if not isinstance(other, tuple):

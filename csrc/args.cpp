@@ -125,6 +125,7 @@ std::optional<double> Arguments::divisor() const {
     case kBatchMean: return static_cast<double>(input.size(0));
     default: return 1;
   }
+  if (normalizer && input.numel() == 0) return 1;  // not 0 / 0 with a normalizer of 0
   if (normalizer && normalizer->is_cpu()) return only_value(*normalizer);
   if (normalizer || ignores()) return std::nullopt;
   return static_cast<double>(input.numel());

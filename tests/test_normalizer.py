@@ -62,6 +62,25 @@ def test_where_nothing_counts(way: str) -> None:
             assert all((grad == 0).all() for grad in grads)
 
 
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+def test_a_batch_without_elements(device: str, chosen: str) -> None:
+    """The last micro-batch may have no rows, and a step no items: that is 0, not 0 / 0."""
+    rows = torch.empty(0, 5, device=device, requires_grad=True)
+    weight = torch.ones(3, 5, device=device, requires_grad=True)
+    for target in (torch.empty(0, 3), SparseLabels.from_lists([])):
+        for given in (0, 2.0, torch.tensor(0), torch.tensor(0.0, device=device)):
+            with backend(chosen):
+                y = target.to(device)
+                losses = (
+                    weighted_bce_with_logits(rows[:, :3], y, normalizer=given),
+                    weighted_bce(rows[:, :3], y, normalizer=given),
+                    linear_weighted_bce_with_logits(rows, weight, y, normalizer=given),
+                )
+                assert losses == (0, 0, 0)
+                grads = torch.autograd.grad(losses, (rows, weight))
+                assert not any(grad.any() for grad in grads)
+
+
 def counted(monkeypatch: pytest.MonkeyPatch, way: str) -> Callable[[], int]:
     """Returns a function that tells how often a backward pass has computed gradients again."""
     times = []
@@ -247,3 +266,19 @@ def test_modules(has_hook: bool) -> None:
             loss = layer(features, y, normalizer=3)
         wanted = multilabel_loss_with_logits(layer.linear(features), y, kind, reduction="sum") / 3
         torch.testing.assert_close(loss, wanted)
+
+
+def test_a_size_of_an_exported_program() -> None:
+    """An export passes the sizes that may change as torch.SymInt."""
+
+    class PerRow(torch.nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return weighted_bce_with_logits(x, y, normalizer=x.shape[0])
+
+    sizes = {0: torch.export.Dim("rows")}
+    program = torch.export.export(
+        PerRow(), (logits(4, 5), labels(4, 5)), dynamic_shapes=(sizes,) * 2
+    )
+    x, y = logits(7, 5), labels(7, 5)
+    loss = weighted_bce_with_logits(x, y, reduction="sum") / 7
+    torch.testing.assert_close(program.module()(x, y), loss)

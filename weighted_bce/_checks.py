@@ -209,10 +209,11 @@ def _checked_normalizer(normalizer: float | Tensor, input: Tensor, reduction: in
         got = "'batchmean'" if reduction == BATCHMEAN else "'none' or a callable"
         raise ValueError(f"a normalizer needs reduction 'mean' or 'sum', got {got}")
     if not isinstance(normalizer, Tensor):
-        number = checked_number("normalizer", normalizer, ", a 0-d torch.Tensor or None")
-        number = checked_at_least_0("normalizer", number)
+        if not isinstance(normalizer, (torch.SymInt, torch.SymFloat)):  # a size of an export
+            normalizer = checked_number("normalizer", normalizer, ", a 0-d torch.Tensor or None")
+            normalizer = checked_at_least_0("normalizer", normalizer)
         # For the compiler, this is a number that may change.
-        return torch.ones((), dtype=torch.float64, device="cpu") * number
+        return torch.ones((), dtype=torch.float64, device="cpu") * normalizer
     check_factor_dtype("normalizer", normalizer)
     if normalizer.dim() != 0:
         raise ValueError(f"normalizer must be 0-d, got shape {tuple(normalizer.shape)}")

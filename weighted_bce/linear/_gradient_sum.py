@@ -45,9 +45,9 @@ class Call(NamedTuple):
         """Raises RuntimeError if a tensor was modified since the call."""
         if self._versions() != self.versions:
             raise RuntimeError(
-                "the gradient of linear_weight is computed when it is used, so the weight, the "
-                "bias and the target must not be modified between the forward pass and the step(), "
-                "got one that was modified by an inplace operation"
+                "the gradient of linear_weight is computed when it is used, so the parameters, the "
+                "target, its weights and the normalizer must not be modified between the forward "
+                "pass and the step(), got one that was modified by an inplace operation"
             )
 
     def multiplied(self, factor: float | Tensor) -> "Call":

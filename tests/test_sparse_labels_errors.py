@@ -120,6 +120,8 @@ WRONG: dict[tuple[str, type[Exception]], list[tuple[Any, str]]] = {
         (torch.tensor([-6, 5]), r"be from -5 to 4, got -6"),
         (5, r"be from -5 to 4, got 5"),
         (range(6), r"be from -5 to 4, got 5"),
+        (10**30, rf"be from -5 to 4, got {10**30}"),
+        (range(-(10**30), 0, 10**30), rf"be from -5 to 4, got -{10**30}"),
     ],
 }
 FUNCTIONS: dict[str, Callable[[Any], SparseLabels]] = {

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,15 @@ def test_to_dense(device: str) -> None:
         SparseLabels(torch.tensor([0, 1]), torch.tensor([-1])).to_dense(5)
     compiled = torch.compile(SparseLabels.to_dense, fullgraph=True, backend="eager")
     assert torch.equal(compiled(labels, 40), dense_of(ROWS))
+    apart = SparseLabels(*(torch.stack([t, t], 1)[:, 0] for t in labels))
+    assert not apart.crow_indices.is_contiguous()
+    torch.set_warn_always(True)  # torch warns of this only once
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(apart.to_dense(40), dense_of(ROWS))
+    finally:
+        torch.set_warn_always(False)
 
 
 @drawn(few=30, many=200)

@@ -121,6 +121,18 @@ def test_malformed_indices_are_named(method: str, fault: str) -> None:
             METHODS[method](labels)
 
 
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"loss"}))
+def test_fields_that_do_not_fit_each_other_are_named(method: str) -> None:
+    none, number = torch.zeros(0, dtype=torch.int64), torch.tensor(0)
+    for crow, error, words in (
+        (none, ValueError, "have rows + 1 elements, got none"),
+        (number, ValueError, "be one-dimensional, got shape ()"),
+        ([0, 0], TypeError, "be a torch.Tensor, got list"),
+    ):
+        with pytest.raises(error, match=re.escape(f".crow_indices must {words}") + "$"):
+            METHODS[method](SparseLabels(crow, none))
+
+
 def test_fields_of_several_batches_joined_are_malformed() -> None:
     """Trainers join tensors so, which is no batch of all the rows."""
     joined = SparseLabels(*(torch.cat([t, t]) for t in GOOD))

@@ -253,7 +253,8 @@ def _cumulated(counts: Tensor) -> Tensor:
 def rows_of(crow: Tensor, labels: Tensor) -> Tensor:
     """Returns the row of each positive, int64; outside of all rows, -1 or the number of rows."""
     places = torch.arange(labels.shape[0], device=crow.device) + torch.zeros_like(labels)
-    return torch.searchsorted(crow, places.to(crow.dtype), right=True) - 1
+    # torch warns about a crow that is not contiguous.
+    return torch.searchsorted(crow.contiguous(), places.to(crow.dtype), right=True) - 1
 
 
 def _check_matrix(matrix: Tensor, name: str, shape: str) -> None:

@@ -138,6 +138,7 @@ class CsrRows(CsrTuple):
             >>> [part.num_rows for part in labels.split(2)]
             [2, 1]
         """
+        check_labels(self)
         name, rows = "split_size_or_sections", self.num_rows
         if isinstance(split_size_or_sections, Sequence):
             sizes = [checked_count(name, size, 0) for size in split_size_or_sections]
@@ -146,7 +147,6 @@ class CsrRows(CsrTuple):
         else:
             size = checked_count(name, split_size_or_sections, 1 if rows else 0)
             sizes = [min(size, rows - begin) for begin in range(0, rows, size)] if rows else [0]
-        check_labels(self)
         crow, col = self
         ends = list(accumulate(sizes, initial=0))
         places = crow[torch.tensor(ends, device=crow.device)].tolist()  # waits once for a GPU
@@ -176,6 +176,7 @@ class CsrRows(CsrTuple):
             >>> [part.num_rows for part in labels.chunk(2)]
             [2, 1]
         """
+        check_form(self, "labels")
         chunks, rows = checked_count("chunks", chunks), self.num_rows
         return self.split(-(-rows // chunks) if rows else [0] * chunks)
 
@@ -217,7 +218,11 @@ class CsrRows(CsrTuple):
 def _row_numbers(rows: Any, num_rows: int, device: torch.device) -> Tensor:
     if isinstance(rows, slice):
         rows = range(num_rows)[rows]
-    if isinstance(rows, range):  # without a list of its numbers
+    if isinstance(rows, Integral) and not isinstance(rows, bool):
+        rows = range(int(rows), int(rows) + 1)
+    if isinstance(rows, range):  # without a list of its numbers, which may not fit in int64
+        for row in (*rows[:1], *rows[-1:]):
+            _check_row(row, num_rows)
         numbers = torch.arange(len(rows), device=device) * rows.step + rows.start
     else:
         numbers = _as_tensor(rows).to(device)
@@ -228,15 +233,17 @@ def _row_numbers(rows: Any, num_rows: int, device: torch.device) -> Tensor:
         return numbers.nonzero().squeeze(1)
     outside = (numbers < -num_rows) | (numbers >= num_rows)
     if outside.any():
-        first = int(numbers[outside][0])
-        raise IndexError(f"rows must be from {-num_rows} to {num_rows - 1}, got {first}")
+        _check_row(int(numbers[outside][0]), num_rows)
     return torch.where(numbers < 0, numbers + num_rows, numbers).long()
+
+
+def _check_row(row: int, num_rows: int) -> None:
+    if not -num_rows <= row < num_rows:
+        raise IndexError(f"rows must be from {-num_rows} to {num_rows - 1}, got {row}")
 
 
 def _as_tensor(rows: Any) -> Tensor:
     got = type(rows).__name__
-    if isinstance(rows, Integral) and not isinstance(rows, bool):
-        rows = [int(rows)]
     if hasattr(rows, "__array__") and not isinstance(rows, Tensor):
         rows = sys.modules["numpy"].array(rows)  # torch takes no negative strides
     try:

@@ -61,6 +61,8 @@ WRONG: dict[type[Exception], list[Row]] = {
         ("weight", np.ones(5), "be a torch.Tensor or None, got ndarray"),
         ("weight", torch.ones(5) + 1j, "have an integer or floating dtype, got complex64"),
         ("pos_weight", Y, "have an integer or floating dtype, got bool"),
+        ("pos_weight", X.to(torch.float8_e4m3fn), "have a dtype of 16 bits or more, got float8_e4"),
+        ("weight", torch.ones(3, 5).to_sparse(), "be torch.strided, got torch.sparse_coo"),
         ("pos_weight", True, "be a number or a torch.Tensor, got bool"),
         ("pos_weight", "7", "be a number or a torch.Tensor, got str"),
         ("pos_weight", [7.0], "be a number or a torch.Tensor, got list"),

@@ -15,7 +15,7 @@ from .sparse import SparseLabels
 
 Target = Tensor | SparseLabels
 _SPARSE_LAYOUTS = frozenset({torch.sparse_csr, torch.sparse_coo})
-_INPUT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+INPUT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 def checked_options(
@@ -86,17 +86,17 @@ def checked_options(
     )
 
 
-def _check_input(input: Tensor) -> None:
+def check_input(input: Tensor) -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
-    if input.dtype not in _INPUT_DTYPES:
+    if input.dtype not in INPUT_DTYPES:
         raise TypeError(
             f"input must be float16, bfloat16, float32 or float64, got {short(input.dtype)}"
         )
 
 
 def _check_tensors(input: Tensor, target: Tensor, logits_name: str) -> None:
-    _check_input(input)
+    check_input(input)
     if target.dtype.is_complex:
         raise TypeError(
             f"target must be bool, integer or floating point, got {short(target.dtype)}"
@@ -134,7 +134,7 @@ def _checked_sparse(
         raise TypeError(
             f"target must be a torch.Tensor or SparseLabels, got {type(target).__name__}"
         )
-    _check_input(input)
+    check_input(input)
     if input.layout is not torch.strided:
         raise TypeError(f"input must be torch.strided with sparse labels, got {input.layout}")
     check_form(target)
@@ -179,12 +179,16 @@ def raise_wrong_index(shape: Sequence[int], options: Options) -> None:
 def check_factor_dtype(name: str, factor: Tensor) -> None:
     """Raises TypeError unless `factor`, a weight or a normalizer, is a tensor of numbers."""
     if not isinstance(factor, Tensor):
-        is_number = name == "weight" and isinstance(factor, (int, float))
-        hint = "; the weight of the positives is pos_weight" if is_number else ""
-        got = f"{type(factor).__name__}{hint}"
+        got = type(factor).__name__
+        if name == "weight" and isinstance(factor, (int, float)):
+            got += "; the weight of the positives is pos_weight"
         raise TypeError(f"{name} must be a torch.Tensor or None, got {got}")
     if factor.dtype.is_complex or factor.dtype == torch.bool:
         raise TypeError(f"{name} must have an integer or floating dtype, got {short(factor.dtype)}")
+    if factor.dtype.is_floating_point and factor.itemsize == 1:
+        raise TypeError(f"{name} must have a dtype of 16 bits or more, got {short(factor.dtype)}")
+    if factor.layout is not torch.strided:
+        raise TypeError(f"{name} must be torch.strided, got {factor.layout}")
 
 
 def _check_factor(name: str, factor: Tensor, input: Tensor, logits_name: str) -> None:
@@ -258,46 +262,3 @@ def checked_named_reduction(reduction: object, otherwise: str = "") -> int:
         names = ", ".join(REDUCTIONS)
         raise ValueError(f"reduction must be one of {names}{otherwise}, got {reduction!r}")
     return REDUCTIONS[reduction]
-
-
-def check_layer(
-    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, any_dtype: bool
-) -> None:
-    """Raises TypeError or ValueError if the tensors of a linear layer do not fit each other.
-
-    With `any_dtype`, half precision and float32 may be mixed.
-    """
-    _check_input(input)
-    if input.layout is not torch.strided:
-        raise TypeError(f"input must be torch.strided, got {input.layout}")
-    if input.dim() == 0:
-        raise ValueError("input must have shape (..., features), got ()")
-    features = input.shape[-1]
-    _check_parameter("linear_weight", linear_weight, input, any_dtype)
-    if linear_weight.dim() != 2 or linear_weight.shape[1] != features:
-        raise ValueError(
-            f"linear_weight must have shape (labels, {features}) to match input, "
-            f"got {tuple(linear_weight.shape)}"
-        )
-    if linear_bias is None:
-        return
-    _check_parameter("linear_bias", linear_bias, input, any_dtype)
-    if linear_bias.shape != linear_weight.shape[:1]:
-        raise ValueError(
-            f"linear_bias must have shape ({linear_weight.shape[0]},) to match linear_weight, "
-            f"got {tuple(linear_bias.shape)}"
-        )
-
-
-def _check_parameter(name: str, parameter: Tensor, input: Tensor, any_dtype: bool) -> None:
-    if not isinstance(parameter, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(parameter).__name__}")
-    if parameter.layout is not torch.strided:
-        raise TypeError(f"{name} must be torch.strided, got {parameter.layout}")
-    mixed = any_dtype and parameter.dtype in _INPUT_DTYPES - {torch.float64}
-    if parameter.dtype != input.dtype and not (mixed and input.dtype != torch.float64):
-        raise TypeError(
-            f"{name} must be {short(input.dtype)} like input, got {short(parameter.dtype)}"
-        )
-    if parameter.device != input.device:
-        raise ValueError(f"{name} must be on {input.device} like input, got {parameter.device}")

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_layer, checked_named_reduction
+from .._checks import checked_named_reduction
 from .._numbers import check_bool, checked_count
 from .._options import compute_dtype
 from .._types import ReductionName
 from .._weighted_loss import WeightedLoss
 from . import _ops, _rows
+from ._checks import check_layer
 from ._chunks import Layer
 from ._layer import is_plain, own_logits
 from ._stepped import Step

@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .._checks import Target, check_layer, checked_named_reduction, checked_options
+from .._checks import Target, checked_named_reduction, checked_options
 from .._dispatch import is_observed
 from .._numbers import checked_count
 from .._types import ReductionName
 from ..losses import BCE, Loss, check_loss
 from . import _dispatch, _rows
+from ._checks import check_layer
 from ._chunks import ChunkOptions, Layer
 from ._not_compiled import not_compiled
 from ._stepped import Step, bound

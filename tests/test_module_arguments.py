@@ -73,10 +73,10 @@ KINDS: list[tuple[dict[str, Make], list[Row]]] = [
     (LINEAR, OF_THE_LAYER),
 ]
 CASES = [
-    pytest.param(make, *row, id=f"{kind}-{row[0]}-{row[1]}".replace("\n", ""))
+    pytest.param(make, *row, id=f"{kind}-{row[0]}-{number}")
     for makes, rows in KINDS
     for kind, make in makes.items()
-    for row in rows
+    for number, row in enumerate(rows)
 ]
 
 

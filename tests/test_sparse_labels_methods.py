@@ -199,7 +199,6 @@ def test_one_iterable_of_both_fields() -> None:
         (7, r"one int$"),
         (None, r"one NoneType$"),
     ],
-    ids=str,
 )
 def test_one_argument_that_is_not_both_fields(given: Any, got: str) -> None:
     words = r"^SparseLabels must be given crow_indices and col_indices, or one .* of both, got "

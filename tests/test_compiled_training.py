@@ -88,6 +88,8 @@ def test_compiled_backward_of_an_eager_loss(kernel_device: str, runs_everything:
     for case in sample_inputs(kernel_device, (torch.float32,)):
         torch._dynamo.reset()  # it compiles a function anew only so many times
         reductions = REDUCTIONS if case.input.dim() else REDUCTIONS[:3]
+        if case.normalizer is not None:
+            reductions = ("mean", "sum")
         for reduction in reductions if runs_everything or case.name == "plain" else ("mean",):
             case.reduction = reduction
             expected = outcome(case, case.input, -2.5)[1]

@@ -225,12 +225,11 @@ def test_example_without_torchrun(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from examples import label_parallel
+    from tools.program import run
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(sys, "argv", ["label_parallel"])
-    with pytest.raises(SystemExit) as ended:
-        label_parallel.main()
-    assert ended.value.code == 2
+    assert run(label_parallel.PROGRAM, label_parallel.work) == 2
     assert "run it by torchrun" in capsys.readouterr().err
 
 

@@ -123,8 +123,8 @@ class Options(NamedTuple):
             others: the tensors that `saved` returns in addition to the options.
             with_jvp: whether they are also kept for the jvp of the function.
         """
-        ctx.non_tensors = self.non_tensors
-        tensors = (*others, *self.tensors)
+        target, crow_indices, weight, pos_weight, *ctx.non_tensors, normalizer = self
+        tensors = (*others, target, crow_indices, weight, pos_weight, normalizer)
         ctx.save_for_backward(*tensors)
         if with_jvp:
             ctx.save_for_forward(*tensors)

@@ -22,7 +22,7 @@ _KINDS = "a tensor, an array, a scipy.sparse matrix or SparseLabels"
 class Counted(NamedTuple):
     """What weights are computed from."""
 
-    positives: Tensor  # of each label; float64, and on the CPU, since some devices lack that dtype
+    positives: Tensor  # of each label; float64 on the CPU, since not all devices have that dtype
     rows: int
     device: torch.device  # of the labels
 

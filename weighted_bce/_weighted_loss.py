@@ -135,7 +135,7 @@ def check_weight(name: str, weight: Tensor) -> None:
     if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
         return  # what is computed would be fake, of real tensors too
     values = weight.detach()  # a plain tensor, also of a parameter
-    if is_readable(values) and values.layout is torch.strided and values.numel():
+    if is_readable(values) and values.numel():
         low, high = (values if values.dtype == torch.float64 else values.float()).aminmax()
         if not (low >= 0 and high < math.inf):
             got = high if low >= 0 else low  # both are NaN if a number is

@@ -39,7 +39,7 @@ def collate(samples: Sequence[Any], *, labels: str | None = None) -> Any:
     Raises:
         TypeError: if samples have different types, positives are not integers, or a sample holds
             no list of them.
-        ValueError: if there are no samples, samples have different keys or lengths or lack the one
+        ValueError: if there are no samples, samples have different keys or lengths or no element
             with the labels, or a label is negative.
 
     Note:
